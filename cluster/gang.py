@@ -1,0 +1,223 @@
+"""N ranks as one unit: start, feed, watch, kill, rebuild.
+
+A gang's leader is the process that holds the `Gang`; its ranks are child processes, as under
+torchrun. All ranks get every task, because a collective needs them all; rank 0's answer counts.
+A rank that died, hangs or failed leaves the others in a collective that never ends, so the only
+remedy is the same for all: kill every rank and start anew. Knows nothing of what the ranks do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+# Loading tens of gigabytes of weights from a cold disk takes a while.
+START_DEADLINE_S = 1800.0
+TASK_DEADLINE_S = 3600.0
+MAX_ATTEMPTS = 3
+_PR_SET_PDEATHSIG = 1
+
+BuildRank = Callable[[int, int, str], Any]
+Task = Callable[[Any, Any], Any]
+
+
+class GangError(RuntimeError):
+    """A rank died, failed or did not answer in time; the gang's ranks have been killed."""
+
+
+class Gang:
+    """Ranks that work on one task at a time, together.
+
+    Args:
+        build_rank: called on each rank as (rank, world_size, init_method); its result is handed
+            to every task. Must pickle.
+        world_size: how many ranks; each sees the GPUs that this process sees.
+
+    Use it as a context manager, or call `close`. Ranks die with the leader, whatever ends it.
+    """
+
+    def __init__(self, build_rank: BuildRank, world_size: int) -> None:
+        self.world_size = world_size
+        self._build_rank = build_rank
+        self._ranks: list[SpawnProcess] = []
+        self._pipes: list[Connection] = []
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> Gang:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the ranks, by rank; empty while the gang is down."""
+        return [rank.pid for rank in self._ranks if rank.pid is not None]
+
+    def start(self) -> None:
+        """Starts the ranks and waits until all are ready; nothing happens when they run.
+
+        Raises:
+            GangError: a rank failed to start.
+        """
+        if self._ranks:
+            return
+        context = multiprocessing.get_context("spawn")
+        # A file as rendezvous: a port probed and then bound may be taken in between.
+        self._folder = tempfile.TemporaryDirectory(prefix="gang-")
+        init_method = (Path(self._folder.name) / "rendezvous").as_uri()
+        for rank in range(self.world_size):
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=_serve,
+                args=(theirs, os.getpid(), self._build_rank, rank, self.world_size, init_method),
+                name=f"rank-{rank}",
+            )
+            process.start()
+            theirs.close()
+            self._ranks.append(process)
+            self._pipes.append(ours)
+        self._answers(START_DEADLINE_S)
+
+    def run(self, task: Task, payload: Any, deadline_s: float = TASK_DEADLINE_S) -> Any:
+        """Runs task(built, payload) on every rank and returns rank 0's result.
+
+        Args:
+            task: a function that pickles by name; `built` is what `build_rank` returned.
+            payload: handed to every rank; must pickle.
+            deadline_s: seconds until a gang that does not answer counts as hung.
+
+        Raises:
+            GangError: a rank died, raised or hung. The ranks are gone; the next call rebuilds.
+        """
+        self.start()
+        try:
+            for pipe in self._pipes:
+                pipe.send((task, payload))
+        except OSError as error:
+            self.close()
+            raise GangError("a rank died between two tasks") from error
+        return self._answers(deadline_s)[0]
+
+    def run_with_retries(self, task: Task, payload: Any) -> tuple[Any, int]:
+        """`run`, at most MAX_ATTEMPTS times, each on fresh ranks after a failure.
+
+        Returns:
+            The result and the number of attempts it took.
+
+        Raises:
+            GangError: the last attempt's failure.
+        """
+        for attempt in range(1, MAX_ATTEMPTS):
+            try:
+                return self.run(task, payload), attempt
+            except GangError:
+                continue
+        return self.run(task, payload), MAX_ATTEMPTS
+
+    def close(self) -> None:
+        """Kills the ranks and waits until they are gone."""
+        for rank in self._ranks:
+            rank.kill()
+        for rank in self._ranks:
+            rank.join()
+        for pipe in self._pipes:
+            pipe.close()
+        self._ranks, self._pipes = [], []
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def _answers(self, deadline_s: float) -> list[Any]:
+        """One answer a rank, by rank; kills the gang on the first sign of trouble."""
+        answers: list[Any] = [None] * self.world_size
+        waiting = dict(zip(self._pipes, range(self.world_size), strict=True))
+        ends = {process.sentinel: rank for rank, process in enumerate(self._ranks)}
+        deadline = time.monotonic() + deadline_s
+        try:
+            while waiting:
+                ready = wait([*waiting, *ends], timeout=deadline - time.monotonic())
+                if not ready:
+                    raise GangError(
+                        f"rank {min(waiting.values())} did not answer within {deadline_s:.0f} s"
+                    )
+                # A rank that answers and then dies has answered: read pipes before sentinels.
+                pipes = [pipe for pipe in waiting if pipe in ready]
+                for pipe in pipes:
+                    answers[waiting[pipe]] = self._receive(pipe, waiting[pipe])
+                    del waiting[pipe]
+                if not pipes:
+                    rank = min(ends[sentinel] for sentinel in ready if isinstance(sentinel, int))
+                    raise GangError(self._death(rank))
+        except GangError:
+            self.close()
+            raise
+        return answers
+
+    def _receive(self, pipe: Connection, rank: int) -> Any:
+        try:
+            failure, answer = pipe.recv()
+        except (EOFError, OSError) as error:
+            self._ranks[rank].join()
+            raise GangError(self._death(rank)) from error
+        if failure is not None:
+            raise GangError(f"rank {rank} failed: {failure}")
+        return answer
+
+    def _death(self, rank: int) -> str:
+        return f"rank {rank} died with exit code {self._ranks[rank].exitcode}"
+
+
+def _serve(
+    pipe: Connection,
+    leader: int,
+    build_rank: BuildRank,
+    rank: int,
+    world_size: int,
+    init_method: str,
+) -> None:
+    """A rank's whole life: build, then answer tasks until the leader closes the pipe."""
+    _die_with(leader)
+    built = _report(pipe, lambda: build_rank(rank, world_size, init_method), answer=False)
+    while True:
+        try:
+            task, payload = pipe.recv()
+        except EOFError:
+            return
+        _report(pipe, lambda task=task, payload=payload: task(built, payload), answer=True)
+
+
+def _report(pipe: Connection, work: Callable[[], Any], answer: bool) -> Any:
+    """Does the work and tells the leader that it is done, or how it failed."""
+    try:
+        result = work()
+    except Exception as error:
+        pipe.send(("".join(traceback.format_exception_only(error)).strip(), None))
+        traceback.print_exc()
+        return None
+    pipe.send((None, result if answer else None))
+    return result
+
+
+def _die_with(leader: int) -> None:
+    """Asks the kernel to kill this process when its leader ends, in whatever way."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != leader:  # it ended before the kernel was asked
+        os._exit(1)

@@ -1,0 +1,153 @@
+"""One rank's work: pipeline + schedule -> frames. No Ray in here; it runs under torchrun too:
+
+    torchrun --nproc-per-node 2 -m cluster.renderer --model tiny \
+        --prompt "a red circle moving left on a dark background" --output clip.mp4
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cluster import video, xdit
+from cluster.model import Model, find_model
+from meancache import Schedule, apply_mean_cache, remove_mean_cache
+
+# On a CPU every rank keeps to one core: more threads than cores stall each other.
+CPU_THREADS = 1
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """One video as a rank sees it.
+
+    Attributes:
+        frames: (F, H, W, 3) uint8 on rank 0; None on the others.
+        nfe: forwards of the transformer.
+        seconds: wall time of the pipeline's call.
+    """
+
+    frames: np.ndarray | None
+    nfe: int
+    seconds: float
+
+
+class Renderer:
+    """A pipeline on one rank, alone or in step with the other ranks of its gang.
+
+    Args:
+        model: what to load.
+        rank: 0 .. world_size - 1.
+        world_size: ranks that share each video by sequence parallelism.
+        init_method: rendezvous of the ranks for torch.distributed; unused for one rank.
+    """
+
+    def __init__(self, model: Model, rank: int, world_size: int, init_method: str) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        if world_size > 1:
+            device = xdit.initialize(rank, world_size, init_method)
+        else:
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if device.type == "cpu":
+            torch.set_num_threads(CPU_THREADS)
+        self.pipeline = model.load(device)
+        if world_size > 1:
+            xdit.parallelise(self.pipeline)
+
+    def render(
+        self,
+        prompt: str,
+        seed: int,
+        arguments: Mapping[str, Any],
+        schedule: Schedule | None = None,
+    ) -> Rendering:
+        """Draws one video; every rank of the gang makes the same call.
+
+        Args:
+            prompt: the text.
+            seed: of the initial noise, drawn on the CPU so that every rank and every kind of
+                machine starts from the same noise.
+            arguments: of the pipeline's call.
+            schedule: which steps to compute; None computes all.
+
+        Raises:
+            ScheduleError: the schedule does not fit the run.
+        """
+        transformer = self.pipeline.transformer
+        count = _ForwardCount(transformer)
+        hook = None if schedule is None else apply_mean_cache(transformer, schedule)
+        started = time.perf_counter()
+        try:
+            output = self.pipeline(
+                prompt,
+                generator=torch.Generator("cpu").manual_seed(seed),
+                # Decoding is rank 0's alone: the others have the same latents.
+                output_type="np" if self.rank == 0 else "latent",
+                **arguments,
+            ).frames
+        finally:
+            remove_mean_cache(transformer)
+            count.close()
+        seconds = time.perf_counter() - started
+        frames = np.rint(output[0] * 255).astype(np.uint8) if self.rank == 0 else None
+        return Rendering(frames, count.calls if hook is None else hook.forwards, seconds)
+
+
+class _ForwardCount:
+    """Counts the calls of a transformer; with a schedule, those that its hook answers too."""
+
+    def __init__(self, transformer: torch.nn.Module) -> None:
+        self.calls = 0
+        self._handle = transformer.register_forward_pre_hook(self._count)
+
+    def _count(self, *_: Any) -> None:
+        self.calls += 1
+
+    def close(self) -> None:
+        self._handle.remove()
+
+
+def rank_builder(model: Model) -> Callable[[int, int, str], Renderer]:
+    """What a gang calls on each of its ranks, as (rank, world_size, init_method)."""
+    return partial(Renderer, model)
+
+
+def main() -> None:
+    """Renders one prompt on the ranks that torchrun started (or on one, without torchrun)."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--model", default="tiny", help="tiny, a folder or a Hugging Face id")
+    parser.add_argument("--prompt", required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--schedule", type=Path, help="a schedule file; default: every step")
+    parser.add_argument("--output", type=Path, required=True, help="the mp4 to write")
+    options = parser.parse_args()
+    model = find_model(options.model)
+    schedule = None if options.schedule is None else Schedule.load(options.schedule)
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    model.check_arguments(model.defaults, world_size)
+    renderer = Renderer(model, rank, world_size, "env://")
+    rendering = renderer.render(options.prompt, options.seed, model.defaults, schedule)
+    if rendering.frames is not None:
+        options.output.write_bytes(video.encode(rendering.frames, model.fps))
+        print(
+            f"{options.output}: {len(rendering.frames)} frames, {rendering.nfe} forwards, "
+            f"{rendering.seconds:.1f} s on {world_size} rank(s)"
+        )
+    if world_size > 1:
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""xDiT set-up for one rank, on CUDA (NCCL) and on CPU (gloo), by the same code.
+
+A gang's ranks share one video by sequence parallelism: each holds the whole transformer and a
+slice of the tokens, and Ulysses exchanges heads for tokens around every attention. xDiT is made
+for accelerators; what it lacks on a CPU is supplied here and nowhere else. Knows nothing of
+schedules: a schedule is static, so ranks need no agreement about it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed
+
+# A collective that waits longer than this has lost a rank.
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+
+
+def initialize(rank: int, world_size: int, init_method: str) -> torch.device:
+    """Joins this process to the ranks of its gang, and returns the rank's device.
+
+    Args:
+        rank: 0 .. world_size - 1; also the index of the GPU among those the process sees.
+        world_size: ranks in the gang.
+        init_method: rendezvous for torch.distributed, 'file:///...' or 'env://'.
+    """
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    elif world_size > 1:
+        # The ranks of a CPU gang share one machine; a look-up of its name may lead elsewhere.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    # Before xDiT does it itself: xDiT would keep torch's default timeout.
+    torch.distributed.init_process_group(
+        "nccl" if cuda else "gloo",
+        init_method=init_method,
+        rank=rank,
+        world_size=world_size,
+        timeout=COLLECTIVE_TIMEOUT,
+    )
+    return device
+
+
+def parallelise(pipeline: Any) -> None:
+    """Replaces a HunyuanVideo pipeline's transformer by xDiT's sequence-parallel one, in place.
+
+    Call it after `initialize`, on every rank. Outputs equal the plain transformer's up to the
+    order of float additions in attention.
+
+    Args:
+        pipeline: a `HunyuanVideoPipeline` on the rank's device; its number of heads is divisible
+            by the world size.
+    """
+    xfuser = _import_xfuser()
+    from xfuser.core.distributed import (
+        init_distributed_environment,
+        initialize_model_parallel,
+        initialize_runtime_state,
+    )
+    from xfuser.model_executor.models.transformers.transformer_hunyuan_video import (
+        xFuserHunyuanVideoTransformer3DWrapper,
+    )
+
+    world_size = torch.distributed.get_world_size()
+    rank = torch.distributed.get_rank()
+    backend = torch.distributed.get_backend()
+    init_distributed_environment(world_size, rank, local_rank=rank, backend=backend)
+    initialize_model_parallel(
+        sequence_parallel_degree=world_size, ulysses_degree=world_size, backend=backend
+    )
+    engine_config, _ = xfuser.xFuserArgs(
+        ulysses_degree=world_size,
+        # Without an accelerator the only attention there is.
+        attention_backend="sdpa" if backend == "gloo" else None,
+    ).create_config()
+    plain = pipeline.transformer
+    with torch.device("meta"):
+        parallel = xFuserHunyuanVideoTransformer3DWrapper.from_config(plain.config)
+    parallel.load_state_dict(plain.state_dict(), assign=True)
+    pipeline.transformer = parallel.eval().requires_grad_(False)
+    initialize_runtime_state(pipeline, engine_config)
+
+
+def _import_xfuser() -> Any:
+    """xfuser, also on a machine without an accelerator, where its import would fail."""
+    # Every rank would repeat what xDiT says about itself while it loads.
+    os.environ.setdefault("XDIT_LOGGING_LEVEL", "ERROR")
+    if torch.cuda.is_available() or "xfuser" in sys.modules:
+        return importlib.import_module("xfuser")
+    # Its package imports everything at once, and everything asks `envs` for an accelerator: so
+    # register the package unexecuted, answer for the CPU in `envs`, and only then execute it.
+    spec = importlib.util.find_spec("xfuser")
+    assert spec is not None
+    assert spec.loader is not None
+    package = importlib.util.module_from_spec(spec)
+    sys.modules["xfuser"] = package
+    envs = importlib.import_module("xfuser.envs")
+    envs.get_device_version = lambda: None
+    envs.get_torch_distributed_backend = lambda: "gloo"
+    # yunchang's process groups do work over gloo; xfuser looks for them on accelerators only.
+    envs.PACKAGES_CHECKER.packages_info["has_long_ctx_attn"] = True
+    spec.loader.exec_module(package)
+    usp = importlib.import_module("xfuser.model_executor.layers.usp")
+    usp.PROCESS_GROUP = importlib.import_module("yunchang.globals").PROCESS_GROUP
+    return package

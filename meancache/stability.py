@@ -1,0 +1,321 @@
+"""How stable each possible jump is: per-trajectory statistics, and the multigraph made of them.
+
+A reference trajectory of gigabytes shrinks to two small tables, in one streamed pass where the
+trajectory lies: the paper's L1 cost of every edge (t, s, K) (eq. 13), and the Gram matrix of
+the velocities, from which the squared cost of every linear estimator follows. Statistics are
+keyed by (prompt_id, seed) and only ever averaged, so they merge in any order, and merging the
+same trajectory twice changes nothing. Knows Parquet, but no store and no cluster.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from meancache.grid import Grid
+from meancache.schedule import MAX_SPAN, canonical_json
+from meancache.velocity import average_velocity, estimated_velocity
+
+SCHEMA = "1"
+# Bytes of residuals held at a time while streaming over a trajectory's elements.
+SLICE_BYTES = 64 * 2**20
+
+STATISTICS_SCHEMA = pa.schema(
+    [
+        pa.field("prompt_id", pa.string(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("elements", pa.int64(), nullable=False),
+        pa.field("gram", pa.list_(pa.float64()), nullable=False),
+        pa.field("l1", pa.list_(pa.float64()), nullable=False),
+    ]
+)
+MULTIGRAPH_SCHEMA = pa.schema(
+    [
+        pa.field("start", pa.int32(), nullable=False),
+        pa.field("stop", pa.int32(), nullable=False),
+        pa.field("span", pa.int32(), nullable=False),
+        pa.field("cost_mean", pa.float64(), nullable=False),
+        pa.field("cost_max", pa.float64(), nullable=False),
+        pa.field("count", pa.int64(), nullable=False),
+    ]
+)
+
+
+class GraphError(ValueError):
+    """A graph file is not one, or two graphs do not belong together; the message says why."""
+
+
+def edge_list(steps: int) -> list[tuple[int, int, int]]:
+    """All edges (start, stop, span) of the multigraph over `steps` steps, in a fixed order.
+
+    Span 1 (hold the velocity) is possible everywhere; a longer one needs that much history.
+    """
+    return [
+        (start, stop, span)
+        for span in range(1, MAX_SPAN + 1)
+        for start in range(0 if span == 1 else span, steps)
+        for stop in range(start + 1, steps + 1)
+    ]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What one reference trajectory says of every jump; under 200 KB for 50 steps.
+
+    Attributes:
+        prompt_id: whose trajectory it is; with `seed` its key.
+        seed: of the initial noise.
+        elements: D, the elements of one velocity.
+        gram: (T, T) float64, V V^T / D of the velocities V.
+        l1: (E,) float64, mean absolute error of u_hat over the elements (eq. 13), per edge in
+            the order of `edge_list`.
+
+    Raises:
+        GraphError: a table has the wrong shape or holds a NaN or an infinity.
+    """
+
+    prompt_id: str
+    seed: int
+    elements: int
+    gram: np.ndarray
+    l1: np.ndarray
+
+    def __post_init__(self) -> None:
+        steps = self.gram.shape[0]
+        if self.gram.shape != (steps, steps) or self.l1.shape != (len(edge_list(steps)),):
+            raise GraphError(
+                f"the statistics of {self.prompt_id}, seed {self.seed}, have shapes "
+                f"{self.gram.shape} and {self.l1.shape}, which do not belong together"
+            )
+        if not (np.isfinite(self.gram).all() and np.isfinite(self.l1).all()):
+            raise GraphError(
+                f"the trajectory of {self.prompt_id}, seed {self.seed}, is not finite: its run "
+                "diverged, so it says nothing about stability"
+            )
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """(prompt_id, seed): two statistics with one key are the same trajectory."""
+        return (self.prompt_id, self.seed)
+
+
+@torch.no_grad()
+def measure(velocities: torch.Tensor, grid: Grid, prompt_id: str, seed: int) -> Statistics:
+    """The statistics of one reference trajectory, in one pass over its elements.
+
+    Every residual u(t, s) - u_hat(t, s, K) is a fixed combination of the velocities, so all of
+    them are rows of R V with R (E, T) from the grid alone; they are formed slice by slice and
+    never stored whole.
+
+    Args:
+        velocities: (T, D) float32 on any device, from `Trajectory.velocities`.
+        grid: the noise levels of the run.
+        prompt_id: whose trajectory it is.
+        seed: of its initial noise.
+
+    Raises:
+        GraphError: `velocities` has not T rows, or is not finite.
+    """
+    steps, elements = velocities.shape
+    if steps != grid.num_inference_steps:
+        raise GraphError(f"{steps} velocities do not fit a grid of {grid}")
+    device = velocities.device
+    sigmas = grid.array()
+    residual = torch.from_numpy(
+        np.stack(
+            [
+                average_velocity(sigmas, start, stop) - estimated_velocity(sigmas, start, stop, k)
+                for start, stop, k in edge_list(steps)
+            ]
+        )
+    ).to(device, torch.float32)
+    gram = torch.zeros(steps, steps, dtype=torch.float64, device=device)
+    l1 = torch.zeros(len(residual), dtype=torch.float64, device=device)
+    for part in velocities.split(max(1, SLICE_BYTES // (4 * len(residual))), dim=1):
+        wide = part.to(torch.float64)
+        gram += wide @ wide.T
+        l1 += (residual @ part).abs_().sum(dim=1, dtype=torch.float64)
+    return Statistics(
+        prompt_id=prompt_id,
+        seed=seed,
+        elements=elements,
+        gram=(gram / elements).cpu().numpy(),
+        l1=(l1 / elements).cpu().numpy(),
+    )
+
+
+@dataclass(frozen=True)
+class StabilityGraph:
+    """The statistics of many trajectories of one model under one set of conditions.
+
+    Attributes:
+        grid: the noise levels of every trajectory.
+        model: {id, revision, pipeline}.
+        conditions: {height, width, num_frames, guidance_scale, dtype, lora}.
+        trajectories: key -> statistics, one entry a (prompt_id, seed).
+    """
+
+    grid: Grid
+    model: Mapping[str, Any] = field(default_factory=dict)
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+    trajectories: Mapping[tuple[str, int], Statistics] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        steps = self.grid.num_inference_steps
+        for statistics in self.trajectories.values():
+            if len(statistics.gram) != steps:
+                raise GraphError(
+                    f"the trajectory of {statistics.prompt_id}, seed {statistics.seed}, has "
+                    f"{len(statistics.gram)} steps; the graph's grid has {steps}"
+                )
+
+    def add(self, statistics: Iterable[Statistics]) -> StabilityGraph:
+        """This graph with more trajectories; those already in it stay as they are."""
+        added = {item.key: item for item in statistics}
+        merged = {**added, **self.trajectories}
+        ordered = {key: merged[key] for key in sorted(merged)}
+        return StabilityGraph(self.grid, self.model, self.conditions, ordered)
+
+    def merge(self, other: StabilityGraph) -> StabilityGraph:
+        """Both graphs' trajectories, each once.
+
+        Raises:
+            GraphError: the graphs differ in model, conditions or grid; names the field.
+        """
+        for name in ("model", "conditions"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            for key in sorted({*mine, *theirs}):
+                if mine.get(key) != theirs.get(key):
+                    raise GraphError(
+                        f"the graphs differ in {name}.{key}: {mine.get(key)!r} and "
+                        f"{theirs.get(key)!r}; only trajectories of one setting can be merged"
+                    )
+        if not self.grid.matches(other.grid.sigmas):
+            raise GraphError(f"the graphs' grids differ: {self.grid} and {other.grid}")
+        return self.add(other.trajectories.values())
+
+    @property
+    def id(self) -> str:
+        """sha256 over the setting and all statistics, 64 hex digits."""
+        digest = hashlib.sha256(canonical_json(self._setting()))
+        for key in sorted(self.trajectories):
+            item = self.trajectories[key]
+            digest.update(canonical_json([item.prompt_id, item.seed, item.elements]))
+            digest.update(item.gram.tobytes())
+            digest.update(item.l1.tobytes())
+        return digest.hexdigest()
+
+    def gram(self) -> np.ndarray:
+        """The Gram matrix averaged over the trajectories, (T, T) float64.
+
+        Raises:
+            GraphError: the graph has no trajectory.
+        """
+        return np.mean([item.gram for item in self._nonempty()], axis=0)
+
+    def costs(self) -> np.ndarray:
+        """The paper's cost of every edge, averaged over the trajectories (eq. 13).
+
+        Returns:
+            (MAX_SPAN, T, T + 1) float64: costs[span - 1, start, stop], inf where no edge is.
+
+        Raises:
+            GraphError: the graph has no trajectory.
+        """
+        steps = self.grid.num_inference_steps
+        start, stop, span = np.array(edge_list(steps)).T
+        costs = np.full((MAX_SPAN, steps, steps + 1), np.inf)
+        costs[span - 1, start, stop] = np.mean([item.l1 for item in self._nonempty()], axis=0)
+        return costs
+
+    def _nonempty(self) -> list[Statistics]:
+        if not self.trajectories:
+            raise GraphError("the graph has no trajectory; calibrate at least one prompt")
+        return [self.trajectories[key] for key in sorted(self.trajectories)]
+
+    def _setting(self) -> dict[str, Any]:
+        return {
+            "model": dict(self.model),
+            "grid": self.grid.to_json(),
+            "conditions": dict(self.conditions),
+        }
+
+    def _metadata(self) -> dict[bytes, bytes]:
+        return {b"schema": SCHEMA.encode(), b"setting": canonical_json(self._setting())}
+
+    def statistics_parquet(self) -> bytes:
+        """The statistics, a row a trajectory (STATISTICS_SCHEMA); what `from_parquet` reads."""
+        rows = [
+            {
+                "prompt_id": item.prompt_id,
+                "seed": item.seed,
+                "elements": item.elements,
+                "gram": item.gram.ravel(),
+                "l1": item.l1,
+            }
+            for item in (self.trajectories[key] for key in sorted(self.trajectories))
+        ]
+        table = pa.Table.from_pylist(rows, STATISTICS_SCHEMA.with_metadata(self._metadata()))
+        return _parquet(table)
+
+    def multigraph_parquet(self) -> bytes:
+        """The merged multigraph as an edge table (MULTIGRAPH_SCHEMA), for people and plots."""
+        start, stop, span = np.array(edge_list(self.grid.num_inference_steps)).T
+        l1 = np.stack([item.l1 for item in self._nonempty()])
+        columns = [start, stop, span, l1.mean(axis=0), l1.max(axis=0)]
+        counts = np.full(len(start), len(l1))
+        arrays = [
+            pa.array(column, type=column_field.type)
+            for column, column_field in zip([*columns, counts], MULTIGRAPH_SCHEMA, strict=True)
+        ]
+        schema = MULTIGRAPH_SCHEMA.with_metadata(self._metadata())
+        return _parquet(pa.Table.from_arrays(arrays, schema=schema))
+
+    @classmethod
+    def from_parquet(cls, data: bytes) -> StabilityGraph:
+        """Reads what `statistics_parquet` wrote.
+
+        Raises:
+            GraphError: the bytes are not such a file, or its content breaks a rule.
+        """
+        try:
+            table = pq.read_table(io.BytesIO(data))
+            metadata = table.schema.metadata or {}
+            if metadata.get(b"schema") != SCHEMA.encode():
+                raise GraphError(f"the graph's schema is not version {SCHEMA}")
+            if not table.schema.equals(STATISTICS_SCHEMA, check_metadata=False):
+                raise GraphError("the graph's columns are not those of trajectory statistics")
+            setting = json.loads(metadata[b"setting"])
+            grid = Grid.from_json(setting["grid"])
+            steps = grid.num_inference_steps
+            trajectories = [
+                Statistics(
+                    prompt_id=row["prompt_id"],
+                    seed=row["seed"],
+                    elements=row["elements"],
+                    gram=np.array(row["gram"], dtype=np.float64).reshape(steps, steps),
+                    l1=np.array(row["l1"], dtype=np.float64),
+                )
+                for row in table.to_pylist()
+            ]
+            empty = cls(grid, setting["model"], setting["conditions"])
+            return empty.add(trajectories)
+        except GraphError:
+            raise
+        except (pa.ArrowException, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise GraphError(f"not a graph of trajectory statistics: {error}") from error
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
