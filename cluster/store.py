@@ -50,6 +50,7 @@ from botocore.exceptions import (
     ReadTimeoutError,
     ResponseStreamingError,
 )
+from botocore.exceptions import ConnectionError as NoConnectionError
 from urllib3.exceptions import HTTPError
 
 log = logging.getLogger(__name__)
@@ -301,8 +302,9 @@ class S3Store(Store):
             self._put(key, data)
 
     def _put(self, key: str, data: bytes, **condition: Any) -> None:
+        place = self._place(key)
         self._s3().put_object(
-            **self._place(key),
+            **place,
             Body=data,
             ContentMD5=base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode(),
             ContentType=mimetypes.guess_type(key)[0] or "application/octet-stream",
@@ -310,9 +312,10 @@ class S3Store(Store):
         )
 
     def exists(self, key: str) -> bool:
+        place = self._place(key)
         try:
             with self._explaining(key):
-                self._s3().head_object(**self._place(key))
+                self._s3().head_object(**place)
         except MissingKey:
             return False
         return True
@@ -332,8 +335,9 @@ class S3Store(Store):
                         yield key
 
     def delete(self, key: str) -> None:
+        place = self._place(key)
         with self._explaining(key):
-            self._s3().delete_object(**self._place(key))
+            self._s3().delete_object(**place)
 
     def uri(self, key: str) -> str:
         _check_key(key)
@@ -392,7 +396,7 @@ def _make_client(patient: bool) -> Any:
     config = Config(
         retries={"mode": "standard", "total_max_attempts": 11 if patient else 3},
         connect_timeout=10 if patient else 5,
-        read_timeout=60 if patient else 15,
+        read_timeout=60 if patient else 8,
         max_pool_connections=32,
         # Buckets of other endpoints seldom have host names of their own.
         s3={"addressing_style": "path" if endpoint else "auto"},
@@ -482,7 +486,7 @@ def _explain_client(error: Exception, uri: str) -> StoreError:
             f"AWS_PROFILE is {os.environ.get('AWS_PROFILE')!r}, which the AWS configuration files "
             "lack: correct it"
         )
-    if isinstance(error, HTTPClientError | HTTPError):
+    if isinstance(error, NoConnectionError | HTTPClientError | HTTPError):
         where = _endpoint() or "the AWS endpoint"
         return StoreError(
             f"{where} cannot be reached for {uri} ({type(error).__name__}): check AWS_ENDPOINT_URL "
@@ -499,6 +503,9 @@ def _status(error: ClientError) -> int:
 
 _OS_FIXES = {
     errno.EACCES: "change its permissions or use another root",
+    errno.EEXIST: "a file is in the way of a directory, use another root",
+    errno.EISDIR: "a directory is in the way of a file, use another key",
+    errno.ENOTDIR: "a file is in the way of a directory, use another root",
     errno.EDQUOT: "free some space or use another root",
     errno.ENOSPC: "free some space or use another root",
     errno.EPERM: "use a root you may write to, on a file system with hard links",
