@@ -16,6 +16,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -195,13 +196,13 @@ def _serve(
 ) -> None:
     """A rank's whole life: build, then answer tasks until the leader closes the pipe."""
     _die_with(leader)
-    built = _report(pipe, lambda: build_rank(rank, world_size, init_method), answer=False)
+    built = _report(pipe, partial(build_rank, rank, world_size, init_method), answer=False)
     while True:
         try:
             task, payload = pipe.recv()
         except EOFError:
             return
-        _report(pipe, lambda task=task, payload=payload: task(built, payload), answer=True)
+        _report(pipe, partial(task, built, payload), answer=True)
 
 
 def _report(pipe: Connection, work: Callable[[], Any], answer: bool) -> Any:

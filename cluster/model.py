@@ -174,6 +174,7 @@ def find_model(model_id: str, revision: str | None = None, dtype: str | None = N
         ModelError: there is no such model, or its pipeline is not one that this project runs.
     """
     folder = tiny.WEIGHTS if model_id == "tiny" else Path(model_id)
+    files: _Folder | _HubRepository
     if folder.is_dir():
         files = _Folder(folder)
     elif _HUB_ID.fullmatch(model_id):

@@ -84,37 +84,30 @@ class Renderer:
             ScheduleError: the schedule does not fit the run.
         """
         transformer = self.pipeline.transformer
-        count = _ForwardCount(transformer)
+        calls: list[None] = []
+        counting = transformer.register_forward_pre_hook(lambda *_: calls.append(None))
         hook = None if schedule is None else apply_mean_cache(transformer, schedule)
         started = time.perf_counter()
         try:
-            output = self.pipeline(
-                prompt,
-                generator=torch.Generator("cpu").manual_seed(seed),
-                # Decoding is rank 0's alone: the others have the same latents.
-                output_type="np" if self.rank == 0 else "latent",
-                **arguments,
-            ).frames
+            # Decoding is rank 0's alone: the others have the same latents.
+            output = self._call(prompt, seed, arguments, "np" if self.rank == 0 else "latent")
         finally:
             remove_mean_cache(transformer)
-            count.close()
+            counting.remove()
         seconds = time.perf_counter() - started
         frames = np.rint(output[0] * 255).astype(np.uint8) if self.rank == 0 else None
-        return Rendering(frames, count.calls if hook is None else hook.forwards, seconds)
+        # Of the calls with a schedule, the hook answered some itself.
+        return Rendering(frames, len(calls) if hook is None else hook.forwards, seconds)
 
+    def denoise(self, prompt: str, seed: int, arguments: Mapping[str, Any]) -> None:
+        """Runs all steps of one video without decoding it, for a recorder on the transformer."""
+        self._call(prompt, seed, arguments, "latent")
 
-class _ForwardCount:
-    """Counts the calls of a transformer; with a schedule, those that its hook answers too."""
-
-    def __init__(self, transformer: torch.nn.Module) -> None:
-        self.calls = 0
-        self._handle = transformer.register_forward_pre_hook(self._count)
-
-    def _count(self, *_: Any) -> None:
-        self.calls += 1
-
-    def close(self) -> None:
-        self._handle.remove()
+    def _call(self, prompt: str, seed: int, arguments: Mapping[str, Any], output_type: str) -> Any:
+        generator = torch.Generator("cpu").manual_seed(seed)
+        return self.pipeline(
+            prompt, generator=generator, output_type=output_type, **arguments
+        ).frames
 
 
 def rank_builder(model: Model) -> Callable[[int, int, str], Renderer]:

@@ -101,12 +101,12 @@ def _import_xfuser() -> Any:
     assert spec.loader is not None
     package = importlib.util.module_from_spec(spec)
     sys.modules["xfuser"] = package
-    envs = importlib.import_module("xfuser.envs")
+    envs: Any = importlib.import_module("xfuser.envs")
     envs.get_device_version = lambda: None
     envs.get_torch_distributed_backend = lambda: "gloo"
     # yunchang's process groups do work over gloo; xfuser looks for them on accelerators only.
     envs.PACKAGES_CHECKER.packages_info["has_long_ctx_attn"] = True
     spec.loader.exec_module(package)
-    usp = importlib.import_module("xfuser.model_executor.layers.usp")
+    usp: Any = importlib.import_module("xfuser.model_executor.layers.usp")
     usp.PROCESS_GROUP = importlib.import_module("yunchang.globals").PROCESS_GROUP
     return package

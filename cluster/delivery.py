@@ -1,0 +1,110 @@
+"""Delivers one item: gang -> frames -> mp4 -> store -> receipt.
+
+The order is the promise: the video is in the store before its receipt, so a receipt implies its
+mp4, and a leader killed anywhere in between leaves at worst an unreferenced file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from cluster import manifest, video
+from cluster.gang import MAX_ATTEMPTS, Gang, GangError
+from cluster.model import Model
+from cluster.plan import WorkItem
+from cluster.renderer import Renderer, Rendering, rank_builder
+from cluster.store import Store
+from meancache import Schedule
+
+
+@dataclass(frozen=True)
+class RenderRequest:
+    """What every rank of a gang gets to render one item."""
+
+    item: WorkItem
+    schedule: Schedule | None
+
+
+def render_item(renderer: Renderer, request: RenderRequest) -> Rendering:
+    """The gang's task: one item's video."""
+    item = request.item
+    return renderer.render(item.prompt, item.seed, item.arguments, request.schedule)
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What the fleet does with each item of a render job; see `fleet.Work`."""
+
+    store: Store
+    model: Model
+    schedule: Schedule | None
+    gang_size: int
+
+    def build_rank(self, rank: int, world_size: int, init_method: str) -> Renderer:
+        """A rank of this job's gangs."""
+        return rank_builder(self.model)(rank, world_size, init_method)
+
+    def __call__(self, gang: Gang, item: WorkItem) -> dict[str, Any]:
+        """Renders and commits one item; a row that failed MAX_ATTEMPTS times is committed too.
+
+        Returns:
+            The row that counts, as its receipt holds it.
+
+        Raises:
+            StoreError: the store failed; nothing is committed and the item stays open.
+        """
+        try:
+            rendering, attempts = gang.run_with_retries(
+                render_item, RenderRequest(item, self.schedule)
+            )
+        except GangError as error:
+            row = self._row(item, MAX_ATTEMPTS, status=manifest.FAILED, error=str(error))
+            return dict(manifest.commit_receipt(self.store, row))
+        started = time.perf_counter()
+        data = video.encode(rendering.frames, self.model.fps)
+        encoded = time.perf_counter()
+        sha256 = hashlib.sha256(data).hexdigest()
+        key = manifest.video_key(item.id, sha256)
+        self.store.put_new(key, data)
+        row = self._row(
+            item,
+            attempts,
+            status=manifest.OK,
+            uri=self.store.uri(key),
+            key=key,
+            sha256=sha256,
+            bytes=len(data),
+            nfe=rendering.nfe,
+            render_s=rendering.seconds,
+            encode_s=encoded - started,
+            upload_s=time.perf_counter() - encoded,
+        )
+        return dict(manifest.commit_receipt(self.store, row))
+
+    def _row(self, item: WorkItem, attempts: int, **known: Any) -> dict[str, Any]:
+        empty = dict.fromkeys(manifest.SCHEMA.names)
+        return {
+            **empty,
+            "item_id": item.id,
+            "prompt_id": item.prompt_id,
+            "prompt": item.prompt,
+            "model": self.model.id,
+            "model_revision": self.model.revision,
+            "schedule_id": None if self.schedule is None else self.schedule.id,
+            "index": item.index,
+            "seed": item.seed,
+            "shard": item.shard,
+            **{
+                name: item.arguments[name]
+                for name in ("num_frames", "width", "height", "num_inference_steps")
+            },
+            "world_size": self.gang_size,
+            "attempts": attempts,
+            "fps": self.model.fps,
+            "metrics": {},
+            "created_at": manifest.now(),
+            **known,
+        }

@@ -1,0 +1,155 @@
+"""Many gangs over one Ray cluster: hands out items, streams back results.
+
+One Ray Data actor leads each gang; its ranks are its child processes. Knows nothing of what
+is done to an item: that is `Work`, given by the job.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import ray
+import ray.data
+
+from cluster.gang import Gang
+
+# Small blocks spread the items over the gangs; more blocks than this only cost bookkeeping.
+MAX_BLOCKS = 1000
+# Of a machine without GPUs a leader reserves little: the ranks' cores are not Ray's to count,
+# and leaders that took every core would starve the tasks that feed them.
+CPU_SHARE = 0.01
+
+
+class FleetError(ValueError):
+    """The cluster cannot hold the gangs that were asked for; the message says what it has."""
+
+
+class Work(Protocol):
+    """What is done to each item, on a gang's leader. Must pickle, and hold no credential."""
+
+    @property
+    def gang_size(self) -> int:
+        """Ranks in each gang."""
+
+    def build_rank(self, rank: int, world_size: int, init_method: str) -> Any:
+        """Called on each rank of a new gang."""
+
+    def __call__(self, gang: Gang, item: Any) -> Any:
+        """Does one item with the gang; what it raises ends the job."""
+
+
+@dataclass(frozen=True)
+class GangCount:
+    """How many gangs: fixed, or autoscaled between two numbers. None means all there is room for.
+
+    Raises:
+        FleetError: not a range of positive numbers.
+    """
+
+    least: int | None = None
+    most: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.least is not None and self.most is not None and not 1 <= self.least <= self.most:
+            raise FleetError(f"gangs {self.least}:{self.most} must be A or A:B with 1 <= A <= B")
+
+    @classmethod
+    def parse(cls, text: str) -> GangCount:
+        """Reads 'A' or 'A:B'. Raises FleetError."""
+        match = re.fullmatch(r"(\d{1,6})(?::(\d{1,6}))?", text)
+        if match is None:
+            raise FleetError(f"gangs {text!r} must be A or A:B, for example 4 or 2:8")
+        least = int(match[1])
+        return cls(least, int(match[2] or least))
+
+
+def connect() -> None:
+    """Joins the cluster of RAY_ADDRESS or of this machine; where there is none, starts one."""
+    if ray.is_initialized():
+        return
+    # Ray Data's actors make Ray's core complain on every start, at level error, to no effect.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # What ranks print belongs to Ray's own logs; a job's log is its driver's.
+    ray.init(logging_level=logging.ERROR, log_to_driver=False)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def run(work: Work, items: Sequence[Any], gangs: GangCount) -> Iterator[Any]:
+    """Does all items with as many gangs as asked for; yields results as they come, unordered.
+
+    Args:
+        work: what to do with each item.
+        items: anything that pickles.
+        gangs: how many gangs.
+
+    Raises:
+        FleetError: the cluster has no room for one gang.
+        ray.exceptions.RayError: an item's work raised, or its leader died again and again.
+    """
+    if not items:
+        return
+    connect()
+    resources, room = _room(work.gang_size)
+    least = min(gangs.least or room, len(items))
+    most = min(gangs.most or room, len(items))
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = False
+    # An item may take an hour, and a row that is lost with its block would be lost for good.
+    context.execution_no_progress_timeout_s = -1
+    context.max_errored_blocks = 0
+    context.max_consecutive_actor_init_deaths = 3
+    # With Ray's default a pool of gangs never grows.
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
+    dataset = ray.data.from_items(
+        [{"item": pickle.dumps(item)} for item in items],
+        override_num_blocks=min(len(items), MAX_BLOCKS),
+    ).map_batches(
+        _Leader,
+        fn_constructor_args=(work,),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(
+            min_size=least, max_size=most, max_tasks_in_flight_per_actor=1
+        ),
+        **resources,
+    )
+    for row in dataset.iter_rows():
+        yield pickle.loads(row["result"])
+
+
+class _Leader:
+    """The actor that holds one gang."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.gang = Gang(work.build_rank, work.gang_size)
+        self.gang.start()
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[bytes]]:
+        results = [self.work(self.gang, pickle.loads(item)) for item in batch["item"]]
+        return {"result": [pickle.dumps(result) for result in results]}
+
+
+def _room(gang_size: int) -> tuple[dict[str, float], int]:
+    """Ray resources of one gang, and how many gangs the cluster has room for now."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = [int(node.get("GPU", 0)) for node in nodes]
+    if any(gpus):
+        room = sum(count // gang_size for count in gpus)
+        if room == 0:
+            raise FleetError(
+                f"gang size {gang_size} needs {gang_size} GPUs on one node, but the largest node "
+                f"has {max(gpus)}: use a smaller --gang-size"
+            )
+        return {"num_gpus": gang_size}, room
+    cores = [int(node.get("CPU", 0)) for node in nodes] or [os.cpu_count() or 1]
+    return {"num_cpus": CPU_SHARE}, max(1, sum(count // gang_size for count in cores))

@@ -1,0 +1,259 @@
+"""Receipts, parts and `_SUCCESS`: the memory of a render job, and the dataset it leaves.
+
+    videos/{id[:2]}/{id}.{sha256[:16]}.mp4     content-addressed, never overwritten
+    receipts/{shard:06d}/{id}.json             created once: the commit point of an item
+    manifest/parts/part-{shard:06d}.parquet    its shard's `ok` rows
+    failures/part-{shard:06d}.parquet          its shard's rows that were given up
+    manifest/_SUCCESS                          once every item is accounted for
+
+Parts are a pure function of receipts, so any driver may write them, twice or at once. A resumed
+job lists parts, then the receipts of open shards alone; videos/ is never listed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster.plan import WorkItem
+from cluster.store import AlreadyExists, MissingKey, Store
+from meancache.schedule import canonical_json
+
+SUCCESS_KEY = "manifest/_SUCCESS"
+PARTS = "manifest/parts/"
+OK, FAILED = "ok", "failed"
+
+SCHEMA = pa.schema(
+    [
+        pa.field("item_id", pa.string(), nullable=False),
+        pa.field("prompt_id", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("uri", pa.string()),
+        pa.field("key", pa.string()),
+        pa.field("sha256", pa.string()),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("model_revision", pa.string(), nullable=False),
+        pa.field("schedule_id", pa.string()),
+        pa.field("error", pa.string()),
+        pa.field("index", pa.int64(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("bytes", pa.int64()),
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("num_frames", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("num_inference_steps", pa.int32(), nullable=False),
+        pa.field("nfe", pa.int32()),
+        pa.field("world_size", pa.int32(), nullable=False),
+        pa.field("attempts", pa.int32(), nullable=False),
+        pa.field("fps", pa.float32(), nullable=False),
+        pa.field("render_s", pa.float64()),
+        pa.field("encode_s", pa.float64()),
+        pa.field("upload_s", pa.float64()),
+        pa.field("metrics", pa.map_(pa.string(), pa.float64()), nullable=False),
+        pa.field("created_at", pa.timestamp("us", tz="UTC"), nullable=False),
+    ],
+    metadata={b"schema": b"1"},
+)
+
+
+def video_key(item_id: str, sha256: str) -> str:
+    """Where an item's mp4 lies; made of hex digits alone, never of a user's text."""
+    return f"videos/{item_id[:2]}/{item_id}.{sha256[:16]}.mp4"
+
+
+def receipt_key(shard: int, item_id: str) -> str:
+    """Where an item's receipt lies."""
+    return f"receipts/{shard:06d}/{item_id}.json"
+
+
+def part_key(shard: int) -> str:
+    """Where a shard's `ok` rows lie."""
+    return f"{PARTS}part-{shard:06d}.parquet"
+
+
+def failures_key(shard: int) -> str:
+    """Where a shard's `failed` rows lie, if it has any."""
+    return f"failures/part-{shard:06d}.parquet"
+
+
+def commit_receipt(store: Store, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Commits an item; from here on it is done. Returns the row that counts.
+
+    Another driver may have committed the item first: then its receipt counts, not this one.
+    """
+    key = receipt_key(row["shard"], row["item_id"])
+    try:
+        store.put_new(key, canonical_json(row))
+    except AlreadyExists:
+        return json.loads(store.get(key))
+    return row
+
+
+def read_receipt(store: Store, item: WorkItem) -> dict[str, Any]:
+    """An item's row as it was committed. Raises MissingKey where it is still open."""
+    return json.loads(store.get(receipt_key(item.shard, item.id)))
+
+
+def open_items(store: Store, items: Sequence[WorkItem]) -> list[WorkItem]:
+    """The items without a receipt, in plan order.
+
+    Lists the parts, and the receipts of those shards that have none.
+    """
+    closed = set(store.list(PARTS))
+    found: list[WorkItem] = []
+    for shard, members in by_shard(items).items():
+        if part_key(shard) in closed:
+            continue
+        receipts = set(store.list(f"receipts/{shard:06d}/"))
+        found += [item for item in members if receipt_key(shard, item.id) not in receipts]
+    return found
+
+
+def by_shard(items: Sequence[WorkItem]) -> dict[int, list[WorkItem]]:
+    """The plan's items, grouped by shard."""
+    shards: dict[int, list[WorkItem]] = {}
+    for item in items:
+        shards.setdefault(item.shard, []).append(item)
+    return shards
+
+
+def commit_shard(store: Store, shard: int, items: Sequence[WorkItem]) -> None:
+    """Writes a shard's part (and its failures) from its receipts, all of which must be there.
+
+    Raises:
+        MissingKey: an item of the shard has no receipt yet.
+    """
+    if store.exists(part_key(shard)):
+        return
+    rows = [read_receipt(store, item) for item in items]
+    failed = [row for row in rows if row["status"] != OK]
+    if failed:  # before the part: a part closes its shard
+        store.put_new(failures_key(shard), to_parquet(failed))
+    store.put_new(part_key(shard), to_parquet([row for row in rows if row["status"] == OK]))
+
+
+def commit_success(store: Store, shards: Sequence[int]) -> dict[str, Any]:
+    """Writes `_SUCCESS` over all parts of the job and returns its content.
+
+    Raises:
+        MissingKey: a shard has no part yet.
+    """
+    parts, failures, rows, failed = [], [], 0, 0
+    for shard in shards:
+        data = store.get(part_key(shard))
+        parts.append({"key": part_key(shard), "sha256": hashlib.sha256(data).hexdigest()})
+        rows += _num_rows(data)
+        if store.exists(failures_key(shard)):
+            data = store.get(failures_key(shard))
+            sha256 = hashlib.sha256(data).hexdigest()
+            failures.append({"key": failures_key(shard), "sha256": sha256})
+            failed += _num_rows(data)
+    success = {"rows": rows, "failed": failed, "parts": parts, "failures": failures}
+    store.put_new(SUCCESS_KEY, canonical_json(success))
+    return success
+
+
+def now() -> str:
+    """The time for a row's `created_at`, UTC, as text that JSON can hold."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def to_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Rows of receipts as a Parquet file of SCHEMA, in plan order."""
+    records = [
+        {
+            **row,
+            "metrics": list(row["metrics"].items()),
+            "created_at": datetime.fromisoformat(row["created_at"]),
+        }
+        for row in sorted(rows, key=lambda row: row["index"])
+    ]
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(records, schema=SCHEMA), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def read_rows(data: bytes) -> list[dict[str, Any]]:
+    """The rows of one part.
+
+    Raises:
+        ValueError: the bytes are not a Parquet file of SCHEMA.
+    """
+    try:
+        table = pq.read_table(io.BytesIO(data))
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"not a Parquet file: {error}") from error
+    if not table.schema.equals(SCHEMA):
+        raise ValueError("its columns are not those of a manifest part")
+    return table.to_pylist()
+
+
+def verify(store: Store) -> Iterator[tuple[str, str | None]]:
+    """Re-hashes everything that the manifest names.
+
+    Yields:
+        (uri, None) for each object that is as it should be, (uri, what is wrong) for the others.
+    """
+    try:
+        success = json.loads(store.get(SUCCESS_KEY))
+        named = [*success["parts"], *success["failures"]]
+        listed = [(entry["key"], entry["sha256"]) for entry in named]
+    except MissingKey:
+        yield store.uri(SUCCESS_KEY), "is missing: the job has not finished; run it again"
+        return
+    except (ValueError, KeyError, TypeError):
+        yield store.uri(SUCCESS_KEY), "is not a manifest's success file"
+        return
+    yield store.uri(SUCCESS_KEY), None
+    for key, sha256 in listed:
+        try:
+            data = store.get(key)
+            rows = read_rows(data)
+        except MissingKey:
+            yield store.uri(key), "is missing"
+            continue
+        except ValueError as error:
+            yield store.uri(key), f"is damaged: {error}"
+            continue
+        intact = hashlib.sha256(data).hexdigest() == sha256
+        yield store.uri(key), None if intact else "is damaged: it does not have its sha256"
+        for row in rows:
+            yield from _verify_row(store, row)
+
+
+def _verify_row(store: Store, row: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
+    receipt = receipt_key(row["shard"], row["item_id"])
+    try:
+        kept = json.loads(store.get(receipt))
+        same = all(kept[name] == row[name] for name in ("item_id", "status", "key", "sha256"))
+        yield store.uri(receipt), None if same else "is damaged: it contradicts the manifest"
+    except MissingKey:
+        yield store.uri(receipt), "is missing"
+    except (ValueError, KeyError, TypeError):
+        yield store.uri(receipt), "is damaged: not a receipt"
+    if row["status"] != OK:
+        return
+    try:
+        data = store.get(row["key"])
+    except MissingKey:
+        yield store.uri(row["key"]), "is missing"
+        return
+    if len(data) != row["bytes"]:
+        yield store.uri(row["key"]), f"is damaged: {len(data)} bytes, not {row['bytes']}"
+    elif hashlib.sha256(data).hexdigest() != row["sha256"]:
+        yield store.uri(row["key"]), "is damaged: it does not have its sha256"
+    else:
+        yield store.uri(row["key"]), None
+
+
+def _num_rows(data: bytes) -> int:
+    return pq.read_metadata(io.BytesIO(data)).num_rows

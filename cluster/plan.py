@@ -1,0 +1,190 @@
+"""What a render job will do: its frozen specification and its items in their frozen order.
+
+The same command always makes the same plan, so an item's id, shard and place need no database:
+they are computed again on every start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.model import Model
+from cluster.prompts import Prompt, stable_seed
+from cluster.store import AlreadyExists, Store
+from meancache import Schedule
+from meancache.schedule import canonical_json
+
+SPEC_KEY = "job.json"
+SPEC_SCHEMA = 1
+SHARD_SIZE = 250
+
+
+class SpecError(ValueError):
+    """A root belongs to another job; the message says in what they differ and what to do."""
+
+
+@dataclass(frozen=True)
+class WorkItem:
+    """One video to render.
+
+    Attributes:
+        index: place in the plan, from 0.
+        shard: index // SHARD_SIZE.
+        id: 32 hex digits over all that decides the pixels.
+        prompt_id: the row's.
+        prompt: the text.
+        seed: of the noise.
+        arguments: of the pipeline's call, complete.
+    """
+
+    index: int
+    shard: int
+    id: str
+    prompt_id: str
+    prompt: str
+    seed: int
+    arguments: Mapping[str, Any]
+
+
+def item_id(
+    model: Model,
+    prompt: str,
+    seed: int,
+    arguments: Mapping[str, Any],
+    schedule: Schedule | None = None,
+) -> str:
+    """First 32 hex digits of sha256 over the canonical JSON of what decides the pixels."""
+    decides = {
+        "model": model.key,
+        "dtype": model.dtype,
+        "schedule": None if schedule is None else schedule.id,
+        "prompt": prompt,
+        "seed": seed,
+        "arguments": dict(arguments),
+    }
+    return hashlib.sha256(canonical_json(decides)).hexdigest()[:32]
+
+
+def plan_items(
+    prompts: Sequence[Prompt],
+    model: Model,
+    arguments: Mapping[str, Any],
+    schedule: Schedule | None = None,
+    seeds: int = 1,
+) -> list[WorkItem]:
+    """The items of a job: every prompt `seeds` times, identical ones once, in file order.
+
+    Args:
+        prompts: rows of the prompts file.
+        model: what renders them.
+        arguments: the call's, where a row does not override them.
+        schedule: which steps to compute, or None for all.
+        seeds: videos a prompt. A row's own seed is the first of them.
+    """
+    items: dict[str, WorkItem] = {}
+    for prompt in prompts:
+        merged = {**arguments, **prompt.overrides}
+        for draw in range(seeds):
+            if prompt.seed is None:
+                seed = stable_seed(prompt.prompt_id, draw)
+            else:
+                seed = prompt.seed + draw
+            identity = item_id(model, prompt.prompt, seed, merged, schedule)
+            if identity not in items:
+                index = len(items)
+                items[identity] = WorkItem(
+                    index=index,
+                    shard=index // SHARD_SIZE,
+                    id=identity,
+                    prompt_id=prompt.prompt_id,
+                    prompt=prompt.prompt,
+                    seed=seed,
+                    arguments=merged,
+                )
+    return list(items.values())
+
+
+def specification(
+    kind: str,
+    items: Sequence[WorkItem],
+    model: Model,
+    arguments: Mapping[str, Any],
+    schedule: Schedule | None = None,
+) -> dict[str, Any]:
+    """The frozen description of a job: what `job.json` holds.
+
+    Args:
+        kind: 'render' or 'calibrate'.
+        items: the plan; kept as its length and the hash of its ids in order.
+        model: what runs.
+        arguments: of the pipeline's call.
+        schedule: embedded whole, so that the root explains itself.
+    """
+    ids = "\n".join(item.id for item in items).encode()
+    return {
+        "schema": SPEC_SCHEMA,
+        "kind": kind,
+        "model": {**model.key, "dtype": model.dtype, "fps": model.fps},
+        "arguments": dict(arguments),
+        "schedule": None if schedule is None else schedule.to_json(),
+        "shard_size": SHARD_SIZE,
+        "items": len(items),
+        "plan": hashlib.sha256(ids).hexdigest(),
+    }
+
+
+def freeze(store: Store, spec: Mapping[str, Any], key: str = SPEC_KEY) -> None:
+    """Makes the root this job's, or finds that it is already.
+
+    Raises:
+        SpecError: the root belongs to a job with another specification.
+        StoreError: the store failed.
+    """
+    try:
+        store.put_new(key, canonical_json(spec))
+    except AlreadyExists:
+        check_spec(store, spec, key)
+
+
+def check_spec(store: Store, spec: Mapping[str, Any], key: str = SPEC_KEY) -> None:
+    """Refuses a root that belongs to another job; an unused root is fine.
+
+    Raises:
+        SpecError: names each field that differs, as it is there and here.
+        StoreError: the store failed.
+    """
+    if not store.exists(key):
+        return
+    try:
+        there = json.loads(store.get(key))
+        if not isinstance(there, dict):
+            raise ValueError
+    except ValueError as error:
+        raise SpecError(f"{store.uri(key)} is not a job's JSON; use another --output") from error
+    differences = _differences(there, dict(spec))
+    if differences:
+        raise SpecError(
+            f"{store.uri(key)} belongs to another job: {'; '.join(differences)}. Repeat that "
+            "job's arguments to resume it, or choose another --output"
+        )
+
+
+def _differences(there: Any, here: Any, path: str = "") -> list[str]:
+    """Each leaf in which two JSON objects differ, as 'path is X there and Y here'."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        found = []
+        for key in sorted({*there, *here}):
+            found += _differences(there.get(key), here.get(key), f"{path}.{key}" if path else key)
+        return found
+    if there == here:
+        return []
+    return [f"{path} is {_short(there)} there and {_short(here)} here"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

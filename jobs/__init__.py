@@ -1,0 +1,1 @@
+"""What people run: `python -m jobs.NAME`, one thin module for each intent."""

@@ -1,0 +1,197 @@
+"""What the jobs' command lines share: flags, config files, exit codes.
+
+Exit codes: 0 all asked for is there; 1 a real error, or `verify` found damage; 2 the input was
+refused before any rank started; 3 some items failed for good; 130 stopped by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import configargparse
+
+from cluster.fleet import FleetError, GangCount
+from cluster.gang import GangError
+from cluster.model import Model, ModelError, find_model
+from cluster.plan import SpecError
+from cluster.prompts import PromptsError
+from cluster.store import StoreError
+from meancache.schedule import ScheduleError
+from meancache.solver import SolverError
+from meancache.stability import GraphError
+
+EXIT_ERROR, EXIT_REFUSED, EXIT_FAILED_ITEMS, EXIT_STOPPED = 1, 2, 3, 130
+
+REFUSALS = (
+    FleetError,
+    GraphError,
+    ModelError,
+    PromptsError,
+    ScheduleError,
+    SolverError,
+    SpecError,
+)
+
+
+def job_parser(module: str, description: str, example: str) -> configargparse.ArgParser:
+    """A parser with what every job takes.
+
+    Args:
+        module: 'jobs.render', for the usage line.
+        description: what the job does, for people.
+        example: a command to copy.
+    """
+    parser = configargparse.ArgParser(
+        prog=f"python -m {module}",
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        config_file_parser_class=configargparse.YAMLConfigFileParser,
+        add_config_file_help=False,
+        add_env_var_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config",
+        is_config_file=True,
+        metavar="FILE.yaml",
+        help="read flags from a YAML file, by the same names; flags given here win",
+    )
+    return parser
+
+
+def add_output(parser: argparse.ArgumentParser, what: str) -> None:
+    """--output ROOT."""
+    parser.add_argument(
+        "--output",
+        required=True,
+        metavar="ROOT",
+        help=f"{what}: a directory or s3://bucket/prefix (endpoint and credentials from the "
+        "standard AWS_* environment)",
+    )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """--model, --revision, --dtype and the pipeline's call arguments."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        required=True,
+        metavar="M",
+        help="tiny (embedded, runs on a CPU), a Hugging Face id such as "
+        "hunyuanvideo-community/HunyuanVideo, or a folder in save_pretrained layout",
+    )
+    group.add_argument("--revision", help="branch, tag or commit of a Hugging Face id")
+    group.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="default: float32 for tiny, bfloat16 otherwise",
+    )
+    group = parser.add_argument_group("video (defaults: the model's own)")
+    group.add_argument("--height", type=int, metavar="PIXELS")
+    group.add_argument("--width", type=int, metavar="PIXELS")
+    group.add_argument("--num-frames", type=int, metavar="N")
+    group.add_argument("--guidance-scale", type=float, metavar="G")
+    group.add_argument(
+        "--steps", type=int, metavar="T", help="denoising steps of the grid (num_inference_steps)"
+    )
+
+
+def add_prompts(parser: argparse.ArgumentParser) -> None:
+    """--prompts P."""
+    parser.add_argument(
+        "--prompts",
+        required=True,
+        metavar="P",
+        help="a .txt (one prompt a line), .jsonl, .csv or .parquet file, local or s3://; columns: "
+        "prompt, and if wanted prompt_id, seed, negative_prompt and other pipeline arguments",
+    )
+
+
+def add_fleet(parser: argparse.ArgumentParser) -> None:
+    """--gang-size, --gangs and --dry-run."""
+    group = parser.add_argument_group("cluster")
+    group.add_argument(
+        "--gang-size",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="ranks that share a video by sequence parallelism = GPUs a video (default 1)",
+    )
+    group.add_argument(
+        "--gangs",
+        metavar="A[:B]",
+        help="how many gangs, fixed or autoscaled between A and B (default: all the cluster has)",
+    )
+    group.add_argument("--dry-run", action="store_true", help="print what would be done, and stop")
+
+
+def positive(text: str) -> int:
+    """A whole number from 1, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return number
+
+
+def model_and_arguments(options: argparse.Namespace) -> tuple[Model, dict[str, Any]]:
+    """The model of --model, and the call arguments after the flags. Raises ModelError."""
+    model = find_model(options.model, options.revision, options.dtype)
+    given: Mapping[str, Any] = {
+        "height": options.height,
+        "width": options.width,
+        "num_frames": options.num_frames,
+        "guidance_scale": options.guidance_scale,
+        "num_inference_steps": options.steps,
+    }
+    wanted = {name: value for name, value in given.items() if value is not None}
+    return model, {**model.defaults, **wanted}
+
+
+def gang_count(options: argparse.Namespace) -> GangCount:
+    """The value of --gangs. Raises FleetError."""
+    return GangCount() if options.gangs is None else GangCount.parse(options.gangs)
+
+
+def run_job(
+    prepare: Callable[[argparse.Namespace], Any],
+    perform: Callable[[Any], int],
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+) -> int:
+    """Parses, prepares, performs; turns what can go wrong into a sentence and an exit code.
+
+    Args:
+        prepare: checks everything that can be checked, before any rank starts.
+        perform: does the work and returns the exit code.
+        parser: of the job's flags.
+        argv: the arguments, or None for the process's own.
+    """
+    options = parser.parse_args(argv)
+    try:
+        prepared = prepare(options)
+    except (*REFUSALS, StoreError) as error:
+        return _say(error, EXIT_REFUSED)
+    try:
+        return perform(prepared)
+    except REFUSALS as error:
+        return _say(error, EXIT_REFUSED)
+    except KeyboardInterrupt:
+        print("stopped: what is committed stays; the same command resumes", file=sys.stderr)
+        return EXIT_STOPPED
+    except (StoreError, GangError, OSError) as error:
+        return _say(error, EXIT_ERROR)
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] != "ray":
+            raise
+        # Ray wraps a worker's error in its whole traceback; the last line is the error.
+        return _say(str(error).strip().splitlines()[-1], EXIT_ERROR)
+
+
+def _say(error: object, code: int) -> int:
+    resumes = "" if code == EXIT_REFUSED else " (the same command resumes)"
+    print(f"error: {error}{resumes}", file=sys.stderr)
+    return code

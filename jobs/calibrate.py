@@ -1,0 +1,187 @@
+"""python -m jobs.calibrate: full trajectories -> stability statistics -> ROOT/graph/*.parquet
+
+Each trajectory is run in full on a gang, measured where it is, and committed as a file of a few
+kilobytes. A restarted job runs those that are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cluster import fleet, plan
+from cluster.gang import Gang, GangError
+from cluster.model import Model, ModelError
+from cluster.plan import WorkItem, plan_items, specification
+from cluster.prompts import read_prompts
+from cluster.renderer import Renderer, rank_builder
+from cluster.store import AlreadyExists, Store, open_store
+from jobs import _cli
+from jobs._progress import progress
+from meancache.stability import StabilityGraph, measure
+from meancache.trajectory import record_trajectory
+
+SPEC_KEY = "graph/job.json"
+TRAJECTORIES = "graph/trajectories/"
+STATISTICS_KEY = "graph/statistics.parquet"
+MULTIGRAPH_KEY = "graph/multigraph.parquet"
+
+
+@dataclass(frozen=True)
+class TrajectoryRequest:
+    """What every rank of a gang gets to run and measure one trajectory."""
+
+    item: WorkItem
+    graph: StabilityGraph
+
+
+def measure_trajectory(renderer: Renderer, request: TrajectoryRequest) -> bytes | None:
+    """The gang's task: a full run, reduced to its statistics on rank 0; Parquet.
+
+    Every rank has the whole output of every step, so one of them is enough to measure it.
+    """
+    item, graph = request.item, request.graph
+    with record_trajectory(renderer.pipeline.transformer) as trajectory:
+        renderer.denoise(item.prompt, item.seed, item.arguments)
+    if renderer.rank != 0:
+        return None
+    velocities = trajectory.velocities(graph.grid.num_inference_steps)
+    statistics = measure(velocities, graph.grid, item.prompt_id, item.seed)
+    return graph.add([statistics]).statistics_parquet()
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the fleet does with each trajectory; see `fleet.Work`."""
+
+    store: Store
+    model: Model
+    graph: StabilityGraph
+    gang_size: int
+
+    def build_rank(self, rank: int, world_size: int, init_method: str) -> Renderer:
+        """A rank of this job's gangs."""
+        return rank_builder(self.model)(rank, world_size, init_method)
+
+    def __call__(self, gang: Gang, item: WorkItem) -> str | None:
+        """Commits one trajectory's statistics; returns what went wrong, if anything did."""
+        request = TrajectoryRequest(item, self.graph)
+        try:
+            data, _ = gang.run_with_retries(measure_trajectory, request)
+            self.store.put_new(trajectory_key(item), data)
+        except GangError as error:
+            return f"{item.prompt_id}, seed {item.seed}: {error}"
+        except AlreadyExists:
+            return None  # another driver was first, and its statistics are as good
+        return None
+
+
+def trajectory_key(item: WorkItem) -> str:
+    """Where a trajectory's statistics lie."""
+    return f"{TRAJECTORIES}{item.id}.parquet"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A calibration that nothing speaks against."""
+
+    store: Store
+    model: Model
+    items: list[WorkItem]
+    graph: StabilityGraph
+    spec: Mapping[str, Any]
+    gang_size: int
+    gangs: fleet.GangCount
+    dry_run: bool
+
+
+def prepare(options: argparse.Namespace) -> Prepared:
+    """Checks the whole request before any rank starts."""
+    gangs = _cli.gang_count(options)
+    model, arguments = _cli.model_and_arguments(options)
+    model.check_arguments(arguments, options.gang_size)
+    items = plan_items(read_prompts(options.prompts), model, arguments, seeds=options.seeds)
+    for item in items:
+        if item.arguments != arguments:
+            raise ModelError(
+                f"prompt {item.prompt_id!r} overrides pipeline arguments; a graph holds "
+                "trajectories of one setting, so give them as flags for all prompts"
+            )
+    graph = StabilityGraph(
+        grid=model.grid(arguments["num_inference_steps"]),
+        model=model.key,
+        conditions=model.conditions(arguments),
+    )
+    spec = specification("calibrate", items, model, arguments)
+    store = open_store(options.output)
+    store.probe()
+    plan.check_spec(store, spec, SPEC_KEY)
+    return Prepared(store, model, items, graph, spec, options.gang_size, gangs, options.dry_run)
+
+
+def perform(prepared: Prepared) -> int:
+    """Runs the missing trajectories and writes the merged graph."""
+    store, items = prepared.store, prepared.items
+    done = set(store.list(TRAJECTORIES))
+    missing = [item for item in items if trajectory_key(item) not in done]
+    forwards = len(missing) * prepared.graph.grid.num_inference_steps
+    print(
+        f"calibrate: {len(missing)} trajectories to run ({forwards} forwards), "
+        f"{len(items) - len(missing)} already done"
+    )
+    if prepared.dry_run:
+        return 0
+    plan.freeze(store, prepared.spec, SPEC_KEY)
+    work = Calibration(store, prepared.model, prepared.graph, prepared.gang_size)
+    results = fleet.run(work, missing, prepared.gangs)
+    problems = [problem for problem in progress(results, len(missing), "trajectories") if problem]
+    for problem in problems:
+        print(f"failed: {problem}", file=sys.stderr)
+    if problems:
+        print(f"{len(problems)} trajectories failed; the same command tries them again")
+        return _cli.EXIT_FAILED_ITEMS
+    graph = prepared.graph
+    for item in items:
+        graph = graph.merge(StabilityGraph.from_parquet(store.get(trajectory_key(item))))
+    store.put_new(STATISTICS_KEY, graph.statistics_parquet())
+    store.put_new(MULTIGRAPH_KEY, graph.multigraph_parquet())
+    print(f"graph of {len(graph.trajectories)} trajectories: {store.uri('graph')}")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The job's flags."""
+    result = _cli.job_parser(
+        "jobs.calibrate",
+        "Runs prompts in full and measures how stable each possible jump between steps is.\n"
+        "The result, ROOT/graph, is what jobs.solve makes schedules of. About 10 prompts do.\n"
+        "Keep them apart from the prompts you will judge the schedules on.",
+        "python -m jobs.calibrate --model tiny --prompts prompts.txt --seeds 1 --output out",
+    )
+    _cli.add_output(result, "where the graph goes")
+    _cli.add_prompts(result)
+    result.add_argument(
+        "--seeds",
+        type=_cli.positive,
+        default=5,
+        metavar="N",
+        help="trajectories a prompt, each from its own noise (default 5, as in the paper)",
+    )
+    _cli.add_model(result)
+    _cli.add_fleet(result)
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return _cli.run_job(prepare, perform, parser(), argv)
+
+
+if __name__ == "__main__":
+    # By its name rather than as __main__, so that ranks can unpickle what it defines.
+    from jobs.calibrate import main as entry
+
+    sys.exit(entry())

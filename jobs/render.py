@@ -1,0 +1,186 @@
+"""python -m jobs.render: prompts + a schedule -> mp4s and a Parquet manifest, each row once.
+
+Resume is the same command: what has a receipt is done, everything else is open.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster import fleet, manifest, plan
+from cluster.delivery import Delivery
+from cluster.model import Model
+from cluster.plan import WorkItem, plan_items, specification
+from cluster.prompts import read_prompts
+from cluster.store import MissingKey, Store, StoreError, open_store, read
+from jobs import _cli
+from jobs._progress import duration, progress
+from meancache.schedule import Schedule, ScheduleError
+
+SHIPPED = Path(__file__).parent.parent / "schedules"
+# How many receipts are read to know the rate of a job that ran before.
+RATE_SAMPLE = 20
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A render job that nothing speaks against."""
+
+    store: Store
+    model: Model
+    schedule: Schedule | None
+    items: list[WorkItem]
+    rows: int
+    spec: Mapping[str, Any]
+    gang_size: int
+    gangs: fleet.GangCount
+    dry_run: bool
+
+
+def prepare(options: argparse.Namespace) -> Prepared:
+    """Checks the whole request before any rank starts."""
+    gangs = _cli.gang_count(options)
+    model, arguments = _cli.model_and_arguments(options)
+    schedule = _schedule(options, model, arguments["num_inference_steps"])
+    prompts = read_prompts(options.prompts)
+    items = plan_items(prompts, model, arguments, schedule)
+    for checked in {tuple(sorted(item.arguments.items())): item for item in items}.values():
+        model.check_arguments(checked.arguments, options.gang_size)
+        if schedule is not None:
+            model.check_schedule(schedule, checked.arguments)
+    spec = specification("render", items, model, arguments, schedule)
+    store = open_store(options.output)
+    store.probe()
+    plan.check_spec(store, spec)
+    return Prepared(
+        store=store,
+        model=model,
+        schedule=schedule,
+        items=items,
+        rows=len(prompts),
+        spec=spec,
+        gang_size=options.gang_size,
+        gangs=gangs,
+        dry_run=options.dry_run,
+    )
+
+
+def perform(prepared: Prepared) -> int:
+    """Renders what is open, closes shards as they fill, and ends with `_SUCCESS`."""
+    store, items = prepared.store, prepared.items
+    todo = manifest.open_items(store, items)
+    _announce(prepared, todo)
+    if prepared.dry_run:
+        return 0
+    plan.freeze(store, prepared.spec)
+    shards = manifest.by_shard(items)
+    missing = Counter(item.shard for item in todo)
+    work = Delivery(store, prepared.model, prepared.schedule, prepared.gang_size)
+    results = fleet.run(work, todo, prepared.gangs)
+    for row in progress(results, len(todo), "videos") if todo else ():
+        if row["status"] == manifest.FAILED:
+            print(f"\nfailed: {row['item_id']}: {row['error']}", file=sys.stderr)
+        missing[row["shard"]] -= 1
+        if missing[row["shard"]] == 0:
+            manifest.commit_shard(store, row["shard"], shards[row["shard"]])
+    for shard, members in shards.items():  # those that a driver filled but did not close
+        manifest.commit_shard(store, shard, members)
+    success = manifest.commit_success(store, list(shards))
+    print(
+        f"{success['rows']} videos, {success['failed']} failed: "
+        f"{store.uri(manifest.PARTS)}*.parquet"
+    )
+    return _cli.EXIT_FAILED_ITEMS if success["failed"] else 0
+
+
+def _schedule(options: argparse.Namespace, model: Model, steps: int) -> Schedule | None:
+    """The schedule of --schedule, or the shipped one for --budget, or None for every step."""
+    if options.schedule is not None:
+        try:
+            return Schedule.loads(read(options.schedule))
+        except (StoreError, ScheduleError) as error:
+            raise ScheduleError(f"schedule {options.schedule}: {error}") from error
+    if options.budget is None:
+        return None
+    if not 1 <= options.budget <= steps:
+        raise ScheduleError(f"budget {options.budget} must be between 1 and the {steps} steps")
+    folder = SHIPPED / model.id.rpartition("/")[2]
+    path = folder / f"paper-b{options.budget}.json"
+    if not path.is_file():
+        shipped = sorted(int(found.stem.rpartition("-b")[2]) for found in folder.glob("*-b*.json"))
+        raise ScheduleError(
+            f"no schedule of budget {options.budget} is shipped for {model.id} (shipped: "
+            f"{', '.join(map(str, shipped)) or 'none'}): run jobs.calibrate and jobs.solve, and "
+            "give the file with --schedule"
+        )
+    return Schedule.load(path)
+
+
+def _announce(prepared: Prepared, todo: Sequence[WorkItem]) -> None:
+    done = len(prepared.items) - len(todo)
+    schedule = prepared.schedule
+    forwards = sum(
+        schedule.nfe if schedule else item.arguments["num_inference_steps"] for item in todo
+    )
+    print(f"render: {len(todo)} videos to do ({forwards} forwards), {done} already done")
+    repeated = prepared.rows - len(prepared.items)
+    if repeated:
+        print(f"{repeated} rows repeat another row and are not rendered twice")
+    if prepared.dry_run:
+        seconds = _known_seconds(prepared, todo) if done else None
+        if seconds is None:
+            print("time: unknown until a first video of this job is rendered")
+        else:
+            total = duration(seconds * len(todo))
+            print(f"time: {total} of gang time at the last known rate of {seconds:.1f} s a video")
+
+
+def _known_seconds(prepared: Prepared, todo: Sequence[WorkItem]) -> float | None:
+    """Mean seconds of gang time a video took, over some receipts of this job."""
+    left = {item.id for item in todo}
+    seconds = []
+    for item in [item for item in prepared.items if item.id not in left][-RATE_SAMPLE:]:
+        try:
+            row = manifest.read_receipt(prepared.store, item)
+        except MissingKey:
+            continue
+        if row["status"] == manifest.OK:
+            seconds.append(row["render_s"] + row["encode_s"] + row["upload_s"])
+    return sum(seconds) / len(seconds) if seconds else None
+
+
+def parser() -> argparse.ArgumentParser:
+    """The job's flags."""
+    result = _cli.job_parser(
+        "jobs.render",
+        "Renders every prompt to an mp4, and lists them in a Parquet manifest. A job that was\n"
+        "stopped is resumed by the same command; a finished one renders nothing again.",
+        "python -m jobs.render --model tiny --prompts prompts.txt --budget 10 --output out",
+    )
+    _cli.add_output(result, "where videos and manifest go")
+    _cli.add_prompts(result)
+    which = result.add_mutually_exclusive_group()
+    which.add_argument(
+        "--schedule", metavar="FILE", help="which steps to compute (default: all of them)"
+    )
+    which.add_argument(
+        "--budget", type=int, metavar="B", help="use the schedule shipped for B forwards a video"
+    )
+    _cli.add_model(result)
+    _cli.add_fleet(result)
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return _cli.run_job(prepare, perform, parser(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
