@@ -410,6 +410,13 @@ def test_a_directory_in_the_way_of_a_key_is_named(tmp_path: Path) -> None:
         sentence(error)
 
 
+def test_list_follows_no_links_to_directories(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    store.put_new("a/b", b"")
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    assert list(store.list()) == ["a/b"]
+
+
 def test_read_takes_local_paths(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_bytes(b"a cat")
     assert read(str(tmp_path / "prompts.txt")) == b"a cat"

@@ -141,8 +141,11 @@ def test_wrong_frame_rates_are_refused_in_a_sentence(fps: float) -> None:
 
 
 def test_a_file_that_breaks_off_anywhere_is_refused() -> None:
-    data = encode(smooth(), fps=24)
-    for length in (0, 20, 500, len(data) // 2, len(data) - 300, len(data) - 1):
+    data = encode(smooth(9), fps=24)
+    with av.open(io.BytesIO(data), "r") as container:
+        packets = [packet.pos for packet in container.demux() if packet.pos is not None]
+    # Where a packet begins, ffmpeg takes the cut for the end and only the count of frames tells.
+    for length in (0, 20, 500, len(data) // 2, len(data) - 1, *(p for p in packets if p > 0)):
         with pytest.raises(ValueError, match="fetch or render it again"):
             decode(data[:length])
 
