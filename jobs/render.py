@@ -94,7 +94,7 @@ def perform(prepared: Prepared) -> int:
     success = manifest.commit_success(store, list(shards))
     print(
         f"{success['rows']} videos, {success['failed']} failed: "
-        f"{store.uri(manifest.PARTS)}*.parquet"
+        f"{store.uri(manifest.PARTS.rstrip('/'))}"
     )
     return _cli.EXIT_FAILED_ITEMS if success["failed"] else 0
 

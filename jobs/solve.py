@@ -21,6 +21,7 @@ class Prepared:
     """Solved schedules by file name, and where they go."""
 
     store: Store
+    output: str
     schedules: dict[str, Schedule]
 
 
@@ -41,7 +42,7 @@ def prepare(options: argparse.Namespace) -> Prepared:
     store = open_store(options.output)
     store.probe()
     named = {f"{options.method}-b{budget}.json": schedule for budget, schedule in solved.items()}
-    return Prepared(store, named)
+    return Prepared(store, options.output, named)
 
 
 def perform(prepared: Prepared) -> int:
@@ -52,7 +53,7 @@ def perform(prepared: Prepared) -> int:
     first = next(iter(prepared.schedules.values()))
     print(
         f"method {first.method}, gamma {first.gamma:g}, execution {first.execution}, from "
-        f"{first.calibration['trajectories']} trajectories: {prepared.store.uri('')}"
+        f"{first.calibration['trajectories']} trajectories: {prepared.output}"
     )
     return 0
 

@@ -1,0 +1,119 @@
+"""python -m jobs.demo: the whole story on the embedded model, on two CPU cores, in minutes.
+
+Calibrate on some captions, solve, render others at a fifth of the forwards with a gang of two
+xDiT ranks, compare with the full runs on the same noise, and show it all on one page. Each part
+is the job that a person would run, with the arguments that the demo prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cluster import fleet
+from cluster.model import find_model
+from cluster.plan import plan_items
+from cluster.prompts import read_prompts
+from cluster.store import Store, open_store
+from jobs import _cli, calibrate, render, report, solve, verify
+from jobs._progress import progress
+from jobs.comparison import Comparison
+from meancache.schedule import Schedule
+from meancache.tiny.captions import CALIBRATION, HELD_OUT, Caption
+
+MODEL = "tiny"
+TRAJECTORIES = 12
+VIDEOS = 8
+BUDGETS = (8, 10, 12, 15)
+BUDGET = 10
+GANG_SIZE = "2"
+CALIBRATION_KEY = "prompts/calibration.txt"
+HELD_OUT_KEY = "prompts/held-out.txt"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Where the demo goes."""
+
+    store: Store
+    root: str
+
+
+def prepare(options: argparse.Namespace) -> Prepared:
+    """Checks that the output can be written to."""
+    store = open_store(options.output)
+    store.probe()
+    return Prepared(store, options.output.rstrip("/"))
+
+
+def perform(prepared: Prepared) -> int:
+    """Runs the jobs one after the other, and writes the report."""
+    store, root = prepared.store, prepared.root
+    for key, captions in ((CALIBRATION_KEY, spread(CALIBRATION, TRAJECTORIES)),
+                          (HELD_OUT_KEY, spread(HELD_OUT, VIDEOS))):  # fmt: skip
+        store.put(key, "".join(f"{caption.text}\n" for caption in captions).encode())
+    prompts = f"{root}/{HELD_OUT_KEY}"
+    schedule_file = f"{root}/schedules/paper-b{BUDGET}.json"
+    steps: list[tuple[Callable[[Sequence[str]], int], list[str]]] = [
+        (calibrate.main, ["--model", MODEL, "--prompts", f"{root}/{CALIBRATION_KEY}",
+                          "--seeds", "1", "--gang-size", GANG_SIZE, "--output", root]),
+        (solve.main, ["--graph", f"{root}/graph", "--budgets", ",".join(map(str, BUDGETS)),
+                      "--output", f"{root}/schedules"]),
+        (render.main, ["--model", MODEL, "--prompts", prompts, "--schedule", schedule_file,
+                       "--gang-size", GANG_SIZE, "--output", root]),
+        (verify.main, [root]),
+    ]  # fmt: skip
+    for job, arguments in steps:
+        print(f"\n$ python -m {job.__module__} {shlex.join(arguments)}", flush=True)
+        code = job(arguments)
+        if code != 0:
+            return code
+    page = compare(store, prompts)
+    print(f"\n{page}")
+    return 0
+
+
+def compare(store: Store, prompts: str) -> str:
+    """Renders the held-out prompts in full too, and writes report.html; returns where it is."""
+    schedules = {
+        budget: Schedule.loads(store.get(f"schedules/paper-b{budget}.json")) for budget in BUDGETS
+    }
+    model = find_model(MODEL)
+    items = plan_items(read_prompts(prompts), model, model.defaults, schedules[BUDGET])
+    print(f"\ncomparing {len(items)} videos with their full runs, same noise", flush=True)
+    work = Comparison(model, schedules[BUDGET], int(GANG_SIZE))
+    results = fleet.run(work, items, fleet.GangCount())
+    pairs = sorted(progress(results, len(items), "pairs"), key=lambda pair: pair.item.index)
+    store.put("report.html", report.demo_page(pairs, schedules, BUDGET).encode())
+    print(report.headline(pairs))
+    return store.uri("report.html")
+
+
+def spread(items: Sequence[Caption], count: int) -> list[Caption]:
+    """`count` of the captions, evenly spread over their order."""
+    return [items[index * len(items) // count] for index in range(count)]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The job's flags."""
+    result = _cli.job_parser(
+        "jobs.demo",
+        "Shows all of it on the embedded model: calibrates, solves, renders held-out prompts at\n"
+        f"{BUDGET} of 50 forwards on a gang of {GANG_SIZE} ranks, verifies, compares with the\n"
+        "full runs, and ends with the path of a report. Takes a few minutes on two cores.",
+        "python -m jobs.demo --output out",
+    )
+    _cli.add_output(result, "where everything goes")
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return _cli.run_job(prepare, perform, parser(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""The demo's page: one self-contained HTML file, nothing fetched from anywhere."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from jobs.comparison import Pair
+from meancache.schedule import Schedule
+from meancache.tiny.captions import Caption
+from meancache.tiny.scorer import score
+
+FRAME_MS = 125
+# The eye needs help with small errors: they are shown this many times as large.
+DIFFERENCE_GAIN = 4
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean with its standard error, over independent videos."""
+
+    value: float
+    error: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Mean:
+        """The mean of at least one value; with one, the error is unknown (NaN)."""
+        error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        return cls(fmean(values), error)
+
+    def __str__(self) -> str:
+        return f"{self.value:.1f} ± {self.error:.1f}"
+
+
+def headline(pairs: Sequence[Pair]) -> str:
+    """The result in one line, for the terminal."""
+    decibels = [pair.psnr for pair in pairs]
+    return (
+        f"{pairs[0].nfe} forwards instead of {pairs[0].item.arguments['num_inference_steps']}: "
+        f"PSNR {Mean.of(decibels)} dB against the full run (worst {min(decibels):.1f}), "
+        f"{_seconds(pairs, 'fast_s'):.2f} s a video instead of {_seconds(pairs, 'full_s'):.2f} s"
+    )
+
+
+def demo_page(pairs: Sequence[Pair], schedules: Mapping[int, Schedule], budget: int) -> str:
+    """The page as HTML text.
+
+    Args:
+        pairs: full and accelerated videos of the held-out prompts.
+        schedules: budget -> schedule, all of one graph.
+        budget: the one that the pairs were rendered with.
+    """
+    decibels = [pair.psnr for pair in pairs]
+    full_s, fast_s = _seconds(pairs, "full_s"), _seconds(pairs, "fast_s")
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("jobs"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template("demo.html").render(
+        budget=budget,
+        steps=schedules[budget].num_inference_steps,
+        schedule=schedules[budget],
+        psnr=Mean.of(decibels),
+        worst=min(decibels),
+        ssim=Mean.of([pair.ssim for pair in pairs]).value,
+        full_s=full_s,
+        fast_s=fast_s,
+        speedup=full_s / fast_s,
+        facts_full=_facts([pair.full for pair in pairs], pairs),
+        facts_fast=_facts([pair.fast for pair in pairs], pairs),
+        strips=[
+            (chosen, schedule, set(schedule.computed_steps))
+            for chosen, schedule in sorted(schedules.items())
+        ],
+        cards=[
+            {
+                "pair": pair,
+                "full_moving": _animation(pair.full),
+                "fast_moving": _animation(pair.fast),
+                "full": _film_strip(pair.full),
+                "fast": _film_strip(pair.fast),
+                "difference": _film_strip(_difference(pair)),
+            }
+            for pair in pairs
+        ],
+        gain=DIFFERENCE_GAIN,
+    )
+
+
+def _seconds(pairs: Sequence[Pair], name: str) -> float:
+    """Median, as the first call of a fresh rank is slower."""
+    return float(np.median([getattr(pair, name) for pair in pairs]))
+
+
+def _facts(videos: Sequence[np.ndarray], pairs: Sequence[Pair]) -> float:
+    """Share of the captions' four facts that the videos show."""
+    shown = []
+    for frames, pair in zip(videos, pairs, strict=True):
+        marks = score(frames, Caption.parse(pair.item.prompt))
+        shown += [marks.colour, marks.shape, marks.direction, marks.background]
+    return fmean(shown)
+
+
+def _difference(pair: Pair) -> np.ndarray:
+    error = np.abs(pair.fast.astype(np.int16) - pair.full.astype(np.int16))
+    return np.clip(error * DIFFERENCE_GAIN, 0, 255).astype(np.uint8)
+
+
+def _film_strip(frames: np.ndarray) -> str:
+    """All frames in a row, as a data URI."""
+    sink = io.BytesIO()
+    Image.fromarray(np.concatenate(list(frames), axis=1)).save(sink, "PNG", optimize=True)
+    return _data_uri("image/png", sink.getvalue())
+
+
+def _animation(frames: np.ndarray) -> str:
+    """The video as a small looping picture, as a data URI."""
+    images = [Image.fromarray(frame) for frame in frames]
+    sink = io.BytesIO()
+    images[0].save(
+        sink,
+        "WEBP",
+        save_all=True,
+        append_images=images[1:],
+        duration=FRAME_MS,
+        loop=0,
+        lossless=True,
+    )
+    return _data_uri("image/webp", sink.getvalue())
+
+
+def _data_uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
