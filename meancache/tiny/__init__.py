@@ -1,0 +1,47 @@
+"""The embedded model: a real, trained, small HunyuanVideo pipeline that runs on one CPU core.
+
+    from meancache import tiny
+
+    pipe = tiny.load()
+    video = pipe("a red circle moving left on a dark background", **tiny.DEFAULTS).frames[0]
+
+The classes are those of diffusers and transformers; only the sizes and the weights are ours.
+`meancache.tiny.train` makes the weights, `meancache.tiny.measure` says how good they are.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from diffusers import HunyuanVideoPipeline
+
+__all__ = ["DEFAULTS", "WEIGHTS", "load"]
+
+WEIGHTS: Path = Path(__file__).parent / "weights"
+"""The folder in `save_pretrained` layout; give it to from_pretrained."""
+
+DEFAULTS: dict[str, Any] = {
+    "height": 64,
+    "width": 64,
+    "num_frames": 9,
+    "num_inference_steps": 50,
+    "guidance_scale": 6.0,
+    # 10 tokens are real; the pipeline's default of 256 gives the same video in twice the time.
+    "max_sequence_length": 16,
+}
+"""Arguments of the pipeline's call that this model was trained for."""
+
+
+def load(torch_dtype: torch.dtype = torch.float32) -> HunyuanVideoPipeline:
+    """The pipeline, on the CPU, in the given dtype. Needs no network.
+
+    Raises OSError where the weights folder is missing from the installation.
+    """
+    # diffusers takes seconds to import, and captions and scorer are useful without it.
+    from diffusers import HunyuanVideoPipeline
+
+    return HunyuanVideoPipeline.from_pretrained(WEIGHTS, dtype=torch_dtype)
