@@ -15,7 +15,7 @@ from cluster import manifest, video
 from cluster.gang import MAX_ATTEMPTS, Gang, GangError
 from cluster.model import Model
 from cluster.plan import WorkItem
-from cluster.renderer import Renderer, Rendering, rank_builder
+from cluster.renderer import Renderer, Rendering
 from cluster.store import Store
 from meancache import Schedule
 
@@ -36,16 +36,11 @@ def render_item(renderer: Renderer, request: RenderRequest) -> Rendering:
 
 @dataclass(frozen=True)
 class Delivery:
-    """What the fleet does with each item of a render job; see `fleet.Work`."""
+    """What the fleet does with each item of a render job; a `fleet.Work`."""
 
     store: Store
     model: Model
     schedule: Schedule | None
-    gang_size: int
-
-    def build_rank(self, rank: int, world_size: int, init_method: str) -> Renderer:
-        """A rank of this job's gangs."""
-        return rank_builder(self.model)(rank, world_size, init_method)
 
     def __call__(self, gang: Gang, item: WorkItem) -> dict[str, Any]:
         """Renders and commits one item; a row that failed MAX_ATTEMPTS times is committed too.
@@ -61,7 +56,7 @@ class Delivery:
                 render_item, RenderRequest(item, self.schedule)
             )
         except GangError as error:
-            row = self._row(item, MAX_ATTEMPTS, status=manifest.FAILED, error=str(error))
+            row = self._row(gang, item, MAX_ATTEMPTS, status=manifest.FAILED, error=str(error))
             return dict(manifest.commit_receipt(self.store, row))
         started = time.perf_counter()
         data = video.encode(rendering.frames, self.model.fps)
@@ -70,6 +65,7 @@ class Delivery:
         key = manifest.video_key(item.id, sha256)
         self.store.put_new(key, data)
         row = self._row(
+            gang,
             item,
             attempts,
             status=manifest.OK,
@@ -84,7 +80,7 @@ class Delivery:
         )
         return dict(manifest.commit_receipt(self.store, row))
 
-    def _row(self, item: WorkItem, attempts: int, **known: Any) -> dict[str, Any]:
+    def _row(self, gang: Gang, item: WorkItem, attempts: int, **known: Any) -> dict[str, Any]:
         empty = dict.fromkeys(manifest.SCHEMA.names)
         return {
             **empty,
@@ -101,7 +97,7 @@ class Delivery:
                 name: item.arguments[name]
                 for name in ("num_frames", "width", "height", "num_inference_steps")
             },
-            "world_size": self.gang_size,
+            "world_size": gang.world_size,
             "attempts": attempts,
             "fps": self.model.fps,
             "metrics": {},

@@ -1,7 +1,7 @@
 """Many gangs over one Ray cluster: hands out items, streams back results.
 
 One Ray Data actor leads each gang; its ranks are its child processes. Knows nothing of what
-is done to an item: that is `Work`, given by the job.
+is done to an item: that is the job's `Work`.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import logging
 import os
 import pickle
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import ray
 import ray.data
 
-from cluster.gang import Gang
+from cluster.gang import BuildRank, Gang
 
 # Small blocks spread the items over the gangs; more blocks than this only cost bookkeeping.
 MAX_BLOCKS = 1000
@@ -31,43 +31,34 @@ class FleetError(ValueError):
     """The cluster cannot hold the gangs that were asked for; the message says what it has."""
 
 
-class Work(Protocol):
-    """What is done to each item, on a gang's leader. Must pickle, and hold no credential."""
-
-    @property
-    def gang_size(self) -> int:
-        """Ranks in each gang."""
-
-    def build_rank(self, rank: int, world_size: int, init_method: str) -> Any:
-        """Called on each rank of a new gang."""
-
-    def __call__(self, gang: Gang, item: Any) -> Any:
-        """Does one item with the gang; what it raises ends the job."""
+Work = Callable[[Gang, Any], Any]
+"""What is done to each item, on a gang's leader. Must pickle, and hold no credential."""
 
 
 @dataclass(frozen=True)
-class GangCount:
-    """How many gangs: fixed, or autoscaled between two numbers. None means all there is room for.
+class Gangs:
+    """The gangs of a job.
 
-    Raises:
-        FleetError: not a range of positive numbers.
+    Attributes:
+        build_rank: called on each rank of a new gang.
+        size: ranks in a gang.
+        least: how many gangs to begin with; None for all that there is room for.
+        most: how many gangs autoscaling may reach; None likewise.
     """
 
+    build_rank: BuildRank
+    size: int
     least: int | None = None
     most: int | None = None
 
-    def __post_init__(self) -> None:
-        if self.least is not None and self.most is not None and not 1 <= self.least <= self.most:
-            raise FleetError(f"gangs {self.least}:{self.most} must be A or A:B with 1 <= A <= B")
 
-    @classmethod
-    def parse(cls, text: str) -> GangCount:
-        """Reads 'A' or 'A:B'. Raises FleetError."""
-        match = re.fullmatch(r"(\d{1,6})(?::(\d{1,6}))?", text)
-        if match is None:
-            raise FleetError(f"gangs {text!r} must be A or A:B, for example 4 or 2:8")
-        least = int(match[1])
-        return cls(least, int(match[2] or least))
+def parse_count(text: str) -> tuple[int, int]:
+    """Reads how many gangs: 'A' or 'A:B', as (least, most). Raises FleetError."""
+    match = re.fullmatch(r"(\d{1,6})(?::(\d{1,6}))?", text)
+    least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= least <= most:
+        raise FleetError(f"gangs {text!r} must be A or A:B with 1 <= A <= B, such as 4 or 2:8")
+    return least, most
 
 
 def connect() -> None:
@@ -84,13 +75,13 @@ def connect() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-def run(work: Work, items: Sequence[Any], gangs: GangCount) -> Iterator[Any]:
+def run(work: Work, items: Sequence[Any], gangs: Gangs) -> Iterator[Any]:
     """Does all items with as many gangs as asked for; yields results as they come, unordered.
 
     Args:
         work: what to do with each item.
         items: anything that pickles.
-        gangs: how many gangs.
+        gangs: who does it.
 
     Raises:
         FleetError: the cluster has no room for one gang.
@@ -99,7 +90,7 @@ def run(work: Work, items: Sequence[Any], gangs: GangCount) -> Iterator[Any]:
     if not items:
         return
     connect()
-    resources, room = _room(work.gang_size)
+    resources, room = _room(gangs.size)
     least = min(gangs.least or room, len(items))
     most = min(gangs.most or room, len(items))
     context = ray.data.DataContext.get_current()
@@ -115,7 +106,7 @@ def run(work: Work, items: Sequence[Any], gangs: GangCount) -> Iterator[Any]:
         override_num_blocks=min(len(items), MAX_BLOCKS),
     ).map_batches(
         _Leader,
-        fn_constructor_args=(work,),
+        fn_constructor_args=(work, gangs),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(
             min_size=least, max_size=most, max_tasks_in_flight_per_actor=1
@@ -129,9 +120,9 @@ def run(work: Work, items: Sequence[Any], gangs: GangCount) -> Iterator[Any]:
 class _Leader:
     """The actor that holds one gang."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, gangs: Gangs) -> None:
         self.work = work
-        self.gang = Gang(work.build_rank, work.gang_size)
+        self.gang = Gang(gangs.build_rank, gangs.size)
         self.gang.start()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[bytes]]:

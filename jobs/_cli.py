@@ -13,11 +13,12 @@ from typing import Any
 
 import configargparse
 
-from cluster.fleet import FleetError, GangCount
+from cluster.fleet import FleetError, Gangs, parse_count
 from cluster.gang import GangError
 from cluster.model import Model, ModelError, find_model
 from cluster.plan import SpecError
 from cluster.prompts import PromptsError
+from cluster.renderer import rank_builder
 from cluster.store import StoreError
 from meancache.schedule import ScheduleError
 from meancache.solver import SolverError
@@ -151,9 +152,10 @@ def model_and_arguments(options: argparse.Namespace) -> tuple[Model, dict[str, A
     return model, {**model.defaults, **wanted}
 
 
-def gang_count(options: argparse.Namespace) -> GangCount:
-    """The value of --gangs. Raises FleetError."""
-    return GangCount() if options.gangs is None else GangCount.parse(options.gangs)
+def gangs(options: argparse.Namespace, model: Model) -> Gangs:
+    """The gangs of --gang-size and --gangs for this model. Raises FleetError."""
+    count = (None, None) if options.gangs is None else parse_count(options.gangs)
+    return Gangs(rank_builder(model), options.gang_size, *count)
 
 
 def run_job(

@@ -14,10 +14,10 @@ from typing import Any
 
 from cluster import fleet, plan
 from cluster.gang import Gang, GangError
-from cluster.model import Model, ModelError
+from cluster.model import ModelError
 from cluster.plan import WorkItem, plan_items, specification
 from cluster.prompts import read_prompts
-from cluster.renderer import Renderer, rank_builder
+from cluster.renderer import Renderer
 from cluster.store import AlreadyExists, Store, open_store
 from jobs import _cli
 from jobs._progress import progress
@@ -55,16 +55,10 @@ def measure_trajectory(renderer: Renderer, request: TrajectoryRequest) -> bytes 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the fleet does with each trajectory; see `fleet.Work`."""
+    """What the fleet does with each trajectory; a `fleet.Work`."""
 
     store: Store
-    model: Model
     graph: StabilityGraph
-    gang_size: int
-
-    def build_rank(self, rank: int, world_size: int, init_method: str) -> Renderer:
-        """A rank of this job's gangs."""
-        return rank_builder(self.model)(rank, world_size, init_method)
 
     def __call__(self, gang: Gang, item: WorkItem) -> str | None:
         """Commits one trajectory's statistics; returns what went wrong, if anything did."""
@@ -89,20 +83,18 @@ class Prepared:
     """A calibration that nothing speaks against."""
 
     store: Store
-    model: Model
     items: list[WorkItem]
     graph: StabilityGraph
     spec: Mapping[str, Any]
-    gang_size: int
-    gangs: fleet.GangCount
+    gangs: fleet.Gangs
     dry_run: bool
 
 
 def prepare(options: argparse.Namespace) -> Prepared:
     """Checks the whole request before any rank starts."""
-    gangs = _cli.gang_count(options)
     model, arguments = _cli.model_and_arguments(options)
-    model.check_arguments(arguments, options.gang_size)
+    gangs = _cli.gangs(options, model)
+    model.check_arguments(arguments, gangs.size)
     items = plan_items(read_prompts(options.prompts), model, arguments, seeds=options.seeds)
     for item in items:
         if item.arguments != arguments:
@@ -119,7 +111,7 @@ def prepare(options: argparse.Namespace) -> Prepared:
     store = open_store(options.output)
     store.probe()
     plan.check_spec(store, spec, SPEC_KEY)
-    return Prepared(store, model, items, graph, spec, options.gang_size, gangs, options.dry_run)
+    return Prepared(store, items, graph, spec, gangs, options.dry_run)
 
 
 def perform(prepared: Prepared) -> int:
@@ -135,7 +127,7 @@ def perform(prepared: Prepared) -> int:
     if prepared.dry_run:
         return 0
     plan.freeze(store, prepared.spec, SPEC_KEY)
-    work = Calibration(store, prepared.model, prepared.graph, prepared.gang_size)
+    work = Calibration(store, prepared.graph)
     results = fleet.run(work, missing, prepared.gangs)
     problems = [problem for problem in progress(results, len(missing), "trajectories") if problem]
     for problem in problems:

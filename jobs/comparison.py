@@ -12,9 +12,7 @@ import numpy as np
 
 from cluster.delivery import RenderRequest, render_item
 from cluster.gang import Gang
-from cluster.model import Model
 from cluster.plan import WorkItem
-from cluster.renderer import Renderer, rank_builder
 from meancache.quality import psnr, ssim
 from meancache.schedule import Schedule
 
@@ -46,15 +44,9 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the fleet does with each pair; see `fleet.Work`."""
+    """What the fleet does with each pair; a `fleet.Work`."""
 
-    model: Model
     schedule: Schedule
-    gang_size: int
-
-    def build_rank(self, rank: int, world_size: int, init_method: str) -> Renderer:
-        """A rank of this job's gangs."""
-        return rank_builder(self.model)(rank, world_size, init_method)
 
     def __call__(self, gang: Gang, item: WorkItem) -> Pair:
         """Renders one item twice and measures the difference. Raises GangError."""

@@ -17,6 +17,7 @@ from cluster import fleet
 from cluster.model import find_model
 from cluster.plan import plan_items
 from cluster.prompts import read_prompts
+from cluster.renderer import rank_builder
 from cluster.store import Store, open_store
 from jobs import _cli, calibrate, render, report, solve, verify
 from jobs._progress import progress
@@ -84,8 +85,8 @@ def compare(store: Store, prompts: str) -> str:
     model = find_model(MODEL)
     items = plan_items(read_prompts(prompts), model, model.defaults, schedules[BUDGET])
     print(f"\ncomparing {len(items)} videos with their full runs, same noise", flush=True)
-    work = Comparison(model, schedules[BUDGET], int(GANG_SIZE))
-    results = fleet.run(work, items, fleet.GangCount())
+    gangs = fleet.Gangs(rank_builder(model), int(GANG_SIZE))
+    results = fleet.run(Comparison(schedules[BUDGET]), items, gangs)
     pairs = sorted(progress(results, len(items), "pairs"), key=lambda pair: pair.item.index)
     store.put("report.html", report.demo_page(pairs, schedules, BUDGET).encode())
     print(report.headline(pairs))

@@ -38,20 +38,19 @@ class Prepared:
     items: list[WorkItem]
     rows: int
     spec: Mapping[str, Any]
-    gang_size: int
-    gangs: fleet.GangCount
+    gangs: fleet.Gangs
     dry_run: bool
 
 
 def prepare(options: argparse.Namespace) -> Prepared:
     """Checks the whole request before any rank starts."""
-    gangs = _cli.gang_count(options)
     model, arguments = _cli.model_and_arguments(options)
+    gangs = _cli.gangs(options, model)
     schedule = _schedule(options, model, arguments["num_inference_steps"])
     prompts = read_prompts(options.prompts)
     items = plan_items(prompts, model, arguments, schedule)
     for checked in {tuple(sorted(item.arguments.items())): item for item in items}.values():
-        model.check_arguments(checked.arguments, options.gang_size)
+        model.check_arguments(checked.arguments, gangs.size)
         if schedule is not None:
             model.check_schedule(schedule, checked.arguments)
     spec = specification("render", items, model, arguments, schedule)
@@ -65,7 +64,6 @@ def prepare(options: argparse.Namespace) -> Prepared:
         items=items,
         rows=len(prompts),
         spec=spec,
-        gang_size=options.gang_size,
         gangs=gangs,
         dry_run=options.dry_run,
     )
@@ -81,7 +79,7 @@ def perform(prepared: Prepared) -> int:
     plan.freeze(store, prepared.spec)
     shards = manifest.by_shard(items)
     missing = Counter(item.shard for item in todo)
-    work = Delivery(store, prepared.model, prepared.schedule, prepared.gang_size)
+    work = Delivery(store, prepared.model, prepared.schedule)
     results = fleet.run(work, todo, prepared.gangs)
     for row in progress(results, len(todo), "videos") if todo else ():
         if row["status"] == manifest.FAILED:
