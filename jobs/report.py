@@ -32,8 +32,9 @@ class Mean:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Mean:
-        """The mean of at least one value; with one, the error is unknown (NaN)."""
-        error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        """The mean of at least one value; the error of one value, or of infinite ones, is NaN."""
+        known = len(values) > 1 and all(map(math.isfinite, values))
+        error = stdev(values) / math.sqrt(len(values)) if known else math.nan
         return cls(fmean(values), error)
 
     def __str__(self) -> str:

@@ -1,0 +1,127 @@
+"""The dynamic program against brute force over every path of small random multigraphs."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from meancache.grid import Grid
+from meancache.solver import SolverError, paper_schedules, path_cost, solve_paper
+from meancache.stability import StabilityGraph, measure
+
+
+def random_costs(seed: int, steps: int, spans: int, missing: float) -> np.ndarray:
+    """A multigraph with some edges missing, and with ties (costs are multiples of 1/8)."""
+    rng = np.random.default_rng(seed)
+    costs = rng.integers(0, 12, size=(spans, steps, steps + 1)) / 8
+    costs[rng.random(costs.shape) < missing] = np.inf
+    return costs
+
+
+def brute_force(costs: np.ndarray, budget: int, gamma: float) -> float:
+    """The least sum of cost^gamma over all paths of at most `budget` edges."""
+    steps = costs.shape[2] - 1
+    cheapest = costs.min(axis=0)
+    best = np.inf
+    for count in range(budget):
+        for inner in itertools.combinations(range(1, steps), count):
+            nodes = [0, *inner, steps]
+            total = sum(cheapest[t, s] ** gamma for t, s in itertools.pairwise(nodes))
+            best = min(best, total)
+    return best
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    steps=st.integers(1, 7),
+    spans=st.integers(1, 3),
+    missing=st.sampled_from([0.0, 0.3, 0.7]),
+    gamma=st.sampled_from([0.5, 1.0, 2.0, 3.0, 4.0]),
+)
+def test_every_budget_gets_the_optimum_over_all_paths(seed, steps, spans, missing, gamma):
+    costs = random_costs(seed, steps, spans, missing)
+    for budget in range(1, steps + 1):
+        best = brute_force(costs, budget, gamma)
+        if best == np.inf:
+            with pytest.raises(SolverError, match="no path"):
+                solve_paper(costs, [budget], gamma)
+            continue
+        path = solve_paper(costs, [budget], gamma)[budget]
+        assert len(path) <= budget
+        assert [start for start, _, _ in path] == [0, *[stop for _, stop, _ in path[:-1]]]
+        assert path[-1][1] == steps
+        assert path_cost(costs, path, gamma) == pytest.approx(best)
+
+
+def test_all_budgets_at_once_equal_each_alone():
+    costs = random_costs(3, 20, 5, 0.2)
+    together = solve_paper(costs, range(2, 21), 4.0)
+    assert together == {b: solve_paper(costs, [b], 4.0)[b] for b in range(2, 21)}
+
+
+def test_a_larger_budget_never_costs_more():
+    costs = random_costs(5, 20, 5, 0.2)
+    paths = solve_paper(costs, range(2, 21), 3.0)
+    sums = [path_cost(costs, path, 3.0) for path in paths.values()]
+    assert sums == sorted(sums, reverse=True)
+
+
+def test_a_larger_gamma_trades_the_sum_for_a_lower_peak():
+    costs = np.full((1, 4, 5), np.inf)
+    costs[0, 0, 1], costs[0, 1, 4] = 0.1, 1.0  # one bad jump, sum 1.1
+    costs[0, 0, 2], costs[0, 2, 4] = 0.6, 0.6  # two middling ones, sum 1.2
+    assert solve_paper(costs, [2], 1.0)[2] == [(0, 1, 1), (1, 4, 1)]
+    assert solve_paper(costs, [2], 4.0)[2] == [(0, 2, 1), (2, 4, 1)]
+
+
+def test_a_square_table_with_an_unused_last_row_is_the_same_graph():
+    costs = random_costs(1, 6, 3, 0.2)
+    square = np.concatenate([costs, np.full((3, 1, 7), np.inf)], axis=1)
+    assert solve_paper(square, [3], 2.0) == solve_paper(costs, [3], 2.0)
+
+
+def test_costs_that_gamma_would_underflow_still_order_the_paths():
+    costs = random_costs(2, 8, 1, 0.0) + 0.1
+    assert solve_paper(costs * 1e-120, [3], 4.0) == solve_paper(costs, [3], 4.0)
+
+
+@pytest.mark.parametrize(
+    ("budgets", "gamma", "spoil", "sentence"),
+    [
+        ([0], 2.0, None, "budget 0 must be between 1 and the 5 steps"),
+        ([6], 2.0, None, "budget 6 must be between 1 and the 5 steps"),
+        ([2], 0.0, None, "gamma 0.0"),
+        ([2], float("nan"), None, "gamma nan"),
+        ([2], 2.0, -1.0, "negative"),
+        ([2], 2.0, float("nan"), "NaN"),
+    ],
+)
+def test_what_cannot_be_solved_is_refused_in_a_sentence(budgets, gamma, spoil, sentence):
+    costs = random_costs(0, 5, 2, 0.0)
+    if spoil is not None:
+        costs[0, 1, 3] = spoil
+    with pytest.raises(SolverError, match=sentence):
+        solve_paper(costs, budgets, gamma)
+
+
+def test_costs_of_another_shape_are_refused():
+    with pytest.raises(SolverError, match="shape"):
+        solve_paper(np.zeros((5, 6)), [2], 2.0)
+
+
+def test_a_graphs_schedules_carry_where_they_come_from(torch_velocities):
+    grid = Grid.from_sigmas(np.linspace(1, 0, 13).tolist())
+    graph = StabilityGraph(grid, {"id": "m"}, {"height": 64}).add(
+        [measure(torch_velocities(seed), grid, "p", seed) for seed in range(3)]
+    )
+    solved = paper_schedules(graph, [3, 5], 3.0, "jump")
+    for budget, schedule in solved.items():
+        assert schedule.nfe <= budget == schedule.budget
+        assert schedule.model == {"id": "m"}
+        assert schedule.conditions == {"height": 64}
+        assert schedule.calibration == {"graph": graph.id, "trajectories": 3}
+        path = [(edge.start, edge.stop, edge.span) for edge in schedule.edges]
+        assert schedule.predicted_cost == path_cost(graph.costs(), path, 3.0)
