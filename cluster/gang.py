@@ -176,14 +176,15 @@ class Gang:
         try:
             failure, answer = pipe.recv()
         except (EOFError, OSError) as error:
-            self._ranks[rank].join()
             raise GangError(self._death(rank)) from error
         if failure is not None:
             raise GangError(f"rank {rank} failed: {failure}")
         return answer
 
     def _death(self, rank: int) -> str:
-        return f"rank {rank} died with exit code {self._ranks[rank].exitcode}"
+        process = self._ranks[rank]
+        process.join()  # its pipe closes a moment before its exit code is known
+        return f"rank {rank} died with exit code {process.exitcode}"
 
 
 def _serve(

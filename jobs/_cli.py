@@ -7,6 +7,7 @@ refused before any rank started; 3 some items failed for good; 130 stopped by ha
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,10 +20,13 @@ from cluster.model import Model, ModelError, find_model
 from cluster.plan import SpecError
 from cluster.prompts import PromptsError
 from cluster.renderer import rank_builder
-from cluster.store import StoreError
+from cluster.store import Store, StoreError, open_store
 from meancache.schedule import ScheduleError
 from meancache.solver import SolverError
 from meancache.stability import GraphError
+
+# Set by `ray job submit` in the environment of the job's driver.
+SUBMITTED_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 EXIT_ERROR, EXIT_REFUSED, EXIT_FAILED_ITEMS, EXIT_STOPPED = 1, 2, 3, 130
 
@@ -128,6 +132,24 @@ def add_fleet(parser: argparse.ArgumentParser) -> None:
         help="how many gangs, fixed or autoscaled between A and B (default: all the cluster has)",
     )
     group.add_argument("--dry-run", action="store_true", help="print what would be done, and stop")
+
+
+def open_output(options: argparse.Namespace) -> Store:
+    """The store of --output, after a probe.
+
+    Raises:
+        StoreError: it cannot be used, or would be gone when the job ends.
+    """
+    local = not options.output.startswith("s3:")
+    if local and not os.path.isabs(options.output) and SUBMITTED_MARK in os.environ:
+        raise StoreError(
+            f"--output {options.output!r} is a relative path, but a submitted job runs in a "
+            "temporary copy of its working directory: give s3://bucket/prefix, or an absolute "
+            "path that all nodes share"
+        )
+    store = open_store(options.output)
+    store.probe()
+    return store
 
 
 def positive(text: str) -> int:

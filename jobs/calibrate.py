@@ -18,7 +18,7 @@ from cluster.model import ModelError
 from cluster.plan import WorkItem, plan_items, specification
 from cluster.prompts import read_prompts
 from cluster.renderer import Renderer
-from cluster.store import AlreadyExists, Store, open_store
+from cluster.store import AlreadyExists, Store
 from jobs import _cli
 from jobs._progress import progress
 from meancache.stability import StabilityGraph, measure
@@ -108,8 +108,7 @@ def prepare(options: argparse.Namespace) -> Prepared:
         conditions=model.conditions(arguments),
     )
     spec = specification("calibrate", items, model, arguments)
-    store = open_store(options.output)
-    store.probe()
+    store = _cli.open_output(options)
     plan.check_spec(store, spec, SPEC_KEY)
     return Prepared(store, items, graph, spec, gangs, options.dry_run)
 

@@ -18,7 +18,7 @@ from cluster.model import find_model
 from cluster.plan import plan_items
 from cluster.prompts import read_prompts
 from cluster.renderer import rank_builder
-from cluster.store import Store, open_store
+from cluster.store import Store
 from jobs import _cli, calibrate, render, report, solve, verify
 from jobs._progress import progress
 from jobs.comparison import Comparison
@@ -45,8 +45,7 @@ class Prepared:
 
 def prepare(options: argparse.Namespace) -> Prepared:
     """Checks that the output can be written to."""
-    store = open_store(options.output)
-    store.probe()
+    store = _cli.open_output(options)
     return Prepared(store, options.output.rstrip("/"))
 
 

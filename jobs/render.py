@@ -18,7 +18,7 @@ from cluster.delivery import Delivery
 from cluster.model import Model
 from cluster.plan import WorkItem, plan_items, specification
 from cluster.prompts import read_prompts
-from cluster.store import MissingKey, Store, StoreError, open_store, read
+from cluster.store import MissingKey, Store, StoreError, read
 from jobs import _cli
 from jobs._progress import duration, progress
 from meancache.schedule import Schedule, ScheduleError
@@ -54,8 +54,7 @@ def prepare(options: argparse.Namespace) -> Prepared:
         if schedule is not None:
             model.check_schedule(schedule, checked.arguments)
     spec = specification("render", items, model, arguments, schedule)
-    store = open_store(options.output)
-    store.probe()
+    store = _cli.open_output(options)
     plan.check_spec(store, spec)
     return Prepared(
         store=store,

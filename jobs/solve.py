@@ -39,8 +39,7 @@ def prepare(options: argparse.Namespace) -> Prepared:
     if gamma is None:
         gamma = GAMMA.get(graph.model.get("pipeline", ""), DEFAULT_GAMMA)
     solved = paper_schedules(graph, budgets(options.budgets), gamma, options.execution)
-    store = open_store(options.output)
-    store.probe()
+    store = _cli.open_output(options)
     named = {f"{options.method}-b{budget}.json": schedule for budget, schedule in solved.items()}
     return Prepared(store, options.output, named)
 

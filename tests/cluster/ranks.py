@@ -1,0 +1,59 @@
+"""What test gangs run on their ranks: small functions that child processes can import."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+
+def build(rank: int, world_size: int, init_method: str) -> tuple[int, int]:
+    """A rank that knows who it is."""
+    return rank, world_size
+
+
+def build_fails(rank: int, world_size: int, init_method: str) -> None:
+    """A rank that cannot start, if it is the last one."""
+    if rank == world_size - 1:
+        raise RuntimeError("no weights here")
+
+
+def who(built: tuple[int, int], payload: object) -> tuple[tuple[int, int], object, int]:
+    """The rank's identity, what it was given, and its process."""
+    return built, payload, os.getpid()
+
+
+def touch(built: tuple[int, int], folder: Path) -> None:
+    """Leaves a file that says this rank was here."""
+    (folder / f"rank-{built[0]}").touch()
+
+
+def fail_on_rank_1(built: tuple[int, int], payload: object) -> int:
+    """Raises on rank 1 alone."""
+    if built[0] == 1:
+        raise ValueError("latents are wrong")
+    return 0
+
+
+def stop_on_rank_1(built: tuple[int, int], payload: object) -> int:
+    """Rank 1 stops, as a rank in a collective that never ends."""
+    if built[0] == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return 0
+
+
+def die_on_rank_1(built: tuple[int, int], payload: object) -> int:
+    """Rank 1 is killed, as by the kernel when memory runs out."""
+    if built[0] == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 0
+
+
+def fail_until_third_try(built: tuple[int, int], folder: Path) -> str:
+    """Dies twice, then succeeds; counts in files because every try has fresh processes."""
+    if built[0] == 0:
+        tries = len(list(folder.iterdir()))
+        (folder / str(tries)).touch()
+        if tries < 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return "third time lucky"

@@ -1,0 +1,113 @@
+"""A gang answers as one, or is killed and built anew as one; real processes throughout."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from cluster.gang import Gang, GangError
+from tests.cluster import ranks
+
+GONE_WITHIN_S = 30
+
+
+def gone(pid: int) -> bool:
+    """Whether a process ends within GONE_WITHIN_S; waits for its end, not for time to pass."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    with os.fdopen(handle):
+        return bool(select.select([handle], [], [], GONE_WITHIN_S)[0])
+
+
+def test_every_rank_gets_every_task_and_rank_0_answers(tmp_path):
+    with Gang(ranks.build, 3) as gang:
+        built, payload, _ = gang.run(ranks.who, {"prompt": "x"})
+        assert (built, payload) == ((0, 3), {"prompt": "x"})
+        gang.run(ranks.touch, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"rank-0", "rank-1", "rank-2"}
+
+
+def test_ranks_stay_between_tasks_and_end_with_the_gang():
+    with Gang(ranks.build, 2) as gang:
+        pids = gang.pids
+        assert gang.run(ranks.who, 1)[2] == gang.run(ranks.who, 2)[2] == pids[0]
+    assert all(gone(pid) for pid in pids)
+
+
+@pytest.mark.parametrize(
+    ("task", "sentence"),
+    [
+        (ranks.die_on_rank_1, "rank 1 died with exit code -9"),
+        (ranks.fail_on_rank_1, "rank 1 failed: ValueError: latents are wrong"),
+        (ranks.stop_on_rank_1, "rank 1 did not answer within 3 s"),
+    ],
+)
+def test_a_rank_that_dies_fails_or_hangs_ends_the_gang_and_the_next_task_rebuilds_it(
+    task, sentence
+):
+    with Gang(ranks.build, 2) as gang:
+        before = gang.pids
+        with pytest.raises(GangError, match=sentence):
+            gang.run(task, None, deadline_s=3)
+        assert all(gone(pid) for pid in before)
+        assert gang.pids == []
+        assert gang.run(ranks.who, None)[0] == (0, 2)
+        assert not set(gang.pids) & set(before)
+
+
+def test_a_rank_killed_between_tasks_is_noticed_at_the_next():
+    with Gang(ranks.build, 2) as gang:
+        os.kill(gang.pids[1], signal.SIGKILL)
+        assert gone(gang.pids[1])
+        with pytest.raises(GangError, match="rank"):
+            gang.run(ranks.who, None)
+        assert gang.run(ranks.who, None)[0] == (0, 2)
+
+
+def test_a_rank_that_cannot_start_is_reported_and_leaves_no_other(monkeypatch):
+    gang = Gang(ranks.build_fails, 2)
+    with pytest.raises(GangError, match="rank 1 failed: RuntimeError: no weights here"):
+        gang.start()
+    assert gang.pids == []
+
+
+def test_retries_are_counted_and_end(tmp_path):
+    with Gang(ranks.build, 1) as gang:
+        assert gang.run_with_retries(ranks.who, "x")[1] == 1
+        answer, attempts = gang.run_with_retries(ranks.fail_until_third_try, tmp_path)
+        assert (answer, attempts) == ("third time lucky", 3)
+    with Gang(ranks.build, 2) as gang, pytest.raises(GangError, match="rank 1 died"):
+        gang.run_with_retries(ranks.die_on_rank_1, None)
+
+
+def test_ranks_die_with_a_leader_that_is_killed():
+    program = textwrap.dedent(
+        """
+        import sys
+        from cluster.gang import Gang
+        from tests.cluster import ranks
+        if __name__ == "__main__":
+            gang = Gang(ranks.build, 2)
+            gang.start()
+            print(*gang.pids, flush=True)
+            sys.stdin.read()
+        """
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as leader:
+        pids = [int(pid) for pid in leader.stdout.readline().split()]
+        assert len(pids) == 2
+        leader.kill()
+    assert all(gone(pid) for pid in pids)

@@ -1,0 +1,113 @@
+"""What is refused about a model before a weight is loaded."""
+
+import json
+import shutil
+
+import pytest
+
+from cluster.model import ModelError, find_model
+from meancache import Schedule, tiny
+
+
+def schedule_for(here, **changes) -> Schedule:
+    grid = here.grid(changes.pop("steps", 50))
+    edges = [{"start": 0, "stop": grid.num_inference_steps, "span": 1}]
+    data = Schedule.from_edges(grid.sigmas, edges).to_json()
+    del data["id"]
+    return Schedule.from_json({**data, **changes})
+
+
+def test_the_embedded_model_is_a_hunyuan_video_pipeline(model):
+    assert model.pipeline == "HunyuanVideoPipeline"
+    assert model.num_heads == 4
+    assert model.defaults["num_frames"] == 9
+    assert model.dtype == "float32"
+
+
+def test_a_models_grid_is_the_one_its_pipeline_runs(model, pipe_grid):
+    assert model.grid(12) == pipe_grid
+
+
+@pytest.fixture(scope="module")
+def pipe_grid():
+    from meancache.grid import Grid
+
+    pipeline = tiny.load()
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline("a", **{**tiny.DEFAULTS, "num_inference_steps": 12, "output_type": "latent"})
+    return Grid.from_scheduler(pipeline.scheduler)
+
+
+def test_a_folder_is_known_by_its_content(tmp_path, model):
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny.WEIGHTS, copy)
+    same = find_model(str(copy), dtype="float32")
+    assert same.revision == model.revision
+    config = copy / "transformer" / "config.json"
+    config.write_text(config.read_text() + "\n")
+    assert find_model(str(copy)).revision != model.revision
+
+
+def test_another_models_defaults_come_from_its_pipeline(tmp_path):
+    shutil.copytree(tiny.WEIGHTS, tmp_path / "m")
+    other = find_model(str(tmp_path / "m"))
+    assert (other.defaults["height"], other.defaults["num_frames"]) == (720, 129)
+    assert (other.dtype, other.fps) == ("bfloat16", 24.0)
+
+
+@pytest.mark.parametrize("name", ["huge", "../x y", "a/b/c", "/absent", ""])
+def test_an_unknown_model_is_refused_with_what_is_known(name):
+    with pytest.raises(ModelError):
+        find_model(name or "nothing")
+
+
+def test_a_hub_model_that_cannot_be_reached_is_refused(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match=r"unknown model 'no/where' \(revision main\)"):
+        find_model("no/where")
+
+
+def test_another_pipeline_is_refused_by_name(tmp_path):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "CogVideoXPipeline"}))
+    with pytest.raises(ModelError, match="is a CogVideoXPipeline; supported is HunyuanVideo"):
+        find_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "gang_size", "sentence"),
+    [
+        ({}, 3, "gang size 3 does not divide the 4 attention heads of tiny; use one of 1, 2, 4"),
+        ({"height": 60}, 1, "height 60 must be a multiple of 16"),
+        ({"num_frames": 10}, 1, "num_frames 10 must be 1 more than a multiple of 4"),
+        ({"height": 48, "width": 48}, 2, "does not divide the 27 tokens"),
+        ({"num_inference_steps": 0}, 1, "num_inference_steps 0 must be at least 1"),
+    ],
+)
+def test_impossible_arguments_are_refused_with_the_rule(model, changes, gang_size, sentence):
+    with pytest.raises(ModelError, match=sentence):
+        model.check_arguments({**model.defaults, **changes}, gang_size)
+
+
+def test_possible_arguments_pass(model):
+    for gang_size in (1, 2, 4):
+        model.check_arguments(model.defaults, gang_size)
+
+
+def test_a_schedule_that_leaves_its_conditions_open_fits(model):
+    model.check_schedule(schedule_for(model), model.defaults)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"steps": 30}, "for a grid of 30 steps.*but tiny runs 50 steps"),
+        ({"model": {"id": "other"}}, "made for id 'other', but this job has 'tiny'"),
+        ({"model": {"revision": "old"}}, "made for revision 'old'"),
+        ({"conditions": {"height": 128}}, "made for height 128, but this job has 64"),
+        ({"conditions": {"guidance_scale": 1.0}}, "made for guidance_scale 1.0"),
+        ({"conditions": {"dtype": "bfloat16"}}, "made for dtype 'bfloat16'"),
+    ],
+)
+def test_a_schedule_for_something_else_is_refused_with_the_difference(model, changes, sentence):
+    with pytest.raises(ModelError, match=sentence):
+        model.check_schedule(schedule_for(model, **changes), model.defaults)
