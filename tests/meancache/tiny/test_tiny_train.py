@@ -25,6 +25,7 @@ FEW = Settings(
     student_batch=4,
     watch_every=2,
     watch_steps=2,
+    watch_videos_each=1,
 )
 
 

@@ -1,0 +1,87 @@
+"""What a gang draws: the same video whether one rank draws it or two share it."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from cluster import video
+from cluster.delivery import RenderRequest, render_item
+from cluster.plan import plan_items
+from cluster.prompts import Prompt
+from meancache import Schedule
+from meancache.quality import psnr
+
+STEPS = 12
+EDGES = [(0, 1, 1), (1, 2, 1), (2, 3, 2), (3, 6, 3), (6, 7, 2), (7, 11, 4), (11, 12, 1)]
+
+
+@pytest.fixture(scope="module")
+def schedule(model) -> Schedule:
+    edges = [{"start": start, "stop": stop, "span": span} for start, stop, span in EDGES]
+    return Schedule.from_edges(model.grid(STEPS).sigmas, edges, "fine-step")
+
+
+def request(model, prompt: str, schedule=None, seed: int = 3) -> RenderRequest:
+    arguments = {**model.defaults, "num_inference_steps": STEPS}
+    return RenderRequest(plan_items([Prompt(1, prompt, "p", seed)], model, arguments)[0], schedule)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a red circle moving left on a dark background",
+        "red circle moving left on a dark background",  # one token less: xDiT cannot share these
+    ],
+)
+@pytest.mark.parametrize("accelerated", [False, True])
+def test_two_ranks_draw_the_video_of_one(
+    model, schedule, gang_of_one, gang_of_two, prompt, accelerated
+):
+    asked = request(model, prompt, schedule if accelerated else None)
+    alone = gang_of_one.run(render_item, asked)
+    shared = gang_of_two.run(render_item, asked)
+    assert alone.frames.shape == shared.frames.shape == (9, 64, 64, 3)
+    assert alone.nfe == shared.nfe == (len(EDGES) if accelerated else STEPS)
+    # Ranks add up attention in another order, which moves a float pixel by about 1e-5: after
+    # rounding to 256 levels, by one level where it lay on the edge between two, which is rare.
+    difference = np.abs(alone.frames.astype(int) - shared.frames.astype(int))
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.01
+
+
+def test_a_gang_draws_the_same_video_again_bit_for_bit(model, schedule, gang_of_two):
+    asked = request(model, "a blue square moving up on a light background", schedule)
+    first = gang_of_two.run(render_item, asked)
+    assert np.array_equal(gang_of_two.run(render_item, asked).frames, first.frames)
+
+
+def test_the_seed_decides_the_noise(model, gang_of_one):
+    prompt = "a red circle moving left on a dark background"
+    one = gang_of_one.run(render_item, request(model, prompt, seed=1))
+    other = gang_of_one.run(render_item, request(model, prompt, seed=2))
+    assert not np.array_equal(one.frames, other.frames)
+
+
+def test_the_renderer_runs_under_torchrun_without_ray(tmp_path, model, gang_of_one):
+    clip = tmp_path / "clip.mp4"
+    prompt = "a green triangle moving right on a dark background"
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        *("-m", "cluster.renderer", "--prompt", prompt, "--seed", "3", "--output", str(clip)),
+    ]
+    program = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert program.returncode == 0, program.stderr
+    assert "9 frames, 50 forwards" in program.stdout
+    item = plan_items([Prompt(1, prompt, "p", 3)], model, model.defaults)[0]
+    expected = gang_of_one.run(render_item, RenderRequest(item, None)).frames
+    assert psnr(video.decode(clip.read_bytes()), expected) > 25  # what the codec leaves
