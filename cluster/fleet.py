@@ -10,6 +10,7 @@ import logging
 import os
 import pickle
 import re
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 import ray
 import ray.data
 
-from cluster.gang import BuildRank, Gang
+from cluster.gang import BuildRank, Gang, GangError
 
 # Small blocks spread the items over the gangs; more blocks than this only cost bookkeeping.
 MAX_BLOCKS = 1000
@@ -85,7 +86,9 @@ def run(work: Work, items: Sequence[Any], gangs: Gangs) -> Iterator[Any]:
 
     Raises:
         FleetError: the cluster has no room for one gang.
-        ray.exceptions.RayError: an item's work raised, or its leader died again and again.
+        GangError: the ranks of a gang do not start.
+        ray.exceptions.RayError: leaders died again and again.
+        Exception: whatever an item's work raised.
     """
     if not items:
         return
@@ -114,20 +117,58 @@ def run(work: Work, items: Sequence[Any], gangs: Gangs) -> Iterator[Any]:
         **resources,
     )
     for row in dataset.iter_rows():
-        yield pickle.loads(row["result"])
+        result, error = pickle.loads(row["result"])
+        if error is not None:
+            raise error
+        yield result
+
+
+def on_a_worker(check: Callable[[], Any]) -> None:
+    """Calls `check` in a worker process of the cluster, before any gang is started there.
+
+    Workers have the environment of their node, not that of the driver: what the driver can
+    reach they may not.
+
+    Raises:
+        FleetError: the check raised; holds its message.
+    """
+    connect()
+    try:
+        ray.get(ray.remote(num_cpus=0, max_retries=0)(check).remote())
+    except ray.exceptions.RayTaskError as error:
+        raise FleetError(
+            f"a worker of the cluster fails where this driver does not: {error.cause}. Workers "
+            "have their node's environment: start the cluster with it, or use the nodes' role"
+        ) from error
 
 
 class _Leader:
-    """The actor that holds one gang."""
+    """The actor that holds one gang.
+
+    Errors travel as results: raised here, Ray would wrap them in pages of its own, and would
+    try an actor that cannot start again and again.
+    """
 
     def __init__(self, work: Work, gangs: Gangs) -> None:
         self.work = work
         self.gang = Gang(gangs.build_rank, gangs.size)
-        self.gang.start()
+        self.failure: GangError | None = None
+        try:
+            self.gang.start()
+        except GangError as error:
+            self.failure = error
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[bytes]]:
-        results = [self.work(self.gang, pickle.loads(item)) for item in batch["item"]]
-        return {"result": [pickle.dumps(result) for result in results]}
+        return {"result": [pickle.dumps(self._do(pickle.loads(item))) for item in batch["item"]]}
+
+    def _do(self, item: Any) -> tuple[Any, Exception | None]:
+        if self.failure is not None:
+            return None, self.failure
+        try:
+            return self.work(self.gang, item), None
+        except Exception as error:
+            error.add_note(traceback.format_exc())
+            return None, error
 
 
 def _room(gang_size: int) -> tuple[dict[str, float], int]:

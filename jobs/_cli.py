@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import configargparse
+from ray.exceptions import RayError
 
 from cluster.fleet import FleetError, Gangs, parse_count
 from cluster.gang import GangError
@@ -208,11 +209,8 @@ def run_job(
         return EXIT_STOPPED
     except (StoreError, GangError, OSError) as error:
         return _say(error, EXIT_ERROR)
-    except Exception as error:
-        if type(error).__module__.partition(".")[0] != "ray":
-            raise
-        # Ray wraps a worker's error in its whole traceback; the last line is the error.
-        return _say(str(error).strip().splitlines()[-1], EXIT_ERROR)
+    except RayError as error:
+        return _say(str(error).strip().splitlines()[0], EXIT_ERROR)
 
 
 def _say(error: object, code: int) -> int:

@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from cluster import fleet, plan
@@ -125,6 +126,8 @@ def perform(prepared: Prepared) -> int:
     )
     if prepared.dry_run:
         return 0
+    if missing:
+        fleet.on_a_worker(partial(store.exists, SPEC_KEY))
     plan.freeze(store, prepared.spec, SPEC_KEY)
     work = Calibration(store, prepared.graph)
     results = fleet.run(work, missing, prepared.gangs)

@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,8 @@ def perform(prepared: Prepared) -> int:
     _announce(prepared, todo)
     if prepared.dry_run:
         return 0
+    if todo:
+        fleet.on_a_worker(partial(store.exists, plan.SPEC_KEY))
     plan.freeze(store, prepared.spec)
     shards = manifest.by_shard(items)
     missing = Counter(item.shard for item in todo)

@@ -7,7 +7,8 @@ import pytest
 import ray
 
 from cluster import fleet
-from cluster.gang import Gang
+from cluster.gang import Gang, GangError
+from cluster.store import StoreError
 from tests.cluster import ranks
 
 
@@ -56,8 +57,26 @@ def test_a_leader_that_is_killed_loses_no_item(tmp_path):
 
 @pytest.mark.usefixtures("cluster")
 def test_work_that_raises_ends_the_job():
-    with pytest.raises(ray.exceptions.RayError, match="a bug"):
+    with pytest.raises(ValueError, match="a bug"):
         list(fleet.run(refuse, [1], fleet.Gangs(ranks.build, 1, 1, 1)))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_ranks_that_cannot_start_end_the_job_with_their_reason():
+    with pytest.raises(GangError, match="rank 0 failed: RuntimeError: no weights here"):
+        list(fleet.run(identify, [1], fleet.Gangs(ranks.build_fails, 1, 1, 1)))
+
+
+def look_for_a_variable() -> None:
+    """What only the driver's environment has."""
+    raise StoreError("no credentials were found")
+
+
+@pytest.mark.usefixtures("cluster")
+def test_what_workers_lack_is_said_before_a_gang_is_started():
+    fleet.on_a_worker(os.getpid)
+    with pytest.raises(fleet.FleetError, match="no credentials were found.*node's environment"):
+        fleet.on_a_worker(look_for_a_variable)
 
 
 def test_no_items_need_no_cluster():

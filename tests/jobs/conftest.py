@@ -1,0 +1,79 @@
+"""What the jobs' tests share: prompts files, a calibrated graph, jobs run as a person runs them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cluster.model import Model, find_model
+from meancache.stability import StabilityGraph, measure
+
+PROMPTS = [
+    "a red circle moving left on a dark background",
+    "a blue square moving up on a light background",
+    "a green triangle moving right on a dark background",
+]
+
+
+@pytest.fixture(scope="session")
+def model() -> Model:
+    """What is known of the embedded model without its weights."""
+    return find_model("tiny")
+
+
+@pytest.fixture
+def prompts(tmp_path) -> str:
+    """A file of three prompts."""
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n".join(PROMPTS))
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def graph(model) -> StabilityGraph:
+    """A graph of the embedded model's setting, from smooth random trajectories."""
+    grid = model.grid(50)
+    empty = StabilityGraph(grid, model.key, model.conditions(model.defaults))
+    trajectories = []
+    for seed in range(2):
+        generator = torch.Generator().manual_seed(seed)
+        velocities = torch.randn(50, 200, generator=generator).cumsum(dim=0)
+        trajectories.append(measure(velocities, grid, "p", seed))
+    return empty.add(trajectories)
+
+
+@pytest.fixture
+def graph_folder(tmp_path, graph) -> str:
+    """The ROOT/graph that a calibration would leave."""
+    folder = tmp_path / "calibrated" / "graph"
+    folder.mkdir(parents=True)
+    (folder / "statistics.parquet").write_bytes(graph.statistics_parquet())
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def run_job() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `python -m jobs.NAME ARGUMENTS` as a process of its own."""
+
+    def run(name: str, *arguments: str, cwd: Path | None = None, timeout: int = 420):
+        return subprocess.run(
+            [sys.executable, "-m", f"jobs.{name}", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            cwd=cwd,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            check=False,
+        )
+
+    return run
+
+
+def uint8_video(seed: int) -> np.ndarray:
+    """A small random video."""
+    return np.random.default_rng(seed).integers(0, 255, (9, 64, 64, 3), dtype=np.uint8)

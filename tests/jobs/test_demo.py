@@ -1,0 +1,108 @@
+"""The README's command, as it is written there, into a folder and into a bucket."""
+
+import io
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from cluster import video
+from cluster.store import open_store
+from meancache import Schedule
+from meancache.stability import StabilityGraph
+
+README = Path(__file__).parents[2] / "README.md"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+def readme_command() -> list[str]:
+    """The arguments of `python -m jobs.demo` in the README's first command."""
+    line = re.search(r"^pip install -e \. && python -m jobs\.demo (.*)$", README.read_text(), re.M)
+    assert line is not None
+    return shlex.split(line[1])
+
+
+@pytest.fixture(scope="module")
+def demo(run_job, tmp_path_factory) -> Path:
+    """What the README's command leaves in an empty directory."""
+    folder = tmp_path_factory.mktemp("empty")
+    program = run_job("demo", *readme_command(), cwd=folder)
+    assert program.returncode == 0, program.stderr
+    assert program.stdout.splitlines()[-1] == str(folder / "out" / "report.html")
+    return folder / "out"
+
+
+def check(root: str) -> None:
+    """What the demo promises to leave, in any store."""
+    store = open_store(root)
+    graph = StabilityGraph.from_parquet(store.get("graph/statistics.parquet"))
+    assert len(graph.trajectories) >= 10
+    for budget in (8, 10, 12, 15):
+        schedule = Schedule.loads(store.get(f"schedules/paper-b{budget}.json"))
+        assert schedule.nfe <= budget
+        assert schedule.num_inference_steps == 50
+    rows = pq.read_table(io.BytesIO(store.get("manifest/parts/part-000000.parquet"))).to_pylist()
+    assert len(rows) >= 8
+    for row in rows:
+        assert (row["status"], row["nfe"], row["world_size"]) == ("ok", 10, 2)
+        assert video.decode(store.get(row["key"])).shape == (9, 64, 64, 3)
+    calibrated = set(store.get("prompts/calibration.txt").splitlines())
+    assert not calibrated & {row["prompt"].encode() for row in rows}
+    page = store.get("report.html").decode()
+    assert page.count("frames of the full run") == page.count("of the accelerated run") == len(rows)
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
+
+
+def test_the_demo_leaves_the_whole_story_in_a_folder(demo):
+    check(str(demo))
+
+
+@pytest.mark.usefixtures("s3_endpoint")
+def test_the_demo_leaves_the_whole_story_in_a_bucket(run_job, s3_root):
+    program = run_job("demo", "--output", s3_root)
+    assert program.returncode == 0, program.stderr
+    assert program.stdout.splitlines()[-1] == f"{s3_root}/report.html"
+    check(s3_root)
+    assert "not-a-secret" not in program.stdout + program.stderr
+
+
+def test_verify_finds_a_changed_byte_and_a_missing_video(demo, run_job, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(demo, root)
+    first, second = sorted((root / "videos").rglob("*.mp4"))[:2]
+    assert run_job("verify", str(root)).returncode == 0
+    data = bytearray(first.read_bytes())
+    data[len(data) // 2] ^= 1
+    first.write_bytes(data)
+    second.unlink()
+    program = run_job("verify", str(root))
+    assert program.returncode == 1
+    assert f"{first} is damaged" in program.stdout
+    assert f"{second} is missing" in program.stdout
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_the_report_shows_everything_in_a_real_browser(demo):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        for width in (390, 1280):
+            page = browser.new_page(viewport={"width": width, "height": 900})
+            errors: list[str] = []
+            page.on("pageerror", lambda error, errors=errors: errors.append(str(error)))
+            page.goto((demo / "report.html").as_uri())
+            assert page.locator("h1").inner_text() == "10 forwards draw the video of 50"
+            assert page.locator(".cells").count() == 4
+            assert page.locator(".cells").nth(1).locator("i.on").count() == 10
+            images = page.locator("img")
+            assert images.count() == 5 * 8
+            assert images.evaluate_all("all => all.every(one => one.complete && one.naturalWidth)")
+            overflow = "document.documentElement.scrollWidth > innerWidth"
+            assert not page.evaluate(overflow)
+            assert errors == []
+        browser.close()

@@ -1,0 +1,37 @@
+"""Progress in a job's log: plain lines, none lost, with an ETA."""
+
+import io
+
+from jobs._progress import duration, progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_log_gets_a_first_and_a_last_line_and_not_one_for_each_result():
+    log = io.StringIO()
+    assert list(progress(range(100), 100, "videos", log)) == list(range(100))
+    lines = log.getvalue().splitlines()
+    assert lines[0] == "videos: 0/100, starting ranks"
+    assert "videos: 1/100" in lines[1]
+    assert "ETA" in lines[1]
+    assert lines[-1].startswith("videos: 100/100")
+    assert lines[-1].endswith("done")
+    assert len(lines) == 3
+    assert "\r" not in log.getvalue()
+
+
+def test_a_terminal_gets_one_line_that_changes():
+    terminal = Terminal()
+    list(progress(range(3), 3, "videos", terminal))
+    text = terminal.getvalue()
+    assert text.count("\n") == 1
+    assert text.endswith("\n")
+    assert text.count("\r") == 3
+
+
+def test_durations_read_as_people_say_them():
+    said = [duration(seconds) for seconds in (0.4, 48, 725, 12000)]
+    assert said == ["0 s", "48 s", "12 min 5 s", "3 h 20 min"]

@@ -1,0 +1,179 @@
+"""What a user gets wrong is said in one sentence, with exit code 2, before any rank starts."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cluster.store import open_store
+from jobs import _cli, calibrate, render, solve
+from meancache import Schedule
+
+
+@pytest.fixture
+def refused(capsys, monkeypatch):
+    """Runs a job that must be refused; returns what it said."""
+
+    def run(main, *arguments: str) -> str:
+        monkeypatch.setattr("cluster.fleet.connect", lambda: pytest.fail("a rank was asked for"))
+        try:
+            code = main(list(arguments))
+        except SystemExit as exit_:  # the parser's own refusals
+            code = exit_.code
+        assert code == _cli.EXIT_REFUSED == 2
+        said = capsys.readouterr().err.strip().splitlines()
+        assert "Traceback" not in "\n".join(said)
+        assert "error: " in said[-1]
+        assert [line for line in said if line.startswith("error:")] in ([], said)
+        return said[-1]
+
+    return run
+
+
+def rendering(prompts: str, root: object, *more: str) -> list[str]:
+    return ["--model", "tiny", "--prompts", prompts, "--output", str(root), *more]
+
+
+def saved(tmp_path: Path, here, steps: int = 50, **changes) -> str:
+    grid = here.grid(steps)
+    data = Schedule.from_edges(grid.sigmas, [{"start": 0, "stop": steps, "span": 1}]).to_json()
+    del data["id"]
+    path = tmp_path / "schedule.json"
+    path.write_text(json.dumps({**data, **changes}))
+    return str(path)
+
+
+@pytest.mark.parametrize("main", [render.main, calibrate.main])
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("absent.txt", None, "absent.txt"),
+        ("empty.txt", "", "there is no prompt in it"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt_id": "b"}\n', "line 2: no prompt"),
+        ("p.jsonl", '{"prompt": "a \\ud800"}\n', "line 1: prompt holds a lone surrogate"),
+        ("p.jsonl", '{"prompt": "a", "stepps": 5}\n', "line 1: unknown column 'stepps'"),
+    ],
+)
+def test_prompts_that_cannot_be_used(tmp_path, refused, main, name, content, sentence):
+    file = tmp_path / name
+    if content is not None:
+        file.write_text(content)
+    assert sentence in refused(main, *rendering(str(file), tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--gang-size", "3"], "gang size 3 does not divide the 4 attention heads"),
+        (["--gang-size", "0"], "0 must be at least 1"),
+        (["--gangs", "4:2"], "gangs '4:2' must be A or A:B"),
+        (["--height", "50"], "height 50 must be a multiple of 16"),
+        (["--num-frames", "8"], "num_frames 8 must be 1 more than a multiple of 4"),
+        (["--budget", "0"], "budget 0 must be between 1 and the 50 steps"),
+        (["--budget", "51"], "budget 51 must be between 1 and the 50 steps"),
+        (["--budget", "49"], "no schedule of budget 49 is shipped for tiny"),
+        (["--budget", "5", "--schedule", "x.json"], "not allowed with"),
+        (["--schedule", "absent.json"], "schedule absent.json"),
+        (["--model", "huge"], "unknown model 'huge'"),
+        (["--config", "absent.yaml"], "absent.yaml"),
+        (["--bogus", "1"], "--bogus"),
+    ],
+)
+def test_arguments_that_cannot_be(tmp_path, refused, prompts, more, sentence):
+    assert sentence in refused(render.main, *rendering(prompts, tmp_path / "out", *more))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"steps": 30}, "for a grid of 30 steps"),
+        ({"model": {"id": "hunyuan"}}, "made for id 'hunyuan', but this job has 'tiny'"),
+        ({"conditions": {"num_frames": 17}}, "made for num_frames 17"),
+        ({"surprise": 1}, "no key 'surprise'"),
+    ],
+)
+def test_a_schedule_for_something_else(tmp_path, refused, prompts, model, changes, sentence):
+    schedule = saved(tmp_path, model, **changes)
+    out = tmp_path / "out"
+    assert sentence in refused(render.main, *rendering(prompts, out, "--schedule", schedule))
+
+
+def test_a_row_that_overrides_what_the_schedule_was_made_for(tmp_path, refused, model):
+    rows = tmp_path / "p.jsonl"
+    rows.write_text('{"prompt": "a"}\n{"prompt": "b", "num_inference_steps": 20}\n')
+    schedule = saved(tmp_path, model)
+    said = refused(render.main, *rendering(str(rows), tmp_path / "out", "--schedule", schedule))
+    assert "tiny runs 20 steps" in said
+
+
+def test_prompts_of_several_settings_make_no_graph(tmp_path, refused):
+    rows = tmp_path / "p.jsonl"
+    rows.write_text('{"prompt": "a"}\n{"prompt": "b", "guidance_scale": 3}\n')
+    said = refused(calibrate.main, *rendering(str(rows), tmp_path / "out"))
+    assert "overrides pipeline arguments" in said
+
+
+def test_a_root_of_another_job_shows_the_difference(tmp_path, refused, prompts, model):
+    args = rendering(prompts, tmp_path / "out")
+    prepared = render.prepare(render.parser().parse_args([*args, "--guidance-scale", "4"]))
+    render.plan.freeze(prepared.store, prepared.spec)
+    said = refused(render.main, *args)
+    assert "arguments.guidance_scale is 4.0 there and 6.0 here" in said
+    assert "choose another --output" in said
+
+
+@pytest.mark.parametrize(
+    ("output", "sentence"),
+    [
+        ("gs://bucket/x", "gs://... is not supported"),
+        ("s3://", "s3://"),
+        ("s3://no-such-bucket-here/x", "no-such-bucket-here"),
+    ],
+)
+@pytest.mark.usefixtures("s3_endpoint")
+def test_an_output_that_does_not_exist(refused, prompts, output, sentence):
+    assert sentence in refused(render.main, *rendering(prompts, output))
+
+
+def test_an_output_that_is_a_file(tmp_path, refused, prompts):
+    (tmp_path / "out").write_text("")
+    assert "out" in refused(render.main, *rendering(prompts, tmp_path / "out"))
+
+
+def test_a_bucket_that_refuses(refused, prompts, s3_root, strict_s3_endpoint, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", strict_s3_endpoint)
+    assert "AWS_ACCESS_KEY_ID" in refused(render.main, *rendering(prompts, s3_root))
+
+
+def test_a_store_that_ignores_conditional_puts(refused, prompts, rclone):
+    assert "ignores" in refused(render.main, *rendering(prompts, rclone))
+
+
+def test_a_submitted_job_may_not_write_into_its_temporary_copy(refused, prompts, monkeypatch):
+    monkeypatch.setenv(_cli.SUBMITTED_MARK, "{}")
+    assert "'out' is a relative path" in refused(render.main, *rendering(prompts, "out"))
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--budgets", "0"], "budget 0 must be between 1 and the 50 steps"),
+        (["--budgets", "8,51"], "budget 51 must be between 1 and the 50 steps"),
+        (["--budgets", "ten"], "budgets 'ten' must be numbers"),
+        (["--gamma", "-1"], "gamma -1.0 must be a positive number"),
+        (["--method", "magic"], "invalid choice: 'magic'"),
+        (["--graph", "/absent"], "/absent/statistics.parquet"),
+    ],
+)
+def test_what_cannot_be_solved(tmp_path, refused, graph_folder, more, sentence):
+    out = str(tmp_path / "out")
+    assert sentence in refused(solve.main, "--graph", graph_folder, "--output", out, *more)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_no_graph(tmp_path, refused):
+    open_store(str(tmp_path)).put("statistics.parquet", b"PAR1")
+    said = refused(solve.main, "--graph", str(tmp_path), "--output", str(tmp_path / "out"))
+    assert "not a graph of trajectory statistics" in said

@@ -1,0 +1,133 @@
+"""Bulk rendering on a real Ray cluster: each row once, the same command resumes."""
+
+import io
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from cluster import manifest, video
+from cluster.store import open_store
+from jobs import render
+from tests.jobs.conftest import PROMPTS
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    """One Ray cluster for the jobs of this file; they find it running."""
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def command(tmp_path, prompts) -> list[str]:
+    root = str(tmp_path / "out")
+    return ["--model", "tiny", "--prompts", prompts, "--steps", "4", "--output", root]
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory) -> Path:
+    """The root of a finished render by a gang of two ranks."""
+    folder = tmp_path_factory.mktemp("rendered")
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS))
+    prompts, root = str(folder / "prompts.txt"), str(folder / "out")
+    command = ["--model", "tiny", "--prompts", prompts, "--steps", "4", "--output", root]
+    assert render.main([*command, "--gang-size", "2"]) == 0
+    return folder / "out"
+
+
+@pytest.fixture
+def root(tmp_path, rendered) -> Path:
+    """A copy of the finished root where `command` finds it."""
+    return Path(shutil.copytree(rendered, tmp_path / "out"))
+
+
+def rows(root: Path) -> list[dict]:
+    files = sorted((root / "manifest" / "parts").glob("*.parquet"))
+    return [row for file in files for row in pq.read_table(file).to_pylist()]
+
+
+def contents(root: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_a_render_leaves_a_dataset_that_anyone_may_read(rendered):
+    found = rows(rendered)
+    assert [row["prompt"] for row in found] == PROMPTS
+    assert [row["index"] for row in found] == [0, 1, 2]
+    for row in found:
+        assert (row["status"], row["world_size"], row["nfe"]) == ("ok", 2, 4)
+        assert video.decode((rendered / row["key"]).read_bytes()).shape == (9, 64, 64, 3)
+    assert (rendered / "manifest" / "_SUCCESS").exists()
+
+
+def test_the_same_command_again_renders_nothing(root, command, capsys):
+    before = contents(root)
+    assert render.main(command) == 0
+    assert "0 videos to do (0 forwards), 3 already done" in capsys.readouterr().out
+    assert contents(root) == before
+
+
+@pytest.mark.parametrize("lost", ["_SUCCESS", "part-*.parquet"])
+def test_a_driver_killed_between_commits_is_completed_without_a_rank(root, command, lost):
+    before = contents(root)
+    for pattern in {"_SUCCESS", lost}:
+        for path in (root / "manifest").rglob(pattern):
+            path.unlink()
+    assert render.main(command) == 0
+    assert contents(root) == before
+
+
+def test_a_driver_killed_before_a_receipt_costs_that_video_alone(root, command, capsys):
+    before = contents(root)
+    for path in [*(root / "manifest").rglob("*.*"), root / "manifest" / "_SUCCESS"]:
+        path.unlink()
+    sorted((root / "receipts").rglob("*.json"))[1].unlink()
+    assert render.main(command) == 0
+    said = capsys.readouterr()
+    assert "render: 1 videos to do (4 forwards), 2 already done" in said.out
+    assert "videos: 1/1" in said.err
+    after = contents(root)
+    kept = [path for path in before if path.suffix == ".mp4"]
+    assert all(after[path] == before[path] for path in kept)
+    assert [row["index"] for row in rows(root)] == [0, 1, 2]
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path, command, capsys):
+    assert render.main([*command, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "3 videos to do (12 forwards), 0 already done" in said
+    assert "time: unknown until a first video" in said
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+def test_a_dry_run_of_a_started_job_knows_its_rate(root, command, capsys):
+    receipts = sorted((root / "receipts").rglob("*.json"))
+    for path in [receipts[0], *(root / "manifest" / "parts").iterdir()]:
+        path.unlink()
+    assert render.main([*command, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "1 videos to do (4 forwards), 2 already done" in said
+    assert "of gang time at the last known rate of" in said
+
+
+def test_repeated_rows_are_rendered_once(tmp_path, command, prompts, capsys):
+    with open(prompts, "a") as file:
+        file.write(f"\n{PROMPTS[0]}\n")
+    assert render.main([*command, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "3 videos to do" in said
+    assert "1 rows repeat another row" in said
+
+
+def test_an_s3_root_holds_the_same_dataset(s3_root, prompts):
+    ray.shutdown()  # workers have the environment that their cluster was started with
+    command = ["--model", "tiny", "--prompts", prompts, "--steps", "4", "--output", s3_root]
+    assert render.main(command) == 0
+    store = open_store(s3_root)
+    part = pq.read_table(io.BytesIO(store.get(manifest.part_key(0)))).to_pylist()
+    assert [row["prompt"] for row in part] == PROMPTS
+    assert all(row["uri"] == f"{s3_root}/{row['key']}" for row in part)
+    assert [problem for _, problem in manifest.verify(store) if problem] == []

@@ -1,0 +1,55 @@
+"""`ray job submit` against a real head, as the README says it."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+PROJECT = Path(__file__).parents[2]
+BIN = str(Path(sys.executable).parent)
+RAY = shutil.which("ray", path=os.pathsep.join([BIN, os.environ["PATH"]]))
+
+
+@pytest.fixture
+def head(tmp_path_factory):
+    """The environment of a running head with a dashboard of its own, stopped afterwards."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    home = tmp_path_factory.mktemp("home")
+    environment = {
+        **os.environ,
+        # The head's PATH is where a submitted `python` is looked for.
+        "PATH": os.pathsep.join([BIN, os.environ["PATH"]]),
+        "HOME": str(home),
+        "RAY_AUTH_MODE": "token",
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}",
+    }
+    token = [RAY, "get-auth-token", "--generate"]
+    subprocess.run(token, env=environment, check=True, capture_output=True)
+    start = [RAY, "start", "--head", "--port=0", f"--dashboard-port={port}", "--num-cpus=2"]
+    subprocess.run(start, env=environment, check=True, capture_output=True, timeout=120)
+    yield environment
+    subprocess.run([RAY, "stop", "--force"], env=environment, check=True, capture_output=True)
+
+
+@pytest.mark.skipif(RAY is None, reason="needs the ray command")
+def test_a_submitted_render_leaves_its_videos_in_the_root(head, tmp_path, prompts):
+    root = tmp_path / "out"
+    command = [
+        *(RAY, "job", "submit", "--working-dir", ".", "--"),
+        *("python", "-m", "jobs.render", "--model", "tiny", "--prompts", prompts),
+        *("--steps", "4", "--gang-size", "2", "--output", str(root)),
+    ]
+    program = subprocess.run(
+        command, cwd=PROJECT, env=head, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert program.returncode == 0, program.stdout + program.stderr
+    assert "videos: 3/3" in program.stdout + program.stderr
+    rows = pq.read_table(root / "manifest" / "parts").to_pylist()
+    assert [(row["status"], row["world_size"]) for row in rows] == [("ok", 2)] * 3
