@@ -75,7 +75,7 @@ def look_for_a_variable() -> None:
 @pytest.mark.usefixtures("cluster")
 def test_what_workers_lack_is_said_before_a_gang_is_started():
     fleet.on_a_worker(os.getpid)
-    with pytest.raises(fleet.FleetError, match="no credentials were found.*node's environment"):
+    with pytest.raises(fleet.FleetError, match=r"no credentials were found.*node's environment"):
         fleet.on_a_worker(look_for_a_variable)
 
 

@@ -157,7 +157,7 @@ def test_guidance_in_two_forwards_keeps_a_history_for_each(draw, grid, follow, p
 
 def test_another_grid_is_refused_before_the_first_forward(draw, grid, follow):
     hook = follow(Schedule.from_edges(grid.sigmas, edges(EDGES)))
-    with pytest.raises(ScheduleError, match="12 steps.*but the pipeline runs 10 steps"):
+    with pytest.raises(ScheduleError, match=r"12 steps.*but the pipeline runs 10 steps"):
         draw(num_inference_steps=10)
     assert hook.forwards == 0
 

@@ -85,7 +85,10 @@ def test_spans_run_as_the_papers_jump_unless_told_otherwise():
         ([{"start": 0, "stop": 10, "weights": {"zero": 1.0}}], "by its number"),
         ([{"start": 0, "stop": 10, "weights": {"0": "1"}}], "must be a number"),
         (
-            [{"start": 0, "stop": 5, "weights": {"0": 1}}, {"start": 5, "stop": 10, "weights": {"3": 1}}],
+            [
+                {"start": 0, "stop": 5, "weights": {"0": 1}},
+                {"start": 5, "stop": 10, "weights": {"3": 1}},
+            ],
             "skipped",
         ),
         ([*path(5), {"start": 5, "stop": 10, "weights": {"5": 1}}], "one kind"),
@@ -140,9 +143,11 @@ def test_a_missing_file_is_named(tmp_path):
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4)
+    ),
     max_leaves=10,
-)  # fmt: skip
+)
 
 
 @given(key=st.sampled_from(sorted(valid())), value=JSON)

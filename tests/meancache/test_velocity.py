@@ -1,5 +1,7 @@
 """Estimators against closed forms, and schedules against loops written from the formulas."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -22,7 +24,7 @@ def random_schedules(execution: str | None = None) -> st.SearchStrategy[Schedule
         nodes = [0, *sorted(inner), STEPS]
         edges = [
             {"start": t, "stop": s, "span": draw(st.integers(1, max(1, min(5, t))))}
-            for t, s in zip(nodes, nodes[1:], strict=False)
+            for t, s in itertools.pairwise(nodes)
         ]
         rule = execution or draw(st.sampled_from(["jump", "fine-step"]))
         return Schedule.from_edges(SHIFTED.tolist(), edges, rule)
