@@ -12,8 +12,10 @@ from jobs import _cli
 
 
 def prepare(options: argparse.Namespace) -> Store:
-    """Opens the root."""
-    return open_store(options.root)
+    """Opens the root, and finds out whether it can be read at all."""
+    store = open_store(options.root)
+    store.exists(manifest.SUCCESS_KEY)
+    return store
 
 
 def perform(store: Store) -> int:

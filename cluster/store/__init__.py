@@ -1,0 +1,58 @@
+"""Objects under a root: a local directory or an `s3://bucket/prefix`, behind one small class.
+
+Knows bytes and keys; knows nothing of videos, receipts or manifests. The one promise the rest of
+`cluster` builds on is `Store.put_new`: of any number of writers racing for a key exactly one
+creates it, whole, and nobody ever overwrites it. `Store.probe` refuses, before any money is spent,
+a store that does not keep that promise.
+
+S3 endpoints and credentials come from the standard AWS_* environment alone (AWS_ENDPOINT_URL,
+AWS_ACCESS_KEY_ID, AWS_PROFILE, ...). They are read in each process that talks to S3 and are never
+part of a pickle, a repr or a message.
+
+    store = open_store("s3://bucket/run-1")
+    store.probe()
+    store.put_new("receipts/000000/ab12.json", b"{}")     # True: this call created it
+    store.put_new("receipts/000000/ab12.json", b"{}")     # False: the same bytes are there
+    store.put_new("receipts/000000/ab12.json", b"[]")     # raises AlreadyExists
+"""
+
+from __future__ import annotations
+
+from cluster.store.base import AlreadyExists, MissingKey, Store, StoreError
+from cluster.store.local import LocalStore, local_path, read_file
+from cluster.store.s3 import S3Store, split_s3
+
+__all__ = [
+    "AlreadyExists",
+    "LocalStore",
+    "MissingKey",
+    "S3Store",
+    "Store",
+    "StoreError",
+    "open_store",
+    "read",
+]
+
+
+def open_store(root: str) -> Store:
+    """Return the store at a local directory (created when first written) or an s3:// root.
+
+    Raises StoreError if `root` is malformed or is a file. Touches no network: `Store.probe` does.
+    """
+    if root.startswith("s3:"):
+        bucket, prefix = split_s3(root)
+        return S3Store(bucket, prefix)
+    return LocalStore(local_path(root))
+
+
+def read(uri: str) -> bytes:
+    """Return the bytes of one file, given as a local path or an s3:// uri.
+
+    Raises MissingKey where there is none and StoreError where it cannot be read.
+    """
+    if uri.startswith("s3:"):
+        bucket, key = split_s3(uri)
+        if not key:
+            raise StoreError(f"{uri!r} names a bucket, not a file: give s3://bucket/path/to/file")
+        return S3Store(bucket, patient=False).get(key)
+    return read_file(local_path(uri))

@@ -1,0 +1,176 @@
+"""A store in a directory of a file system that has hard links."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from cluster.store.base import (
+    TEMPORARY,
+    UNSAFE,
+    MissingKey,
+    Store,
+    StoreError,
+    check_key,
+    check_prefix,
+    is_key,
+    probe,
+    short,
+)
+
+
+class LocalStore(Store):
+    """Objects as files under a directory of a file system that has hard links.
+
+    A write makes a hidden temporary file beside the final one, so a process killed at any moment
+    leaves no partial object, at worst a `.tmp-*` file that no method shows. Those are not swept: a
+    slow writer's file cannot be told from a dead one's. `list` follows no links to directories.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).expanduser().absolute()
+        if self.root.exists() and not self.root.is_dir():
+            raise StoreError(f"{self.root} is a file, not a directory: give another root")
+
+    def __repr__(self) -> str:
+        return f"LocalStore({str(self.root)!r})"
+
+    def get(self, key: str) -> bytes:
+        return read_file(self._path(key))
+
+    def put_new(self, key: str, data: bytes) -> bool:
+        path = self._path(key)
+        with _explaining_os(path, "written"), _temporary_file(path, data) as temporary:
+            try:
+                os.link(temporary, path)
+                created = True
+            except FileExistsError:
+                if path.is_dir():
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)) from None
+                created = False
+            _sync_directory(path.parent)  # in both cases: the answer must outlive a power cut
+        return created or self._same_or_raise(key, data)
+
+    def put(self, key: str, data: bytes) -> None:
+        path = self._path(key)
+        with _explaining_os(path, "written"), _temporary_file(path, data) as temporary:
+            os.replace(temporary, path)
+            _sync_directory(path.parent)
+
+    def exists(self, key: str) -> bool:
+        path = self._path(key)
+        with _explaining_os(path, "looked up"):
+            return path.is_file()
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        check_prefix(prefix)
+        folder, slash, start = prefix.rpartition("/")
+        return self._walk(folder + slash, start)
+
+    def _walk(self, folder: str, start: str) -> Iterator[str]:
+        """Yield the keys under `folder` ('' or 'a/b/') whose next name begins with `start`."""
+        path = self.root / folder
+        with _explaining_os(path, "listed"):
+            try:
+                with os.scandir(path) as entries:
+                    names = [e.name + "/" * e.is_dir(follow_symlinks=False) for e in entries]
+            except (FileNotFoundError, NotADirectoryError):
+                return
+        # With its slash a directory sorts where its keys belong: "a-b" before "a/b" before "a0".
+        for name in sorted(name for name in names if name.startswith(start)):
+            if name.endswith("/"):
+                yield from self._walk(folder + name, "")
+            elif is_key(folder + name) and (path / name).is_file():
+                yield folder + name
+
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        with _explaining_os(path, "deleted"), suppress(FileNotFoundError):
+            path.unlink()
+
+    def uri(self, key: str) -> str:
+        return str(self._path(key))
+
+    def probe(self) -> None:
+        with _explaining_os(self.root, "created"):
+            _make_directory(self.root)
+        probe(self)
+
+    def _path(self, key: str) -> Path:
+        check_key(key)
+        return self.root / key
+
+
+_OS_FIXES = {
+    errno.EACCES: "change its permissions or use another root",
+    errno.EEXIST: "a file is in the way of a directory, use another root",
+    errno.EISDIR: "a directory is in the way of a file, use another key",
+    errno.ENOTDIR: "a file is in the way of a directory, use another root",
+    errno.EDQUOT: "free some space or use another root",
+    errno.ENOSPC: "free some space or use another root",
+    errno.EPERM: "use a root you may write to, on a file system with hard links",
+    errno.EROFS: "use a root you may write to",
+}
+
+
+@contextmanager
+def _explaining_os(path: Path, done: str) -> Iterator[None]:
+    """Turn an OSError into a StoreError: `path` could not be `done`."""
+    try:
+        yield
+    except OSError as error:
+        fix = _OS_FIXES.get(error.errno or 0, "check the path and its file system")
+        raise StoreError(f"{path} cannot be {done} ({error.strerror}): {fix}") from error
+
+
+def local_path(path: str) -> Path:
+    """Return a local path made absolute, so that it means the same in every process."""
+    if scheme := re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
+        raise StoreError(f"{scheme[0]}... is not supported: give a local path or s3://bucket/path")
+    if not path or UNSAFE.search(path):
+        raise StoreError(f"{short(path)} is not a path: give a local path or s3://bucket/path")
+    return Path(path).expanduser().absolute()
+
+
+def read_file(path: Path) -> bytes:
+    with _explaining_os(path, "read"):
+        try:
+            return path.read_bytes()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            raise MissingKey(f"there is no file {path}: check the path") from None
+
+
+@contextmanager
+def _temporary_file(path: Path, data: bytes) -> Iterator[Path]:
+    """Write `data`, durably, to a hidden file beside `path`; remove it at the end."""
+    _make_directory(path.parent)
+    temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
+    try:
+        with open(temporary, "xb") as file:  # not mkstemp: others may read what we publish
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _make_directory(path: Path) -> None:
+    """Create a directory and its parents so that their names survive a power cut."""
+    if not path.is_dir():
+        _make_directory(path.parent)
+        path.mkdir(exist_ok=True)
+        _sync_directory(path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
