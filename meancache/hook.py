@@ -113,12 +113,11 @@ class MeanCacheHook(ModelHook):
         return module
 
     def _current_run(self) -> _Run:
-        if self.runs._context is None:  # a model without cache contexts, or a bare loop
+        try:
+            return self.runs.get_state()
+        except ValueError:  # no cache context is set: a bare loop, or a model that has none
             self.runs.set_context(CacheContext("bare"))
-            run = self.runs.get_state()
-            self.runs.set_context(None)
-            return run
-        return self.runs.get_state()
+            return self.runs.get_state()
 
     def _step(self, run: _Run, *args: Any, **kwargs: Any) -> Any:
         latents = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
