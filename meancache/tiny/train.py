@@ -62,6 +62,7 @@ class Settings:
     student_shift: float = 3.0
     watch_every: int = 200  # iterations between looks at the captions' facts
     watch_steps: int = 12
+    watch_videos_each: int = 24  # drawn per caption, to compare the samples with
 
 
 def text_embeddings(
@@ -164,8 +165,11 @@ class Training:
         pipe = build_pipeline(
             self.transformer("student"), self.vae("encoder"), self._settings.seed
         ).to("cpu")
+        # Written aside first: someone may be loading the old ones.
+        fresh = weights.with_name(weights.name + ".partial")
+        pipe.save_pretrained(fresh, safe_serialization=True)
         shutil.rmtree(weights, ignore_errors=True)
-        pipe.save_pretrained(weights, safe_serialization=True)
+        fresh.rename(weights)
         pictures.mkdir(parents=True, exist_ok=True)
         rows = "".join(self._curve(phase).read_text() for phase in PHASES[:-1])
         (pictures / "loss.csv").write_text("phase,iteration,loss\n" + rows)
@@ -174,7 +178,7 @@ class Training:
         samples = [
             (caption, generate(pipe, caption, seed)) for seed, caption in enumerate(HELD_OUT[:8])
         ]
-        draw_samples(samples, every=1, file=pictures / "samples.png")
+        draw_samples(samples, every=2, file=pictures / "samples.png")
         print(f"export   {weights}, {pictures}", flush=True)
 
     def vae(self, phase: str) -> AutoencoderKLHunyuanVideo:
@@ -204,7 +208,7 @@ class Training:
         The facts of a sample are those of the drawn video whose latents are nearest to it.
         """
         settings = self._settings
-        drawn = LatentBank.draw(ALL, 24, settings.seed + 10)
+        drawn = LatentBank.draw(ALL, settings.watch_videos_each, settings.seed + 10)
         reference = drawn.latents.flatten(1)
         text = text_embeddings(HELD_OUT, settings.seed, self._device)
         noise = torch.randn(
