@@ -94,8 +94,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--execution",
         choices=EXECUTIONS,
-        default="fine-step",
-        help="how a jump is run: 'jump' is the paper's eq. 10, 'fine-step' (default) what its "
+        default="jump",
+        help="how a jump is run: 'jump' (default) is the paper's eq. 10, 'fine-step' what its "
         "authors' scripts do",
     )
     return result

@@ -22,7 +22,7 @@ def test_every_budget_gets_a_file_that_loads_and_says_where_it_comes_from(
         assert schedule.nfe <= budget == schedule.budget
         assert schedule.method == "paper"
         assert schedule.gamma == 3.0  # Table 4's for HunyuanVideo
-        assert schedule.execution == "fine-step"
+        assert schedule.execution == "jump"
         assert schedule.calibration == {"graph": graph.id, "trajectories": 2}
         assert schedule.model == graph.model
     printed = capsys.readouterr().out
@@ -31,10 +31,10 @@ def test_every_budget_gets_a_file_that_loads_and_says_where_it_comes_from(
 
 def test_gamma_and_execution_are_the_users_to_choose(tmp_path, graph_folder):
     out = tmp_path / "s"
-    arguments = ["--gamma", "1.5", "--execution", "jump", "--budgets", "9"]
+    arguments = ["--gamma", "1.5", "--execution", "fine-step", "--budgets", "9"]
     assert solve.main(["--graph", graph_folder, "--output", str(out), *arguments]) == 0
     schedule = Schedule.load(out / "paper-b9.json")
-    assert (schedule.gamma, schedule.execution) == (1.5, "jump")
+    assert (schedule.gamma, schedule.execution) == (1.5, "fine-step")
 
 
 def test_flags_may_come_from_a_file_and_flags_win(tmp_path, graph_folder):
