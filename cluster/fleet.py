@@ -134,12 +134,17 @@ def on_a_worker(check: Callable[[], Any]) -> None:
     """
     connect()
     try:
-        ray.get(ray.remote(num_cpus=0, max_retries=0)(check).remote())
+        ray.get(_call.options(num_cpus=0, max_retries=0).remote(check))
     except ray.exceptions.RayTaskError as error:
         raise FleetError(
             f"a worker of the cluster fails where this driver does not: {error.cause}. Workers "
             "have their node's environment: start the cluster with it, or use the nodes' role"
         ) from error
+
+
+@ray.remote
+def _call(check: Callable[[], Any]) -> None:
+    check()
 
 
 class _Leader:

@@ -28,11 +28,17 @@ def progress(
     started = time.monotonic()
     reported = started if live else float("-inf")
     print(f"{what}: 0/{total}, starting ranks", end="" if live else "\n", file=stream, flush=True)
+    first = started
     for done, result in enumerate(results, start=1):
         yield result
         now = time.monotonic()
+        first = now if done == 1 else first
         if live or done == total or now - reported >= LOG_EVERY_S:
-            line = f"{what}: {done}/{total}, {_rate(done, total, now - started)}"
+            # The first result took the ranks' start too, which says nothing of the others.
+            each = (now - first) / (done - 1) if done > 1 else now - started
+            left = f"ETA {duration(each * (total - done))}" if done < total else "done"
+            elapsed = duration(now - started)
+            line = f"{what}: {done}/{total}, {each:.2f} s each, {elapsed} so far, {left}"
             print(f"\r\x1b[K{line}" if live else line, end="", file=stream)
             print(end="" if live and done < total else "\n", file=stream, flush=True)
             reported = now
@@ -46,9 +52,3 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def _rate(done: int, total: int, elapsed: float) -> str:
-    each = elapsed / done
-    left = f"ETA {duration(each * (total - done))}" if done < total else "done"
-    return f"{each:.2f} s each, {duration(elapsed)} so far, {left}"
