@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import numbers
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -99,7 +100,11 @@ class Edge:
             if not isinstance(weights, Mapping):
                 raise ScheduleError("an edge's `weights` must map computed steps to numbers")
             weights = dict(_weight(step, weight) for step, weight in weights.items())
-        return cls(data["start"], data["stop"], data.get("span"), weights)
+        span = data.get("span")
+        # Plain ints: an edge of a solver's numpy integers must still save as JSON.
+        return cls(
+            int(data["start"]), int(data["stop"]), None if span is None else int(span), weights
+        )
 
 
 @dataclass(frozen=True)
@@ -350,11 +355,15 @@ def _weight(step: object, weight: object) -> tuple[int, float]:
 
 def _is_int(value: object) -> bool:
     # The bound keeps a number of a thousand digits from overflowing on its way to a float.
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    return (
+        isinstance(value, numbers.Integral)
+        and not isinstance(value, bool)
+        and abs(int(value)) < 2**63
+    )
 
 
 def _is_number(value: object) -> bool:
-    return _is_int(value) or isinstance(value, float)
+    return _is_int(value) or (isinstance(value, numbers.Real) and not isinstance(value, int))
 
 
 def _refuse_constant(name: str) -> float:

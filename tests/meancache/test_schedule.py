@@ -49,6 +49,17 @@ def test_nfe_counts_the_edges_and_the_starts_are_computed():
     assert schedule.strip() == "###..#...."
 
 
+def test_numbers_from_numpy_are_numbers(tmp_path):
+    steps = np.array([0, 4, 10])
+    edges = [
+        {"start": steps[0], "stop": steps[1], "weights": {steps[0]: np.float32(1)}},
+        {"start": steps[1], "stop": steps[2], "weights": {steps[0]: -0.5, steps[1]: 1.5}},
+    ]
+    schedule = Schedule.from_edges(np.array(SIGMAS), edges)
+    schedule.save(tmp_path / "s.json")
+    assert Schedule.load(tmp_path / "s.json") == schedule
+
+
 def test_the_id_changes_with_the_content_and_only_with_it():
     a = Schedule.from_edges(SIGMAS, path(1, 2, 5, 10))
     b = Schedule.from_edges(SIGMAS, path(1, 2, 5, 10))
