@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster import manifest, video
-from cluster.gang import MAX_ATTEMPTS, Gang, GangError
+from cluster.gang import MAX_ATTEMPTS, Gang, GangError, GangStartError
 from cluster.model import Model
 from cluster.plan import WorkItem
 from cluster.renderer import Renderer, Rendering
@@ -49,12 +49,15 @@ class Delivery:
             The row that counts, as its receipt holds it.
 
         Raises:
+            GangStartError: the gang's ranks do not start; the item stays open.
             StoreError: the store failed; nothing is committed and the item stays open.
         """
         try:
             rendering, attempts = gang.run_with_retries(
                 render_item, RenderRequest(item, self.schedule)
             )
+        except GangStartError:
+            raise  # a sick machine must not use up the items of a healthy job
         except GangError as error:
             row = self._row(gang, item, MAX_ATTEMPTS, status=manifest.FAILED, error=str(error))
             return dict(manifest.commit_receipt(self.store, row))

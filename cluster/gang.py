@@ -37,6 +37,10 @@ class GangError(RuntimeError):
     """A rank died, failed or did not answer in time; the gang's ranks have been killed."""
 
 
+class GangStartError(GangError):
+    """The ranks do not start: the fault of the machine or the model, never of an item."""
+
+
 class Gang:
     """Ranks that work on one task at a time, together.
 
@@ -76,7 +80,7 @@ class Gang:
         """Starts the ranks and waits until all are ready; nothing happens when they run.
 
         Raises:
-            GangError: a rank failed to start.
+            GangStartError: a rank failed to start.
         """
         if self._ranks:
             return
@@ -95,7 +99,10 @@ class Gang:
             theirs.close()
             self._ranks.append(process)
             self._pipes.append(ours)
-        self._answers(START_DEADLINE_S)
+        try:
+            self._answers(START_DEADLINE_S)
+        except GangError as error:
+            raise GangStartError(str(error)) from error
 
     def run(self, task: Task, payload: Any, deadline_s: float = TASK_DEADLINE_S) -> Any:
         """Runs task(built, payload) on every rank and returns rank 0's result.
@@ -124,6 +131,7 @@ class Gang:
             The result and the number of attempts it took.
 
         Raises:
+            GangStartError: in the last attempt the ranks did not even start.
             GangError: the last attempt's failure.
         """
         for attempt in range(1, MAX_ATTEMPTS):

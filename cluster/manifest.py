@@ -23,12 +23,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.plan import WorkItem
-from cluster.store import AlreadyExists, MissingKey, Store
+from cluster.store import AlreadyExists, MissingKey, Store, StoreError
 from meancache.schedule import canonical_json
 
 SUCCESS_KEY = "manifest/_SUCCESS"
 PARTS = "manifest/parts/"
 OK, FAILED = "ok", "failed"
+MISSING = "is missing"
+# What a damaged JSON file makes of its readers.
+_UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 SCHEMA = pa.schema(
     [
@@ -136,7 +139,8 @@ def commit_shard(store: Store, shard: int, items: Sequence[WorkItem]) -> None:
         return
     rows = [read_receipt(store, item) for item in items]
     failed = [row for row in rows if row["status"] != OK]
-    if failed:  # before the part: a part closes its shard
+    # Before the part, which closes its shard; a driver killed in between has left them already.
+    if failed and not store.exists(failures_key(shard)):
         store.put_new(failures_key(shard), to_parquet(failed))
     store.put_new(part_key(shard), to_parquet([row for row in rows if row["status"] == OK]))
 
@@ -203,56 +207,67 @@ def verify(store: Store) -> Iterator[tuple[str, str | None]]:
     Yields:
         (uri, None) for each object that is as it should be, (uri, what is wrong) for the others.
     """
+    data, problem = _fetch(store, SUCCESS_KEY)
     try:
-        success = json.loads(store.get(SUCCESS_KEY))
-        named = [*success["parts"], *success["failures"]]
-        listed = [(entry["key"], entry["sha256"]) for entry in named]
-    except MissingKey:
-        yield store.uri(SUCCESS_KEY), "is missing: the job has not finished; run it again"
+        success = json.loads(data) if problem is None else {}
+        listed = [
+            (str(entry["key"]), entry["sha256"])
+            for entry in [*success.get("parts", []), *success.get("failures", [])]
+        ]
+        counts = (success.get("rows"), success.get("failed"))
+    except _UNREADABLE:
+        problem = "is damaged: not a manifest's success file"
+    if problem is not None:
+        unfinished = "; the job has not finished, run it again" if problem == MISSING else ""
+        yield store.uri(SUCCESS_KEY), problem + unfinished
         return
-    except (ValueError, KeyError, TypeError):
-        yield store.uri(SUCCESS_KEY), "is not a manifest's success file"
-        return
-    yield store.uri(SUCCESS_KEY), None
+    found = {OK: 0, FAILED: 0}
     for key, sha256 in listed:
-        try:
-            data = store.get(key)
-            rows = read_rows(data)
-        except MissingKey:
-            yield store.uri(key), "is missing"
-            continue
-        except ValueError as error:
-            yield store.uri(key), f"is damaged: {error}"
-            continue
-        intact = hashlib.sha256(data).hexdigest() == sha256
-        yield store.uri(key), None if intact else "is damaged: it does not have its sha256"
-        for row in rows:
-            yield from _verify_row(store, row)
+        data, problem = _fetch(store, key, sha256)
+        yield _name(store, key), problem
+        if problem is None:
+            for row in read_rows(data):
+                found[row["status"]] += 1
+                yield from _verify_row(store, row)
+    agree = counts == (found[OK], found[FAILED])
+    yield store.uri(SUCCESS_KEY), None if agree else "is damaged: its counts are not the parts'"
+    for key in sorted(set(store.list(PARTS)) - {key for key, _ in listed}):
+        yield store.uri(key), f"is not named by {SUCCESS_KEY}, but would be read as data"
 
 
 def _verify_row(store: Store, row: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
     receipt = receipt_key(row["shard"], row["item_id"])
+    data, problem = _fetch(store, receipt)
+    if problem is None:
+        try:
+            kept = read_rows(to_parquet([json.loads(data)]))
+            problem = None if kept == [row] else "is damaged: it contradicts the manifest"
+        except (pa.ArrowException, *_UNREADABLE):
+            problem = "is damaged: not a receipt"
+    yield store.uri(receipt), problem
+    if row["status"] == OK:
+        yield _name(store, row["key"]), _fetch(store, row["key"], row["sha256"])[1]
+
+
+def _fetch(store: Store, key: str, sha256: str | None = None) -> tuple[bytes, str | None]:
+    """An object, and what is wrong with it: MISSING, of another hash, or not to be read."""
     try:
-        kept = json.loads(store.get(receipt))
-        same = all(kept[name] == row[name] for name in ("item_id", "status", "key", "sha256"))
-        yield store.uri(receipt), None if same else "is damaged: it contradicts the manifest"
+        data = store.get(key)
     except MissingKey:
-        yield store.uri(receipt), "is missing"
-    except (ValueError, KeyError, TypeError):
-        yield store.uri(receipt), "is damaged: not a receipt"
-    if row["status"] != OK:
-        return
+        return b"", MISSING
+    except StoreError as error:
+        return b"", f"cannot be read: {error}"
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        return data, f"is damaged: its {len(data)} bytes do not have the sha256 of the manifest"
+    return data, None
+
+
+def _name(store: Store, key: str) -> str:
+    """The uri of a key that a file names, or the key itself where it cannot be one."""
     try:
-        data = store.get(row["key"])
-    except MissingKey:
-        yield store.uri(row["key"]), "is missing"
-        return
-    if len(data) != row["bytes"]:
-        yield store.uri(row["key"]), f"is damaged: {len(data)} bytes, not {row['bytes']}"
-    elif hashlib.sha256(data).hexdigest() != row["sha256"]:
-        yield store.uri(row["key"]), "is damaged: it does not have its sha256"
-    else:
-        yield store.uri(row["key"]), None
+        return store.uri(key)
+    except StoreError:
+        return repr(key)
 
 
 def _num_rows(data: bytes) -> int:

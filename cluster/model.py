@@ -34,6 +34,8 @@ ARGUMENTS = (
 )
 # What a schedule is calibrated under; a difference in one of them makes it another's schedule.
 CONDITIONS = ("height", "width", "num_frames", "guidance_scale")
+# Beyond any model of today; a slip of the keyboard should not reach a GPU.
+MOST = {"height": 16384, "width": 16384, "num_frames": 16385, "num_inference_steps": 1000}
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -47,6 +49,7 @@ class Model:
 
     Attributes:
         id: 'tiny', a folder or a Hugging Face id, as the user gave it.
+        source: what from_pretrained takes: an absolute folder, or the Hugging Face id.
         revision: the Hub's commit, or a fingerprint of the folder's files.
         pipeline: class name of the diffusers pipeline.
         dtype: name of the torch dtype it runs in.
@@ -59,6 +62,7 @@ class Model:
     """
 
     id: str
+    source: str
     revision: str
     pipeline: str
     dtype: str
@@ -92,11 +96,11 @@ class Model:
 
     def load(self, device: torch.device) -> Any:
         """The pipeline on `device`, without progress bars."""
-        source = tiny.WEIGHTS if self.id == "tiny" else self.id
-        on_hub = self.id != "tiny" and not Path(self.id).is_dir()
+        # The embedded model lies where this machine has the package, not where the driver's has.
+        source = str(tiny.WEIGHTS) if self.id == "tiny" else self.source
         pipeline = getattr(diffusers, self.pipeline).from_pretrained(
             source,
-            revision=self.revision if on_hub else None,
+            revision=None if Path(source).is_absolute() else self.revision,
             torch_dtype=getattr(torch, self.dtype),
             use_safetensors=True,
         )
@@ -109,9 +113,9 @@ class Model:
         Raises:
             ModelError: names the argument, the rule and the nearest values that keep it.
         """
-        for name in ("height", "width", "num_frames", "num_inference_steps"):
-            if arguments[name] < 1:
-                raise ModelError(f"{name} {arguments[name]} must be at least 1")
+        for name, most in MOST.items():
+            if not 1 <= arguments[name] <= most:
+                raise ModelError(f"{name} {arguments[name]} must be between 1 and {most}")
         pixels = self.patch[1]
         for name in ("height", "width"):
             if arguments[name] % pixels:
@@ -187,11 +191,21 @@ def find_model(model_id: str, revision: str | None = None, dtype: str | None = N
     pipeline = files.config("model_index.json").get("_class_name")
     if pipeline not in PIPELINES:
         raise ModelError(f"{model_id} is a {pipeline}; supported is {', '.join(PIPELINES)}")
+    try:
+        return _describe(model_id, files, pipeline, dtype)
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"model {model_id}: its configuration lacks {error}") from error
+
+
+def _describe(
+    model_id: str, files: _Folder | _HubRepository, pipeline: str, dtype: str | None
+) -> Model:
     transformer = files.config("transformer/config.json")
     vae = files.config("vae/config.json")
     temporal, spatial = vae["temporal_compression_ratio"], vae["spatial_compression_ratio"]
     return Model(
         id=model_id,
+        source=files.source,
         revision=files.revision(),
         pipeline=pipeline,
         dtype=dtype or ("float32" if model_id == "tiny" else "bfloat16"),
@@ -209,10 +223,11 @@ class _Folder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.source = str(folder.absolute())
 
     def config(self, name: str) -> dict[str, Any]:
         try:
-            return json.loads((self.folder / name).read_bytes())
+            return _json_object((self.folder / name).read_bytes())
         except (OSError, ValueError) as error:
             raise ModelError(
                 f"model {self.folder}: {name} is missing or not JSON; give a folder that "
@@ -239,10 +254,15 @@ class _HubRepository:
 
     def __init__(self, model_id: str, revision: str | None) -> None:
         self.model_id = model_id
+        self.source = model_id
         self.wanted = revision
 
     def config(self, name: str) -> dict[str, Any]:
-        return json.loads(self._path(name).read_bytes())
+        path = self._path(name)
+        try:
+            return _json_object(path.read_bytes())
+        except ValueError as error:
+            raise ModelError(f"model {self.model_id}: {name} is not a JSON object") from error
 
     def revision(self) -> str:
         # The cache keeps each commit's files in a folder named by the commit.
@@ -250,16 +270,28 @@ class _HubRepository:
 
     def _path(self, name: str) -> Path:
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+        )
 
         try:
             return Path(hf_hub_download(self.model_id, name, revision=self.wanted))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             raise ModelError(
                 f"unknown model {self.model_id!r} (revision {self.wanted or 'main'}): its {name} "
                 f"is neither on the Hugging Face Hub nor in the local cache "
                 f"({type(error).__name__}); check the id, the network and HF_TOKEN"
             ) from error
+
+
+def _json_object(data: bytes) -> dict[str, Any]:
+    """Parses a configuration file. Raises ValueError where it is not a JSON object."""
+    value = json.loads(data)
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value
 
 
 def _call_defaults(pipeline: str) -> dict[str, Any]:

@@ -182,6 +182,8 @@ def _differences(there: Any, here: Any, path: str = "") -> list[str]:
         return found
     if there == here:
         return []
+    if path == "plan":
+        return ["the prompts, or what their rows override, are others there"]
     return [f"{path} is {_short(there)} there and {_short(here)} here"]
 
 

@@ -107,9 +107,11 @@ Row = dict[str, Any] | str
 
 def _text(data: bytes) -> Iterator[tuple[int, Row]]:
     for line, raw in enumerate(data.splitlines(), start=1):
-        if raw.strip():
-            text = _decode(raw)
-            yield line, text if isinstance(text, str) else {"prompt": text[0].strip()}
+        text = _decode(raw)
+        if isinstance(text, str):
+            yield line, text
+        elif text[0].strip():
+            yield line, {"prompt": text[0].strip()}
 
 
 def _jsonl(data: bytes) -> Iterator[tuple[int, Row]]:
@@ -131,6 +133,10 @@ def _csv(data: bytes) -> Iterator[tuple[int, Row]]:
         return
     csv.field_size_limit(2**31 - 1)
     reader = csv.DictReader(io.StringIO(text[0], newline=""))
+    names = reader.fieldnames or []
+    if len(set(names)) < len(names):
+        yield 1, "a column is named twice"
+        return
     for row in reader:
         if None in row or None in row.values():
             yield reader.line_num, "not as many fields as the header has"
@@ -141,12 +147,14 @@ def _csv(data: bytes) -> Iterator[tuple[int, Row]]:
 
 def _parquet(data: bytes) -> Iterator[tuple[int, Row]]:
     try:
-        table = pq.read_table(io.BytesIO(data))
+        rows = pq.read_table(io.BytesIO(data)).to_pylist()
+    except UnicodeDecodeError as error:
+        yield 1, f"text that is not UTF-8, such as a lone surrogate ({error.reason})"
+        return
     except (pa.ArrowException, OSError, ValueError) as error:
         yield 1, f"not a Parquet file ({error})"
         return
-    for line, row in enumerate(table.to_pylist(), start=1):
-        yield line, {name: value for name, value in row.items() if value is not None}
+    yield from enumerate(rows, start=1)
 
 
 _READERS: dict[str, Callable[[bytes], Iterator[tuple[int, Row]]]] = {
@@ -166,6 +174,7 @@ def _decode(raw: bytes) -> tuple[str] | str:
 
 def _prompt(line: int, row: Mapping[str, Any]) -> Prompt:
     """Checks one row. Raises PromptsError with the rule it breaks."""
+    row = {name: value for name, value in row.items() if value is not None}
     unknown = sorted(str(name) for name in row if name not in COLUMNS)
     if unknown:
         raise PromptsError(f"unknown column {unknown[0]!r}; known are {', '.join(COLUMNS)}")
@@ -175,7 +184,7 @@ def _prompt(line: int, row: Mapping[str, Any]) -> Prompt:
     overrides = {
         name: _value(name, row[name], kind) for name, kind in OVERRIDES.items() if name in row
     }
-    seed = _value("seed", row["seed"], int) if row.get("seed") is not None else None
+    seed = _value("seed", row["seed"], int) if "seed" in row else None
     if seed is not None and not 0 <= seed <= MAX_SEED:
         raise PromptsError(f"seed {seed} must be between 0 and {MAX_SEED}")
     text = _value("prompt", prompt, str)

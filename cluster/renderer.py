@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from cluster import video, xdit
-from cluster.model import Model, find_model
-from meancache import Schedule, apply_mean_cache, remove_mean_cache
+from cluster.model import Model, ModelError, find_model
+from meancache import Schedule, ScheduleError, apply_mean_cache, remove_mean_cache
 
 # On a CPU every rank keeps to one core: more threads than cores stall each other.
 CPU_THREADS = 1
@@ -126,10 +126,17 @@ def main() -> None:
     parser.add_argument("--schedule", type=Path, help="a schedule file; default: every step")
     parser.add_argument("--output", type=Path, required=True, help="the mp4 to write")
     options = parser.parse_args()
-    model = find_model(options.model)
-    schedule = None if options.schedule is None else Schedule.load(options.schedule)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    model.check_arguments(model.defaults, world_size)
+    try:
+        model = find_model(options.model)
+        schedule = None if options.schedule is None else Schedule.load(options.schedule)
+        model.check_arguments(model.defaults, world_size)
+        if schedule is not None:
+            model.check_schedule(schedule, model.defaults)
+    except (ModelError, ScheduleError) as error:
+        parser.error(str(error))
+    if not options.output.parent.is_dir():
+        parser.error(f"--output {options.output}: there is no folder {options.output.parent}")
     renderer = Renderer(model, rank, world_size, "env://")
     rendering = renderer.render(options.prompt, options.seed, model.defaults, schedule)
     if rendering.frames is not None:

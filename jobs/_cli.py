@@ -7,12 +7,14 @@ refused before any rank started; 3 some items failed for good; 130 stopped by ha
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import configargparse
+import yaml
 from ray.exceptions import RayError
 
 from cluster.fleet import FleetError, Gangs, parse_count
@@ -42,6 +44,25 @@ REFUSALS = (
 )
 
 
+class _YamlText(configargparse.ConfigFileParser):
+    """YAML whose values stay text: to YAML itself, the range 2:16 is the number 136."""
+
+    def get_syntax_description(self) -> str:
+        return "YAML, names as the flags'"
+
+    def parse(self, stream: TextIO) -> dict[str, str]:
+        try:
+            content = yaml.load(stream, Loader=yaml.BaseLoader) or {}
+        except yaml.YAMLError as error:
+            raise configargparse.ConfigFileParserException(f"not YAML: {error}") from error
+        if not isinstance(content, dict):
+            raise configargparse.ConfigFileParserException("not a mapping of flags to values")
+        return {
+            str(name).replace("_", "-"): ",".join(value) if isinstance(value, list) else value
+            for name, value in content.items()
+        }
+
+
 def job_parser(module: str, description: str, example: str) -> configargparse.ArgParser:
     """A parser with what every job takes.
 
@@ -55,7 +76,7 @@ def job_parser(module: str, description: str, example: str) -> configargparse.Ar
         description=description,
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        config_file_parser_class=configargparse.YAMLConfigFileParser,
+        config_file_parser_class=_YamlText,
         add_config_file_help=False,
         add_env_var_help=False,
         allow_abbrev=False,
@@ -100,7 +121,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--height", type=int, metavar="PIXELS")
     group.add_argument("--width", type=int, metavar="PIXELS")
     group.add_argument("--num-frames", type=int, metavar="N")
-    group.add_argument("--guidance-scale", type=float, metavar="G")
+    group.add_argument("--guidance-scale", type=finite, metavar="G")
     group.add_argument(
         "--steps", type=int, metavar="T", help="denoising steps of the grid (num_inference_steps)"
     )
@@ -153,6 +174,14 @@ def open_output(options: argparse.Namespace) -> Store:
     return store
 
 
+def finite(text: str) -> float:
+    """A number that is neither infinite nor NaN, for argparse."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text} must be a finite number")
+    return number
+
+
 def positive(text: str) -> int:
     """A whole number from 1, for argparse."""
     number = int(text)
@@ -197,10 +226,10 @@ def run_job(
     """
     options = parser.parse_args(argv)
     try:
-        prepared = prepare(options)
-    except (*REFUSALS, StoreError) as error:
-        return _say(error, EXIT_REFUSED)
-    try:
+        try:
+            prepared = prepare(options)
+        except StoreError as error:
+            return _say(error, EXIT_REFUSED)
         return perform(prepared)
     except REFUSALS as error:
         return _say(error, EXIT_REFUSED)
@@ -210,7 +239,7 @@ def run_job(
     except (StoreError, GangError, OSError) as error:
         return _say(error, EXIT_ERROR)
     except RayError as error:
-        return _say(str(error).strip().splitlines()[0], EXIT_ERROR)
+        return _say(next(iter(str(error).split("\n")), "") or type(error).__name__, EXIT_ERROR)
 
 
 def _say(error: object, code: int) -> int:

@@ -14,15 +14,15 @@ from functools import partial
 from typing import Any
 
 from cluster import fleet, plan
-from cluster.gang import Gang, GangError
+from cluster.gang import Gang, GangError, GangStartError
 from cluster.model import ModelError
 from cluster.plan import WorkItem, plan_items, specification
-from cluster.prompts import read_prompts
+from cluster.prompts import PromptsError, read_prompts
 from cluster.renderer import Renderer
 from cluster.store import AlreadyExists, Store
 from jobs import _cli
 from jobs._progress import progress
-from meancache.stability import StabilityGraph, measure
+from meancache.stability import StabilityGraph, trajectory_statistics
 from meancache.trajectory import record_trajectory
 
 SPEC_KEY = "graph/job.json"
@@ -45,12 +45,13 @@ def measure_trajectory(renderer: Renderer, request: TrajectoryRequest) -> bytes 
     Every rank has the whole output of every step, so one of them is enough to measure it.
     """
     item, graph = request.item, request.graph
+    if renderer.rank != 0:
+        renderer.denoise(item.prompt, item.seed, item.arguments)
+        return None
     with record_trajectory(renderer.pipeline.transformer) as trajectory:
         renderer.denoise(item.prompt, item.seed, item.arguments)
-    if renderer.rank != 0:
-        return None
     velocities = trajectory.velocities(graph.grid.num_inference_steps)
-    statistics = measure(velocities, graph.grid, item.prompt_id, item.seed)
+    statistics = trajectory_statistics(velocities, graph.grid, item.prompt_id, item.seed)
     return graph.add([statistics]).statistics_parquet()
 
 
@@ -67,6 +68,8 @@ class Calibration:
         try:
             data, _ = gang.run_with_retries(measure_trajectory, request)
             self.store.put_new(trajectory_key(item), data)
+        except GangStartError:
+            raise
         except GangError as error:
             return f"{item.prompt_id}, seed {item.seed}: {error}"
         except AlreadyExists:
@@ -97,7 +100,15 @@ def prepare(options: argparse.Namespace) -> Prepared:
     gangs = _cli.gangs(options, model)
     model.check_arguments(arguments, gangs.size)
     items = plan_items(read_prompts(options.prompts), model, arguments, seeds=options.seeds)
+    keys: set[tuple[str, int]] = set()
     for item in items:
+        key = (item.prompt_id, item.seed)
+        if key in keys:
+            raise PromptsError(
+                f"two prompts have the prompt_id {item.prompt_id!r} and the seed {item.seed}, by "
+                "which a graph tells trajectories apart: give them ids or seeds of their own"
+            )
+        keys.add(key)
         if item.arguments != arguments:
             raise ModelError(
                 f"prompt {item.prompt_id!r} overrides pipeline arguments; a graph holds "
@@ -131,7 +142,8 @@ def perform(prepared: Prepared) -> int:
     plan.freeze(store, prepared.spec, SPEC_KEY)
     work = Calibration(store, prepared.graph)
     results = fleet.run(work, missing, prepared.gangs)
-    problems = [problem for problem in progress(results, len(missing), "trajectories") if problem]
+    counted = progress(results, len(missing), "trajectories") if missing else ()
+    problems = [problem for problem in counted if problem]
     for problem in problems:
         print(f"failed: {problem}", file=sys.stderr)
     if problems:
@@ -140,8 +152,13 @@ def perform(prepared: Prepared) -> int:
     graph = prepared.graph
     for item in items:
         graph = graph.merge(StabilityGraph.from_parquet(store.get(trajectory_key(item))))
-    store.put_new(STATISTICS_KEY, graph.statistics_parquet())
-    store.put_new(MULTIGRAPH_KEY, graph.multigraph_parquet())
+    # Where they are already, another version of the Parquet library may have written them.
+    for key, data in (
+        (MULTIGRAPH_KEY, graph.multigraph_parquet()),
+        (STATISTICS_KEY, graph.statistics_parquet()),
+    ):
+        if not store.exists(key):
+            store.put_new(key, data)
     print(f"graph of {len(graph.trajectories)} trajectories: {store.uri('graph')}")
     return 0
 

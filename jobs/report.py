@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 
 import jinja2
 import numpy as np
 from PIL import Image
 
 from jobs.comparison import Pair
+from meancache.quality import Summary
 from meancache.schedule import Schedule
 from meancache.tiny.captions import Caption
 from meancache.tiny.scorer import score
@@ -23,30 +22,12 @@ FRAME_MS = 125
 DIFFERENCE_GAIN = 4
 
 
-@dataclass(frozen=True)
-class Mean:
-    """A mean with its standard error, over independent videos."""
-
-    value: float
-    error: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Mean:
-        """The mean of at least one value; the error of one value, or of infinite ones, is NaN."""
-        known = len(values) > 1 and all(map(math.isfinite, values))
-        error = stdev(values) / math.sqrt(len(values)) if known else math.nan
-        return cls(fmean(values), error)
-
-    def __str__(self) -> str:
-        return f"{self.value:.1f} ± {self.error:.1f}"
-
-
 def headline(pairs: Sequence[Pair]) -> str:
     """The result in one line, for the terminal."""
-    decibels = [pair.psnr for pair in pairs]
+    decibels = Summary.of([pair.psnr for pair in pairs])
     return (
         f"{pairs[0].nfe} forwards instead of {pairs[0].item.arguments['num_inference_steps']}: "
-        f"PSNR {Mean.of(decibels)} dB against the full run (worst {min(decibels):.1f}), "
+        f"PSNR {decibels} dB against the full run (worst {decibels.worst:.1f}), "
         f"{_seconds(pairs, 'fast_s'):.2f} s a video instead of {_seconds(pairs, 'full_s'):.2f} s"
     )
 
@@ -59,7 +40,6 @@ def demo_page(pairs: Sequence[Pair], schedules: Mapping[int, Schedule], budget: 
         schedules: budget -> schedule, all of one graph.
         budget: the one that the pairs were rendered with.
     """
-    decibels = [pair.psnr for pair in pairs]
     full_s, fast_s = _seconds(pairs, "full_s"), _seconds(pairs, "fast_s")
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("jobs"), autoescape=True, undefined=jinja2.StrictUndefined
@@ -68,9 +48,8 @@ def demo_page(pairs: Sequence[Pair], schedules: Mapping[int, Schedule], budget: 
         budget=budget,
         steps=schedules[budget].num_inference_steps,
         schedule=schedules[budget],
-        psnr=Mean.of(decibels),
-        worst=min(decibels),
-        ssim=Mean.of([pair.ssim for pair in pairs]).value,
+        psnr=Summary.of([pair.psnr for pair in pairs]),
+        ssim=Summary.of([pair.ssim for pair in pairs]),
         full_s=full_s,
         fast_s=fast_s,
         speedup=full_s / fast_s,

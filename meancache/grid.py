@@ -79,7 +79,10 @@ class Grid:
         sigmas = data.get("sigmas")
         if not isinstance(sigmas, list) or not all(_is_number(sigma) for sigma in sigmas):
             raise ValueError("a grid's `sigmas` must be a list of numbers")
-        grid = cls(tuple(map(float, sigmas)), data.get("scheduler"), data.get("shift"))
+        scheduler, shift = data.get("scheduler"), data.get("shift")
+        if not isinstance(scheduler, str | None) or not (shift is None or _is_number(shift)):
+            raise ValueError("a grid's `scheduler` is a name and its `shift` a number, or null")
+        grid = cls(tuple(map(float, sigmas)), scheduler, shift)
         steps = data.get("num_inference_steps")
         if steps != grid.num_inference_steps:
             raise ValueError(

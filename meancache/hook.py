@@ -9,6 +9,7 @@ decisions by themselves and no collective is needed here.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from typing import Any
 
@@ -98,6 +99,11 @@ class MeanCacheHook(ModelHook):
         self._weights = [{int(n): float(row[n]) for n in np.flatnonzero(row)} for row in rows]
         self._last_use = {n: k for k, weights in enumerate(self._weights) for n in weights}
 
+    def initialize_hook(self, module: torch.nn.Module) -> torch.nn.Module:
+        """Notes the names of the forward's arguments, which a caller may give by position."""
+        self._names = tuple(inspect.signature(module.forward).parameters)
+        return module
+
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Stands in for the transformer's forward; see the module's docstring."""
         run = self._current_run()
@@ -120,8 +126,8 @@ class MeanCacheHook(ModelHook):
             return self.runs.get_state()
 
     def _step(self, run: _Run, *args: Any, **kwargs: Any) -> Any:
-        latents = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        self._synchronise(run, latents, kwargs.get("timestep"))
+        given = dict(zip(self._names, args, strict=False)) | kwargs
+        self._synchronise(run, given["hidden_states"], given.get("timestep"))
         step = run.step
         if step in self._computed:
             run.output = self.fn_ref.original_forward(*args, **kwargs)
@@ -142,9 +148,9 @@ class MeanCacheHook(ModelHook):
         if weights == {run.step: 1.0}:
             run.estimate = None
             return run.output
-        dtype = velocity_of(run.output).dtype
         if run.estimate is None or weights != self._weights[run.step - 1]:
-            run.estimate = _weighted_sum(weights, run.history).to(dtype)
+            like = velocity_of(run.output)
+            run.estimate = _weighted_sum(weights, run.history, like).to(like.dtype)
         # Schedulers may write into what they are given; the next step needs it unharmed.
         return with_velocity(run.output, run.estimate.clone())
 
@@ -161,10 +167,10 @@ class MeanCacheHook(ModelHook):
         else:
             if run.shape not in (None, latents.shape):
                 run.reset()
-            expected = self._reads(timestep, run.step)
-            if not expected and self._reads(timestep, 0):  # an unfinished run, begun again
+            # An unfinished run, begun again, is nearer to the first step's timestep.
+            if self._distance(timestep, 0) < self._distance(timestep, run.step):
                 run.reset()
-                expected = True
+            expected = self._distance(timestep, run.step) <= TIMESTEP_ROUNDING
             found = f"the timestep is {timestep}"
         if not expected:
             raise ScheduleError(
@@ -182,22 +188,28 @@ class MeanCacheHook(ModelHook):
                 "schedule's, or solve a schedule for this grid"
             )
 
-    def _reads(self, timestep: Any, step: int) -> bool:
-        """Whether a timestep, in units of 1 or of 1000, can be that of `step`."""
+    def _distance(self, timestep: Any, step: int) -> float:
+        """How far a bare loop's timestep, in units of 1 or of 1000, is from that of `step`.
+
+        Relative to the step's own, after rounding that to the timestep's dtype; 0 where there is
+        no timestep, and the count of calls is all there is.
+        """
         if not isinstance(timestep, torch.Tensor):
-            return True  # nothing to check: the count of calls is all there is
+            return 0.0
         value, sigma = float(timestep.flatten()[0]), self.schedule.grid.sigmas[step]
-        return any(
-            abs(value - sigma * unit) <= TIMESTEP_ROUNDING * sigma * unit
+        rounded = (
+            float(torch.tensor(sigma * unit, dtype=timestep.dtype))
             for unit in (1, NUM_TRAIN_TIMESTEPS)
         )
+        return min(abs(value - expected) / max(expected, sigma) for expected in rounded)
 
 
-def _weighted_sum(weights: dict[int, float], history: dict[int, torch.Tensor]) -> torch.Tensor:
-    terms = [(history[step], weight) for step, weight in weights.items()]
-    total = terms[0][0] * terms[0][1]
-    for velocity, weight in terms[1:]:
-        total.add_(velocity, alpha=weight)
+def _weighted_sum(
+    weights: dict[int, float], history: dict[int, torch.Tensor], like: torch.Tensor
+) -> torch.Tensor:
+    total = torch.zeros_like(like, dtype=torch.float32)
+    for step, weight in weights.items():
+        total.add_(history[step], alpha=weight)
     return total
 
 

@@ -1,9 +1,38 @@
-"""How close a video is to its reference: PSNR and SSIM over all frames."""
+"""How close a video is to its reference: PSNR and SSIM over all frames, and their means."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from skimage.metrics import structural_similarity
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A score over independent videos.
+
+    Attributes:
+        mean: of the videos' scores.
+        standard_error: of the mean; NaN for one video, or where a score is infinite.
+        worst: the lowest score.
+    """
+
+    mean: float
+    standard_error: float
+    worst: float
+
+    @classmethod
+    def of(cls, scores: Sequence[float]) -> Summary:
+        """Summarises at least one score."""
+        known = len(scores) > 1 and bool(np.isfinite(scores).all())
+        error = float(np.std(scores, ddof=1)) / math.sqrt(len(scores)) if known else math.nan
+        return cls(float(np.mean(scores)), error, float(min(scores)))
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f} ± {self.standard_error:.1f}"
 
 
 def psnr(video: np.ndarray, reference: np.ndarray) -> float:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import numbers
+import operator
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -55,6 +56,14 @@ class Edge:
     weights: Mapping[int, float] | None = None
 
     def __post_init__(self) -> None:
+        # Plain numbers: what a solver made of numpy's must save as JSON, and hash as it loads.
+        object.__setattr__(self, "start", operator.index(self.start))
+        object.__setattr__(self, "stop", operator.index(self.stop))
+        if self.span is not None:
+            object.__setattr__(self, "span", operator.index(self.span))
+        if self.weights is not None:
+            plain = {operator.index(step): float(self.weights[step]) for step in self.weights}
+            object.__setattr__(self, "weights", plain)
         where = f"edge {self.start} -> {self.stop}"
         if not 0 <= self.start < self.stop:
             raise ScheduleError(f"{where}: an edge must go forward from a step at or after 0")
@@ -100,11 +109,7 @@ class Edge:
             if not isinstance(weights, Mapping):
                 raise ScheduleError("an edge's `weights` must map computed steps to numbers")
             weights = dict(_weight(step, weight) for step, weight in weights.items())
-        span = data.get("span")
-        # Plain ints: an edge of a solver's numpy integers must still save as JSON.
-        return cls(
-            int(data["start"]), int(data["stop"]), None if span is None else int(span), weights
-        )
+        return cls(data["start"], data["stop"], data.get("span"), weights)
 
 
 @dataclass(frozen=True)
@@ -252,6 +257,12 @@ class Schedule:
         """
         if not isinstance(data, Mapping):
             raise ScheduleError("a schedule file must hold one JSON object")
+        try:
+            written = hashlib.sha256(
+                canonical_json({key: value for key, value in data.items() if key != "id"})
+            ).hexdigest()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ScheduleError(f"a schedule cannot be written as JSON: {error}") from error
         missing = [key for key in _REQUIRED if key not in data]
         unknown = sorted(map(str, set(data) - {*_REQUIRED, *_OPTIONAL}))
         if missing or unknown:
@@ -260,7 +271,7 @@ class Schedule:
                 if missing
                 else f"a schedule has no key {unknown[0]!r}"
             )
-        if data.get("schema") != SCHEMA:
+        if not _is_int(data["schema"]) or data["schema"] != SCHEMA:
             raise ScheduleError(f"schedule schema {data.get('schema')!r} is not {SCHEMA}")
         for name in ("model", "grid", "conditions", "calibration"):
             if not isinstance(data.get(name, {}), Mapping):
@@ -285,10 +296,11 @@ class Schedule:
             predicted_cost=data.get("predicted_cost"),
             calibration=data.get("calibration", {}),
         )
-        if "id" in data and data["id"] != schedule.id:
+        # As it is written, or as it would be written here: 1 and 1.0 are one number.
+        if data.get("id", written) not in (written, schedule.id):
             raise ScheduleError(
                 f"the schedule's id {str(data['id'])[:16]}... is not the hash of its content "
-                f"({schedule.id[:16]}...): the file was edited; remove `id` if that was meant"
+                f"({written[:16]}...): the file was edited; remove `id` if that was meant"
             )
         return schedule
 
@@ -312,8 +324,8 @@ class Schedule:
             return cls.loads(Path(path).read_bytes())
         except OSError as error:
             raise ScheduleError(f"schedule {os.fspath(path)}: {error.strerror}") from error
-        except ScheduleError as error:
-            raise ScheduleError(f"schedule {os.fspath(path)}: {error}") from error
+        except ValueError as error:
+            raise ScheduleError(f"schedule {os.fspath(path)!r}: {error}") from error
 
     def dumps(self) -> str:
         """The text of the schedule's JSON file."""
@@ -346,7 +358,7 @@ def _grid(build: Any) -> Grid:
 
 
 def _weight(step: object, weight: object) -> tuple[int, float]:
-    if not (_is_int(step) or (isinstance(step, str) and re.fullmatch(r"[0-9]{1,6}", step))):
+    if not (_is_int(step) or (isinstance(step, str) and re.fullmatch(r"0|[1-9][0-9]{0,5}", step))):
         raise ScheduleError(f"an edge's weights name {step!r}; name a step by its number")
     if not _is_number(weight):
         raise ScheduleError(f"the weight of step {step} must be a number, not {weight!r}")

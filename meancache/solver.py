@@ -50,8 +50,10 @@ def solve_paper(costs: np.ndarray, budgets: Iterable[int], gamma: float) -> dict
         raise SolverError(f"gamma {gamma} must be a positive number")
     budgets = list(budgets)
     for budget in budgets:
-        if not 1 <= budget <= steps:
-            raise SolverError(f"budget {budget} must be between 1 and the {steps} steps")
+        if not isinstance(budget, int | np.integer) or not 1 <= budget <= steps:
+            raise SolverError(
+                f"budget {budget} must be between 1 and the {steps} steps, a whole number"
+            )
     total, previous = _shortest_paths(_weights(cheapest, gamma), max(budgets, default=1))
     paths = {}
     for budget in budgets:
@@ -122,7 +124,8 @@ def _cheapest_edges(costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _weights(costs: np.ndarray, gamma: float) -> np.ndarray:
     """cost^gamma up to one common factor, which keeps small costs from underflowing."""
     finite = costs[np.isfinite(costs)]
-    scale = finite.max() if finite.size and finite.max() > 0 else 1.0
+    # A power of two: dividing by anything else would round, and break ties between paths.
+    scale = 2.0 ** np.floor(np.log2(finite.max())) if finite.size and finite.max() > 0 else 1.0
     return (costs / scale) ** gamma
 
 

@@ -109,7 +109,9 @@ class Statistics:
 
 
 @torch.no_grad()
-def measure(velocities: torch.Tensor, grid: Grid, prompt_id: str, seed: int) -> Statistics:
+def trajectory_statistics(
+    velocities: torch.Tensor, grid: Grid, prompt_id: str, seed: int
+) -> Statistics:
     """The statistics of one reference trajectory, in one pass over its elements.
 
     Every residual u(t, s) - u_hat(t, s, K) is a fixed combination of the velocities, so all of
@@ -214,14 +216,6 @@ class StabilityGraph:
             digest.update(item.l1.tobytes())
         return digest.hexdigest()
 
-    def gram(self) -> np.ndarray:
-        """The Gram matrix averaged over the trajectories, (T, T) float64.
-
-        Raises:
-            GraphError: the graph has no trajectory.
-        """
-        return np.mean([item.gram for item in self._nonempty()], axis=0)
-
     def costs(self) -> np.ndarray:
         """The paper's cost of every edge, averaged over the trajectories (eq. 13).
 
@@ -250,7 +244,11 @@ class StabilityGraph:
         }
 
     def _metadata(self) -> dict[bytes, bytes]:
-        return {b"schema": SCHEMA.encode(), b"setting": canonical_json(self._setting())}
+        return {
+            b"schema": SCHEMA.encode(),
+            b"setting": canonical_json(self._setting()),
+            b"id": self.id.encode(),
+        }
 
     def statistics_parquet(self) -> bytes:
         """The statistics, a row a trajectory (STATISTICS_SCHEMA); what `from_parquet` reads."""
@@ -307,12 +305,18 @@ class StabilityGraph:
                 )
                 for row in table.to_pylist()
             ]
-            empty = cls(grid, setting["model"], setting["conditions"])
-            return empty.add(trajectories)
+            graph = cls(grid, setting["model"], setting["conditions"]).add(trajectories)
+            if metadata.get(b"id") != graph.id.encode():
+                raise GraphError("the graph's content does not have its id: the file is damaged")
+            return graph
         except GraphError:
             raise
-        except (pa.ArrowException, KeyError, TypeError, ValueError, RecursionError) as error:
+        except (*_UNREADABLE, pa.ArrowException) as error:
             raise GraphError(f"not a graph of trajectory statistics: {error}") from error
+
+
+# What a damaged file makes of its readers.
+_UNREADABLE = (OSError, LookupError, TypeError, ValueError, RecursionError)
 
 
 def _parquet(table: pa.Table) -> bytes:

@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from meancache.quality import Summary, psnr
+
 from . import DEFAULTS, load
 from .captions import HELD_OUT, Caption
 from .scorer import FACTS, score
@@ -28,21 +30,6 @@ if TYPE_CHECKING:
 
 REFERENCE_STEPS = 50
 FEWER_STEPS = (10, 20)
-_MOST_PSNR = 100.0  # dB; identical videos, whose PSNR has no bound, count as this
-
-
-@dataclass(frozen=True)
-class Fidelity:
-    """PSNR of fewer steps against the reference video, over captions, in dB."""
-
-    mean: float
-    standard_error: float
-    worst: float
-
-    @classmethod
-    def of(cls, values: list[float]) -> Fidelity:
-        spread = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
-        return cls(float(np.mean(values)), float(spread), min(values))
 
 
 @dataclass(frozen=True)
@@ -52,7 +39,7 @@ class Ruler:
     captions: int
     facts: dict[str, float]
     facts_overall: float
-    euler: dict[int, Fidelity]
+    euler: dict[int, Summary]
 
 
 def generate(
@@ -64,12 +51,6 @@ def generate(
     frames = pipe(caption.text, generator=generator, output_type="np", **arguments).frames
     video: npt.NDArray[np.float32] = frames[0]
     return video
-
-
-def psnr(video: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]) -> float:
-    """Peak signal-to-noise ratio in dB of videos in [0, 1], over all frames together."""
-    error = float(np.mean((video.astype(np.float64) - reference) ** 2))
-    return _MOST_PSNR if error == 0 else min(_MOST_PSNR, float(-10 * np.log10(error)))
 
 
 def measure(pipe: HunyuanVideoPipeline, captions: tuple[Caption, ...], say: bool = False) -> Ruler:
@@ -102,7 +83,7 @@ def measure(pipe: HunyuanVideoPipeline, captions: tuple[Caption, ...], say: bool
         captions=len(captions),
         facts={fact: count / len(captions) for fact, count in right.items()},
         facts_overall=sum(right.values()) / len(captions) / len(FACTS),
-        euler={steps: Fidelity.of(values) for steps, values in fidelity.items()},
+        euler={steps: Summary.of(values) for steps, values in fidelity.items()},
     )
 
 

@@ -139,7 +139,9 @@ def test_verify_names_a_video_with_one_byte_changed(store, items, tmp_path):
     data = bytearray(video.read_bytes())
     data[5] ^= 1
     video.write_bytes(data)
-    assert problems(store) == {str(video): "is damaged: it does not have its sha256"}
+    found = problems(store)
+    assert list(found) == [str(video)]
+    assert "do not have the sha256" in found[str(video)]
 
 
 @pytest.mark.parametrize(
@@ -156,8 +158,28 @@ def test_verify_names_whatever_is_missing_cut_or_replaced(store, items, tmp_path
     finish(store, items, failed={1})
     file = sorted(tmp_path.glob(pattern))[0]
     data = file.read_bytes()
-    for spoiled in (data[:-3], b"", b"{}"):
+    for spoiled in (data[:-3], b"", b"{}", b"[" * 100_000, b'{"parts": [{"key": 5}]}'):
         file.write_bytes(spoiled)
         assert str(file) in problems(store)
     file.unlink()
     assert "missing" in problems(store)[str(file)]
+
+
+@pytest.mark.parametrize("pattern", ["receipts/**/*.json", "manifest/_SUCCESS"])
+def test_verify_names_a_file_whose_content_was_changed_with_care(store, items, tmp_path, pattern):
+    finish(store, items)
+    file = sorted(tmp_path.glob(pattern))[0]
+    whole = json.loads(file.read_text())
+    for name, value in whole.items():
+        changed = value + 1 if isinstance(value, int | float) else "other"
+        file.write_text(json.dumps({**whole, name: changed}))
+        assert list(problems(store)), name
+    file.write_text(json.dumps(whole))
+    assert problems(store) == {}
+
+
+def test_verify_names_a_part_that_is_not_the_jobs(store, items, tmp_path):
+    finish(store, items)
+    extra = tmp_path / "manifest" / "parts" / "part-000099.parquet"
+    extra.write_bytes(store.get(manifest.part_key(0)))
+    assert "is not named" in problems(store)[str(extra)]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cluster.model import Model, find_model
-from meancache.stability import StabilityGraph, measure
+from meancache.stability import StabilityGraph, trajectory_statistics
 
 PROMPTS = [
     "a red circle moving left on a dark background",
@@ -43,7 +43,7 @@ def graph(model) -> StabilityGraph:
     for seed in range(2):
         generator = torch.Generator().manual_seed(seed)
         velocities = torch.randn(50, 200, generator=generator).cumsum(dim=0)
-        trajectories.append(measure(velocities, grid, "p", seed))
+        trajectories.append(trajectory_statistics(velocities, grid, "p", seed))
     return empty.add(trajectories)
 
 

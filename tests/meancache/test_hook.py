@@ -148,11 +148,20 @@ def test_two_prompts_in_one_batch_equal_each_alone(draw, grid, follow, pipe):
 def test_guidance_in_two_forwards_keeps_a_history_for_each(draw, grid, follow, pipe):
     guided = {"negative_prompt": "a blue square moving up on a light background",
               "true_cfg_scale": 2.0}  # fmt: skip
-    plain = draw(**guided)
-    every = [(k, k + 1, 1) for k in range(STEPS)]
-    hook = follow(Schedule.from_edges(grid.sigmas, edges(every)))
-    assert np.array_equal(draw(**guided), plain)
-    assert hook.forwards == 2 * STEPS
+    schedule = Schedule.from_edges(grid.sigmas, edges(EDGES), "fine-step")
+    rows, answered = velocities_in_use(schedule), []
+    hook = follow(schedule)
+    watching = pipe.transformer.register_forward_hook(lambda _, __, out: answered.append(out[0]))
+    draw(**guided)
+    watching.remove()
+    assert hook.forwards == 2 * len(EDGES)
+    cond, uncond = answered[0::2], answered[1::2]
+    assert not torch.allclose(cond[4], uncond[4], atol=0.1)
+    for branch in (cond, uncond):
+        # On computed steps this rule answers with the output itself, so the rest must follow.
+        for k in range(STEPS):
+            follows = sum(float(rows[k, n]) * branch[n] for n in schedule.computed_steps)
+            torch.testing.assert_close(branch[k], follows, atol=1e-4, rtol=1e-4)
 
 
 def test_another_grid_is_refused_before_the_first_forward(draw, grid, follow):
@@ -227,6 +236,30 @@ def test_a_bare_loop_on_another_grid_is_refused_when_it_shows(grid):
     with pytest.raises(ScheduleError, match="the schedule is at step"):
         euler(field, np.linspace(1, 0, 13))
     assert torch.isfinite(euler(field, grid.sigmas)).all()
+
+
+def test_a_bare_loop_begun_again_after_one_step_starts_anew(grid):
+    field = Field(1.0)
+    apply_mean_cache(field, Schedule.from_edges(grid.sigmas, edges([(0, 11, 1), (11, 12, 1)])))
+    for dtype in (torch.float32, torch.bfloat16):
+        field.calls = 0
+        for _ in range(3):
+            field(torch.ones(1, 4, dtype=dtype), timestep=torch.tensor([1000.0], dtype=dtype))
+        assert field.calls == 3
+
+
+def test_a_timestep_given_by_position_is_checked_too(grid):
+    field = Field(1.0)
+    apply_mean_cache(field, Schedule.from_edges(grid.sigmas, edges(EDGES)))
+    with pytest.raises(ScheduleError, match="the schedule is at step"):
+        field(torch.ones(1, 4), torch.tensor([500.0]))
+
+
+def test_weights_of_zero_are_weights(grid):
+    field = Field(1.0)
+    schedule = Schedule.from_edges(grid.sigmas, [{"start": 0, "stop": 12, "weights": {0: 0.0}}])
+    apply_mean_cache(field, schedule)
+    assert torch.equal(euler(field, grid.sigmas), torch.ones(1, 4))
 
 
 def test_timesteps_rounded_to_bfloat16_still_fit_the_grid(grid):

@@ -1,5 +1,6 @@
 """A schedule is a file from outside: what is wrong with it is said when it is loaded."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -118,6 +119,9 @@ def test_edges_that_cannot_run_are_refused_in_a_sentence(edges, sentence):
         ({"budget": "4"}, "whole number `budget`"),
         ({"execution": "leap"}, "execution 'leap'"),
         ({"surprise": 1}, "no key 'surprise'"),
+        ({"schema": True}, "schema True"),
+        ({"conditions": {"height": float("inf")}}, "cannot be written as JSON"),
+        ({"model": {"id": "\ud800"}}, "cannot be written as JSON"),
         ({"method": 1}, "`method`"),
         ({"gamma": "4"}, "`gamma`"),
         ({"model": []}, "`model`"),
@@ -141,6 +145,22 @@ def test_an_edited_file_no_longer_has_its_id():
         Schedule.from_json(data)
 
 
+def test_an_id_is_the_hash_of_the_file_as_it_is_written():
+    data = {key: value for key, value in valid().items() if key not in ("id", "gamma")}
+    data["grid"]["sigmas"] = [1, *data["grid"]["sigmas"][1:-1], 0]  # whole numbers, no gamma
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    data["id"] = hashlib.sha256(text.encode()).hexdigest()
+    assert Schedule.from_json(data).gamma is None
+
+
+def test_edges_made_in_code_save_and_load_whatever_their_numbers_are(tmp_path):
+    grid = Grid(tuple(SIGMAS))
+    edges = (Edge(np.int64(0), np.int64(4), weights={np.int64(0): 1}), Edge(4, 10, weights={4: 1}))
+    schedule = Schedule(grid, edges, "fitted", 2)
+    schedule.save(tmp_path / "s.json")
+    assert Schedule.load(tmp_path / "s.json") == schedule
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", "nul", '{"schema": NaN}', "[" * 100_000, "\x00"])
 def test_text_that_is_no_schedule_is_refused(text):
     with pytest.raises(ScheduleError):
@@ -152,8 +172,9 @@ def test_a_missing_file_is_named(tmp_path):
         Schedule.load(tmp_path / "absent.json")
 
 
+ANY_TEXT = st.text(st.characters(), max_size=5)  # lone surrogates too
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    st.none() | st.booleans() | st.integers() | st.floats() | ANY_TEXT,
     lambda inner: (
         st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4)
     ),
@@ -170,3 +191,4 @@ def test_any_value_under_any_key_loads_or_is_refused_but_never_crashes(key, valu
     except ScheduleError:
         return
     assert schedule.nfe <= schedule.budget
+    assert Schedule.loads(schedule.dumps()) == schedule

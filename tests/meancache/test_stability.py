@@ -15,7 +15,7 @@ from meancache.stability import (
     GraphError,
     StabilityGraph,
     edge_list,
-    measure,
+    trajectory_statistics,
 )
 
 SIGMAS = 7 * np.linspace(1, 0, 13) / (1 + 6 * np.linspace(1, 0, 13))
@@ -24,7 +24,10 @@ GRID = Grid.from_sigmas(SIGMAS.tolist())
 
 @pytest.fixture(scope="module")
 def statistics(torch_velocities):
-    return [measure(torch_velocities(seed), GRID, f"p{seed % 2}", seed) for seed in range(4)]
+    return [
+        trajectory_statistics(torch_velocities(seed), GRID, f"p{seed % 2}", seed)
+        for seed in range(4)
+    ]
 
 
 def graph_of(items) -> StabilityGraph:
@@ -54,14 +57,14 @@ def test_the_l1_cost_is_equation_13_of_every_edge(torch_velocities, statistics):
 
 def test_slices_change_nothing(torch_velocities, statistics, monkeypatch):
     monkeypatch.setattr(stability, "SLICE_BYTES", 100_000)
-    sliced = measure(torch_velocities(0), GRID, "p0", 0)
+    sliced = trajectory_statistics(torch_velocities(0), GRID, "p0", 0)
     np.testing.assert_allclose(sliced.l1, statistics[0].l1, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(sliced.gram, statistics[0].gram)
 
 
 def test_a_trajectory_of_50_steps_leaves_less_than_a_megabyte():
     grid = Grid.from_sigmas(np.linspace(1, 0, 51).tolist())
-    item = measure(torch.randn(50, 5000), grid, "p", 0)
+    item = trajectory_statistics(torch.randn(50, 5000), grid, "p", 0)
     assert item.gram.nbytes + item.l1.nbytes < 1e6
     assert len(StabilityGraph(grid).add([item]).statistics_parquet()) < 1e6
 
@@ -125,7 +128,7 @@ def test_a_diverged_trajectory_is_refused(torch_velocities):
     velocities = torch_velocities(0).clone()
     velocities[3, 7] = float("nan")
     with pytest.raises(GraphError, match="not finite"):
-        measure(velocities, GRID, "p", 0)
+        trajectory_statistics(velocities, GRID, "p", 0)
 
 
 def test_an_empty_graph_has_no_costs():
@@ -137,6 +140,18 @@ def parquet(table: pa.Table) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table, sink)
     return sink.getvalue()
+
+
+def test_a_changed_byte_is_refused_or_without_effect(statistics):
+    graph = graph_of(statistics[:1])
+    data = graph.statistics_parquet()
+    for place in range(0, len(data), 37):
+        damaged = bytearray(data)
+        damaged[place] ^= 0x10
+        try:
+            assert StabilityGraph.from_parquet(bytes(damaged)).id == graph.id
+        except GraphError:
+            continue
 
 
 def test_files_that_are_no_graph_are_refused(statistics):
