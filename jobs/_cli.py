@@ -54,7 +54,8 @@ class _YamlText(configargparse.ConfigFileParser):
         try:
             content = yaml.load(stream, Loader=yaml.BaseLoader) or {}
         except yaml.YAMLError as error:
-            raise configargparse.ConfigFileParserException(f"not YAML: {error}") from error
+            sentence = " ".join(str(error).split())
+            raise configargparse.ConfigFileParserException(f"not YAML: {sentence}") from error
         if not isinstance(content, dict):
             raise configargparse.ConfigFileParserException("not a mapping of flags to values")
         return {

@@ -6,6 +6,11 @@ import os
 import signal
 from pathlib import Path
 
+import torch
+
+from cluster.delivery import RenderRequest
+from cluster.renderer import Renderer
+
 
 def build(rank: int, world_size: int, init_method: str) -> tuple[int, int]:
     """A rank that knows who it is."""
@@ -21,6 +26,14 @@ def build_fails(rank: int, world_size: int, init_method: str) -> None:
 def who(built: tuple[int, int], payload: object) -> tuple[tuple[int, int], object, int]:
     """The rank's identity, what it was given, and its process."""
     return built, payload, os.getpid()
+
+
+def latents(renderer: Renderer, request: RenderRequest) -> torch.Tensor:
+    """A video before it is decoded and rounded, float32."""
+    item = request.item
+    generator = torch.Generator("cpu").manual_seed(item.seed)
+    call = {**item.arguments, "generator": generator, "output_type": "latent"}
+    return renderer.pipeline(item.prompt, **call).frames
 
 
 def touch(built: tuple[int, int], folder: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from cluster import manifest, video
 from cluster.delivery import Delivery
-from cluster.gang import Gang
+from cluster.gang import Gang, GangStartError
 from cluster.plan import plan_items
 from cluster.prompts import Prompt
 from cluster.renderer import rank_builder
@@ -63,6 +63,13 @@ def test_an_item_that_fails_three_times_is_committed_as_failed_with_the_reason(
     assert "rank 0 failed: AttributeError" in row["error"]
     assert json.loads(store.get(manifest.receipt_key(0, item.id)))["status"] == "failed"
     assert not list(store.list("videos/"))
+
+
+def test_ranks_that_do_not_start_use_up_no_item(tmp_path, model, item):
+    store = open_store(str(tmp_path))
+    with pytest.raises(GangStartError, match="no weights here"):
+        Delivery(store, model, None)(Gang(ranks.build_fails, 1), item)
+    assert manifest.open_items(store, [item]) == [item]
 
 
 def test_of_two_drivers_deliveries_the_first_receipt_counts(tmp_path, model, item, gang_of_one):

@@ -57,8 +57,32 @@ def test_another_models_defaults_come_from_its_pipeline(tmp_path):
 
 @pytest.mark.parametrize("name", ["huge", "../x y", "a/b/c", "/absent", ""])
 def test_an_unknown_model_is_refused_with_what_is_known(name):
-    with pytest.raises(ModelError):
+    with pytest.raises(ModelError, match=r"unknown model|model_index"):
         find_model(name or "nothing")
+
+
+@pytest.mark.parametrize("name", ["foo--bar/baz", "foo/bar..baz", "foo/bar.git"])
+def test_what_cannot_be_a_hub_id_is_refused(name):
+    with pytest.raises(ModelError, match="unknown model"):
+        find_model(name)
+
+
+@pytest.mark.parametrize("content", ["[]", "", "{", "{}"])
+def test_a_folder_with_a_broken_configuration_is_refused(tmp_path, content):
+    shutil.copytree(tiny.WEIGHTS, tmp_path / "m")
+    for name in ("model_index.json", "vae/config.json"):
+        kept = (tmp_path / "m" / name).read_text()
+        (tmp_path / "m" / name).write_text(content)
+        with pytest.raises(ModelError):
+            find_model(str(tmp_path / "m"))
+        (tmp_path / "m" / name).write_text(kept)
+
+
+def test_a_folder_given_by_a_relative_path_is_found_from_anywhere(tmp_path, monkeypatch):
+    shutil.copytree(tiny.WEIGHTS, tmp_path / "m")
+    monkeypatch.chdir(tmp_path)
+    model = find_model("m")
+    assert (model.id, model.source) == ("m", str(tmp_path / "m"))
 
 
 def test_a_hub_model_that_cannot_be_reached_is_refused(monkeypatch):

@@ -14,6 +14,17 @@ ROWS = [
 ]
 
 
+def surrogate_parquet() -> bytes:
+    """What a writer that does not check its text leaves of a lone surrogate."""
+    text = pa.array([b"a \xed\xa0\x80"], pa.binary()).view(pa.string())
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"prompt": text}), sink)
+    return sink.getvalue().to_pybytes()
+
+
+SURROGATE = surrogate_parquet()
+
+
 def written(tmp_path, name: str, data: bytes | str) -> str:
     path = tmp_path / name
     path.write_bytes(data if isinstance(data, bytes) else data.encode())
@@ -43,6 +54,12 @@ def test_the_four_kinds_of_file_hold_the_same_prompts(tmp_path):
         assert (second.prompt, second.prompt_id, second.seed) == ("a blue square", "two", None)
     text = written(tmp_path, "p.txt", "\ufeffa red circle\n\n  a blue square  \n")
     assert [prompt.prompt for prompt in read_prompts(text)] == ["a red circle", "a blue square"]
+
+
+def test_a_null_is_a_value_left_out(tmp_path):
+    row = {"prompt": "a", "prompt_id": None, "seed": None, "height": None}
+    (prompt,) = read_prompts(written(tmp_path, "p.jsonl", jsonl(row)))
+    assert (prompt.seed, prompt.overrides) == (None, {})
 
 
 def test_a_prompt_without_an_id_gets_one_from_its_content(tmp_path):
@@ -100,7 +117,9 @@ def test_many_bad_rows_are_named_together(tmp_path):
         ("p.txt", b"fine\n\xed\xa0\x80\n", "line 2: not UTF-8"),
         ("p.jsonl", b"{\n", "line 1: not JSON"),
         ("p.csv", b"prompt,seed\na\n", "line 2: not as many fields"),
+        ("p.csv", b"prompt,prompt\na,b\n", "a column is named twice"),
         ("p.parquet", b"PAR1", "not a Parquet file"),
+        ("p.parquet", SURROGATE, "not UTF-8, such as a lone surrogate"),
         ("p.doc", b"a", "ending must be one of .txt, .jsonl, .csv, .parquet"),
     ],
 )

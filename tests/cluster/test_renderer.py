@@ -6,13 +6,15 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
-from cluster import video
+from cluster import renderer, video
 from cluster.delivery import RenderRequest, render_item
 from cluster.plan import plan_items
 from cluster.prompts import Prompt
 from meancache import Schedule
 from meancache.quality import psnr
+from tests.cluster import ranks
 
 STEPS = 12
 EDGES = [(0, 1, 1), (1, 2, 1), (2, 3, 2), (3, 6, 3), (6, 7, 2), (7, 11, 4), (11, 12, 1)]
@@ -27,6 +29,25 @@ def schedule(model) -> Schedule:
 def request(model, prompt: str, schedule=None, seed: int = 3) -> RenderRequest:
     arguments = {**model.defaults, "num_inference_steps": STEPS}
     return RenderRequest(plan_items([Prompt(1, prompt, "p", seed)], model, arguments)[0], schedule)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--model", "nope"], "unknown model 'nope'"),
+        (["--schedule", "nope.json"], "nope.json"),
+        (["--output", "no/such/folder/x.mp4"], "there is no folder no/such/folder"),
+    ],
+)
+def test_the_renderer_refuses_what_cannot_be_in_a_sentence(
+    tmp_path, monkeypatch, capsys, arguments, sentence
+):
+    usual = ["renderer", "--prompt", "a", "--output", str(tmp_path / "x.mp4")]
+    monkeypatch.setattr("sys.argv", [*usual, *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        renderer.main()
+    assert exit_.value.code == 2
+    assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -50,6 +71,15 @@ def test_two_ranks_draw_the_video_of_one(
     difference = np.abs(alone.frames.astype(int) - shared.frames.astype(int))
     assert difference.max() <= 1
     assert (difference > 0).mean() < 0.01
+
+
+def test_latents_of_two_ranks_and_of_one_differ_by_the_rounding_of_sums(
+    model, gang_of_one, gang_of_two
+):
+    asked = request(model, "a red circle moving left on a dark background")
+    alone, shared = gang_of_one.run(ranks.latents, asked), gang_of_two.run(ranks.latents, asked)
+    # Latents are of order 1; float32 sums of 100 terms in another order, over 12 steps.
+    torch.testing.assert_close(shared, alone, atol=2e-4, rtol=0)
 
 
 def test_a_gang_draws_the_same_video_again_bit_for_bit(model, schedule, gang_of_two):

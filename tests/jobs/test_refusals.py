@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cluster.store import open_store
-from jobs import _cli, calibrate, render, solve
+from jobs import _cli, calibrate, demo, render, solve
 from meancache import Schedule
 
 
@@ -69,6 +69,9 @@ def test_prompts_that_cannot_be_used(tmp_path, refused, main, name, content, sen
         (["--gang-size", "0"], "0 must be at least 1"),
         (["--gangs", "4:2"], "gangs '4:2' must be A or A:B"),
         (["--height", "50"], "height 50 must be a multiple of 16"),
+        (["--height", "16000000000000000000000"], "must be between 1 and 16384"),
+        (["--guidance-scale", "nan"], "nan must be a finite number"),
+        (["--steps", "20000"], "num_inference_steps 20000 must be between 1 and 1000"),
         (["--num-frames", "8"], "num_frames 8 must be 1 more than a multiple of 4"),
         (["--budget", "0"], "budget 0 must be between 1 and the 50 steps"),
         (["--budget", "51"], "budget 51 must be between 1 and the 50 steps"),
@@ -115,6 +118,23 @@ def test_prompts_of_several_settings_make_no_graph(tmp_path, refused):
     assert "overrides pipeline arguments" in said
 
 
+def test_two_prompts_that_a_graph_could_not_tell_apart(tmp_path, refused):
+    rows = tmp_path / "p.jsonl"
+    rows.write_text('{"prompt": "a", "prompt_id": "x"}\n{"prompt": "b", "prompt_id": "x"}\n')
+    said = refused(calibrate.main, *rendering(str(rows), tmp_path / "out"))
+    assert "two prompts have the prompt_id 'x' and the seed" in said
+
+
+def test_a_root_of_other_prompts_says_so(tmp_path, refused, prompts):
+    args = rendering(prompts, tmp_path / "out")
+    prepared = render.prepare(render.parser().parse_args(args))
+    render.plan.freeze(prepared.store, prepared.spec)
+    Path(prompts).write_text("another prompt")
+    said = refused(render.main, *args)
+    assert "items is 3 there and 1 here" in said
+    assert "the prompts, or what their rows override, are others there" in said
+
+
 def test_a_root_of_another_job_shows_the_difference(tmp_path, refused, prompts, model):
     args = rendering(prompts, tmp_path / "out")
     prepared = render.prepare(render.parser().parse_args([*args, "--guidance-scale", "4"]))
@@ -133,8 +153,11 @@ def test_a_root_of_another_job_shows_the_difference(tmp_path, refused, prompts, 
     ],
 )
 @pytest.mark.usefixtures("s3_endpoint")
-def test_an_output_that_does_not_exist(refused, prompts, output, sentence):
+def test_an_output_that_does_not_exist(refused, prompts, graph_folder, output, sentence):
     assert sentence in refused(render.main, *rendering(prompts, output))
+    assert sentence in refused(calibrate.main, *rendering(prompts, output))
+    assert sentence in refused(solve.main, "--graph", graph_folder, "--output", output)
+    assert sentence in refused(demo.main, "--output", output)
 
 
 def test_an_output_that_is_a_file(tmp_path, refused, prompts):
@@ -149,6 +172,16 @@ def test_a_bucket_that_refuses(refused, prompts, s3_root, strict_s3_endpoint, mo
 
 def test_a_store_that_ignores_conditional_puts(refused, prompts, rclone):
     assert "ignores" in refused(render.main, *rendering(prompts, rclone))
+
+
+def test_what_a_yaml_file_says_is_text(tmp_path, refused, prompts):
+    config = tmp_path / "render.yaml"
+    config.write_text("gangs: 2:1\ngang_size: 1\n")  # to YAML itself, 2:1 is the number 121
+    said = refused(render.main, *rendering(prompts, tmp_path / "out", "--config", str(config)))
+    assert "gangs '2:1' must be A or A:B" in said
+    for broken in ("gangs: [", "- a list"):
+        config.write_text(broken)
+        refused(render.main, *rendering(prompts, tmp_path / "out", "--config", str(config)))
 
 
 def test_a_submitted_job_may_not_write_into_its_temporary_copy(refused, prompts, monkeypatch):

@@ -95,6 +95,20 @@ def test_a_driver_killed_before_a_receipt_costs_that_video_alone(root, command, 
     assert [row["index"] for row in rows(root)] == [0, 1, 2]
 
 
+def test_a_damaged_video_is_rendered_again_as_the_readme_says(root, command):
+    (row, *_) = rows(root)
+    (root / row["key"]).write_bytes(b"damaged")
+    for key in (
+        row["key"],
+        f"receipts/000000/{row['item_id']}.json",
+        "manifest/parts/part-000000.parquet",
+        "manifest/_SUCCESS",
+    ):
+        (root / key).unlink()
+    assert render.main(command) == 0
+    assert [problem for _, problem in manifest.verify(open_store(str(root))) if problem] == []
+
+
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path, command, capsys):
     assert render.main([*command, "--dry-run"]) == 0
     said = capsys.readouterr().out
