@@ -64,6 +64,8 @@ class Calibration:
 
     def __call__(self, gang: Gang, item: WorkItem) -> str | None:
         """Commits one trajectory's statistics; returns what went wrong, if anything did."""
+        if self.store.exists(trajectory_key(item)):
+            return None  # Ray hands out the block of a leader that died again
         request = TrajectoryRequest(item, self.graph)
         try:
             data, _ = gang.run_with_retries(measure_trajectory, request)

@@ -72,8 +72,8 @@ def test_ranks_that_do_not_start_use_up_no_item(tmp_path, model, item):
     assert manifest.open_items(store, [item]) == [item]
 
 
-def test_of_two_drivers_deliveries_the_first_receipt_counts(tmp_path, model, item, gang_of_one):
+def test_an_item_that_is_committed_is_not_paid_for_again(tmp_path, model, item, gang_of_one):
     store = open_store(str(tmp_path))
-    delivery = Delivery(store, model, None)
-    first = delivery(gang_of_one, item)
-    assert delivery(gang_of_one, item) == first
+    first = Delivery(store, model, None)(gang_of_one, item)
+    nobody = Gang(ranks.build_fails, 1)  # would fail, were it asked
+    assert Delivery(store, model, None)(nobody, item) == first
