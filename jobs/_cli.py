@@ -7,6 +7,7 @@ refused before any rank started; 3 some items failed for good; 130 stopped by ha
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import sys
@@ -225,6 +226,9 @@ def run_job(
         parser: of the job's flags.
         argv: the arguments, or None for the process's own.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # In a job's log the lines of stdout and stderr should stand in the order they were said.
+        sys.stdout.reconfigure(line_buffering=True)
     options = parser.parse_args(argv)
     try:
         try:

@@ -36,7 +36,8 @@ def progress(
         if live or done == total or now - reported >= LOG_EVERY_S:
             # The first result took the ranks' start too, which says nothing of the others.
             each = (now - first) / (done - 1) if done > 1 else now - started
-            left = f"ETA {duration(each * (total - done))}" if done < total else "done"
+            within = "" if done > 1 else "under "
+            left = f"ETA {within}{duration(each * (total - done))}" if done < total else "done"
             elapsed = duration(now - started)
             line = f"{what}: {done}/{total}, {each:.2f} s each, {elapsed} so far, {left}"
             print(f"\r\x1b[K{line}" if live else line, end="", file=stream)
