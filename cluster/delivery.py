@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster import manifest, video
-from cluster.gang import MAX_ATTEMPTS, Gang, GangError, GangStartError
+from cluster.gang import MAX_ATTEMPTS, Gang, GangTaskError
 from cluster.model import Model
 from cluster.plan import WorkItem
 from cluster.renderer import Renderer, Rendering
@@ -60,11 +60,9 @@ class Delivery:
             rendering, attempts = gang.run_with_retries(
                 render_item, RenderRequest(item, self.schedule)
             )
-        except GangStartError:
-            raise  # a sick machine must not use up the items of a healthy job
-        except GangError as error:
+        except GangTaskError as error:  # ranks that do not start are no item's failure
             row = self._row(gang, item, MAX_ATTEMPTS, status=manifest.FAILED, error=str(error))
-            return dict(manifest.commit_receipt(self.store, row))
+            return manifest.commit_receipt(self.store, row)
         started = time.perf_counter()
         data = video.encode(rendering.frames, self.model.fps)
         encoded = time.perf_counter()
@@ -85,7 +83,7 @@ class Delivery:
             encode_s=encoded - started,
             upload_s=time.perf_counter() - encoded,
         )
-        return dict(manifest.commit_receipt(self.store, row))
+        return manifest.commit_receipt(self.store, row)
 
     def _row(self, gang: Gang, item: WorkItem, attempts: int, **known: Any) -> dict[str, Any]:
         empty = dict.fromkeys(manifest.SCHEMA.names)

@@ -70,10 +70,6 @@ def connect() -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # What ranks print belongs to Ray's own logs; a job's log is its driver's.
     ray.init(logging_level=logging.ERROR, log_to_driver=False)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def run(work: Work, items: Sequence[Any], gangs: Gangs) -> Iterator[Any]:
@@ -96,7 +92,10 @@ def run(work: Work, items: Sequence[Any], gangs: Gangs) -> Iterator[Any]:
     resources, room = _room(gangs.size)
     least = min(gangs.least or room, len(items))
     most = min(gangs.most or room, len(items))
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
     context.execution_options.preserve_order = False
     # An item may take an hour, and a row that is lost with its block would be lost for good.
     context.execution_no_progress_timeout_s = -1
@@ -188,5 +187,5 @@ def _room(gang_size: int) -> tuple[dict[str, float], int]:
                 f"has {max(gpus)}: use a smaller --gang-size"
             )
         return {"num_gpus": gang_size}, room
-    cores = [int(node.get("CPU", 0)) for node in nodes] or [os.cpu_count() or 1]
+    cores = [int(node.get("CPU", 0)) for node in nodes]
     return {"num_cpus": CPU_SHARE}, max(1, sum(count // gang_size for count in cores))

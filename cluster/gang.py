@@ -37,6 +37,10 @@ class GangError(RuntimeError):
     """A rank died, failed or did not answer in time; the gang's ranks have been killed."""
 
 
+class GangTaskError(GangError):
+    """It happened in a task, or between two: perhaps the item's own fault."""
+
+
 class GangStartError(GangError):
     """The ranks do not start: the fault of the machine or the model, never of an item."""
 
@@ -101,7 +105,7 @@ class Gang:
             self._pipes.append(ours)
         try:
             self._answers(START_DEADLINE_S)
-        except GangError as error:
+        except GangTaskError as error:
             raise GangStartError(str(error)) from error
 
     def run(self, task: Task, payload: Any, deadline_s: float = TASK_DEADLINE_S) -> Any:
@@ -113,7 +117,8 @@ class Gang:
             deadline_s: seconds until a gang that does not answer counts as hung.
 
         Raises:
-            GangError: a rank died, raised or hung. The ranks are gone; the next call rebuilds.
+            GangStartError: the ranks had to be started, and were not.
+            GangTaskError: a rank died, raised or hung. The ranks are gone; the next call rebuilds.
         """
         self.start()
         try:
@@ -121,7 +126,7 @@ class Gang:
                 pipe.send((task, payload))
         except OSError as error:
             self.close()
-            raise GangError("a rank died between two tasks") from error
+            raise GangTaskError("a rank died between two tasks") from error
         return self._answers(deadline_s)[0]
 
     def run_with_retries(self, task: Task, payload: Any) -> tuple[Any, int]:
@@ -132,7 +137,7 @@ class Gang:
 
         Raises:
             GangStartError: in the last attempt the ranks did not even start.
-            GangError: the last attempt's failure.
+            GangTaskError: the last attempt's failure.
         """
         for attempt in range(1, MAX_ATTEMPTS):
             try:
@@ -164,7 +169,7 @@ class Gang:
             while waiting:
                 ready = wait([*waiting, *ends], timeout=deadline - time.monotonic())
                 if not ready:
-                    raise GangError(
+                    raise GangTaskError(
                         f"rank {min(waiting.values())} did not answer within {deadline_s:.0f} s"
                     )
                 # A rank that answers and then dies has answered: read pipes before sentinels.
@@ -174,8 +179,8 @@ class Gang:
                     del waiting[pipe]
                 if not pipes:
                     rank = min(ends[sentinel] for sentinel in ready if isinstance(sentinel, int))
-                    raise GangError(self._death(rank))
-        except GangError:
+                    raise GangTaskError(self._death(rank))
+        except GangTaskError:
             self.close()
             raise
         return answers
@@ -184,9 +189,9 @@ class Gang:
         try:
             failure, answer = pipe.recv()
         except (EOFError, OSError) as error:
-            raise GangError(self._death(rank)) from error
+            raise GangTaskError(self._death(rank)) from error
         if failure is not None:
-            raise GangError(f"rank {rank} failed: {failure}")
+            raise GangTaskError(f"rank {rank} failed: {failure}")
         return answer
 
     def _death(self, rank: int) -> str:

@@ -88,7 +88,7 @@ def failures_key(shard: int) -> str:
     return f"failures/part-{shard:06d}.parquet"
 
 
-def commit_receipt(store: Store, row: Mapping[str, Any]) -> Mapping[str, Any]:
+def commit_receipt(store: Store, row: dict[str, Any]) -> dict[str, Any]:
     """Commits an item; from here on it is done. Returns the row that counts.
 
     Another driver may have committed the item first: then its receipt counts, not this one.
@@ -151,16 +151,9 @@ def commit_success(store: Store, shards: Sequence[int]) -> dict[str, Any]:
     Raises:
         MissingKey: a shard has no part yet.
     """
-    parts, failures, rows, failed = [], [], 0, 0
-    for shard in shards:
-        data = store.get(part_key(shard))
-        parts.append({"key": part_key(shard), "sha256": hashlib.sha256(data).hexdigest()})
-        rows += _num_rows(data)
-        if store.exists(failures_key(shard)):
-            data = store.get(failures_key(shard))
-            sha256 = hashlib.sha256(data).hexdigest()
-            failures.append({"key": failures_key(shard), "sha256": sha256})
-            failed += _num_rows(data)
+    incomplete = [failures_key(shard) for shard in shards if store.exists(failures_key(shard))]
+    parts, rows = _tally(store, [part_key(shard) for shard in shards])
+    failures, failed = _tally(store, incomplete)
     success = {"rows": rows, "failed": failed, "parts": parts, "failures": failures}
     store.put_new(SUCCESS_KEY, canonical_json(success))
     return success
@@ -270,5 +263,11 @@ def _name(store: Store, key: str) -> str:
         return repr(key)
 
 
-def _num_rows(data: bytes) -> int:
-    return pq.read_metadata(io.BytesIO(data)).num_rows
+def _tally(store: Store, keys: Sequence[str]) -> tuple[list[dict[str, str]], int]:
+    """Parquet files by key and sha256, and how many rows they hold together."""
+    entries, rows = [], 0
+    for key in keys:
+        data = store.get(key)
+        entries.append({"key": key, "sha256": hashlib.sha256(data).hexdigest()})
+        rows += pq.read_metadata(io.BytesIO(data)).num_rows
+    return entries, rows

@@ -23,6 +23,8 @@ def progress(
         what: 'videos', for the line.
         stream: where to; default standard error.
     """
+    if total == 0:
+        return
     stream = stream or sys.stderr
     live = stream.isatty()
     started = time.monotonic()

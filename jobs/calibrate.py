@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from cluster import fleet, plan
-from cluster.gang import Gang, GangError, GangStartError
+from cluster.gang import Gang, GangTaskError
 from cluster.model import ModelError
 from cluster.plan import WorkItem, plan_items, specification
 from cluster.prompts import PromptsError, read_prompts
@@ -70,9 +70,7 @@ class Calibration:
         try:
             data, _ = gang.run_with_retries(measure_trajectory, request)
             self.store.put_new(trajectory_key(item), data)
-        except GangStartError:
-            raise
-        except GangError as error:
+        except GangTaskError as error:
             return f"{item.prompt_id}, seed {item.seed}: {error}"
         except AlreadyExists:
             return None  # another driver was first, and its statistics are as good
@@ -144,8 +142,7 @@ def perform(prepared: Prepared) -> int:
     plan.freeze(store, prepared.spec, SPEC_KEY)
     work = Calibration(store, prepared.graph)
     results = fleet.run(work, missing, prepared.gangs)
-    counted = progress(results, len(missing), "trajectories") if missing else ()
-    problems = [problem for problem in counted if problem]
+    problems = [problem for problem in progress(results, len(missing), "trajectories") if problem]
     for problem in problems:
         print(f"failed: {problem}", file=sys.stderr)
     if problems:

@@ -83,7 +83,7 @@ def perform(prepared: Prepared) -> int:
     missing = Counter(item.shard for item in todo)
     work = Delivery(store, prepared.model, prepared.schedule)
     results = fleet.run(work, todo, prepared.gangs)
-    for row in progress(results, len(todo), "videos") if todo else ():
+    for row in progress(results, len(todo), "videos"):
         if row["status"] == manifest.FAILED:
             print(f"\nfailed: {row['item_id']}: {row['error']}", file=sys.stderr)
         missing[row["shard"]] -= 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,10 +78,10 @@ class Grid:
     def from_json(cls, data: Mapping[str, Any]) -> Grid:
         """Reads what `to_json` wrote. Raises ValueError where it contradicts itself."""
         sigmas = data.get("sigmas")
-        if not isinstance(sigmas, list) or not all(_is_number(sigma) for sigma in sigmas):
+        if not isinstance(sigmas, list) or not all(is_number(sigma) for sigma in sigmas):
             raise ValueError("a grid's `sigmas` must be a list of numbers")
         scheduler, shift = data.get("scheduler"), data.get("shift")
-        if not isinstance(scheduler, str | None) or not (shift is None or _is_number(shift)):
+        if not isinstance(scheduler, str | None) or not (shift is None or is_number(shift)):
             raise ValueError("a grid's `scheduler` is a name and its `shift` a number, or null")
         grid = cls(tuple(map(float, sigmas)), scheduler, shift)
         steps = data.get("num_inference_steps")
@@ -118,8 +119,17 @@ def describe(sigmas: Sequence[float]) -> str:
     return f"{len(sigmas) - 1} steps, sigma {', '.join(levels)}"
 
 
-def _is_number(value: object) -> bool:
-    # Integers too large for a float cannot be noise levels, and would overflow on the way.
-    if isinstance(value, int):
-        return not isinstance(value, bool) and abs(value) < 2**63
-    return isinstance(value, float)
+def is_whole_number(value: object) -> bool:
+    """Whether a value from outside is an integer, and small enough to become a float."""
+    return (
+        isinstance(value, numbers.Integral)
+        and not isinstance(value, bool)
+        and abs(int(value)) < 2**63
+    )
+
+
+def is_number(value: object) -> bool:
+    """Whether a value from outside is a real number that `float` takes."""
+    return is_whole_number(value) or (
+        isinstance(value, numbers.Real) and not isinstance(value, int)
+    )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import numbers
 import operator
 import os
 import re
@@ -19,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from meancache.grid import Grid
+from meancache.grid import Grid, is_number, is_whole_number
 
 SCHEMA = 1
 MAX_SPAN = 5
@@ -102,7 +101,7 @@ class Edge:
             raise ScheduleError(f"an edge must be {{start, stop, span or weights}}, not {data!r}")
         for name in ("start", "stop", "span"):
             value = data.get(name)
-            if not _is_int(value) and not (name == "span" and value is None):
+            if not is_whole_number(value) and not (name == "span" and value is None):
                 raise ScheduleError(f"an edge's `{name}` must be a whole number, not {value!r}")
         weights = data.get("weights")
         if weights is not None:
@@ -271,16 +270,16 @@ class Schedule:
                 if missing
                 else f"a schedule has no key {unknown[0]!r}"
             )
-        if not _is_int(data["schema"]) or data["schema"] != SCHEMA:
+        if not is_whole_number(data["schema"]) or data["schema"] != SCHEMA:
             raise ScheduleError(f"schedule schema {data.get('schema')!r} is not {SCHEMA}")
         for name in ("model", "grid", "conditions", "calibration"):
             if not isinstance(data.get(name, {}), Mapping):
                 raise ScheduleError(f"a schedule's `{name}` must be a JSON object")
-        if not isinstance(data.get("edges"), list) or not _is_int(data.get("budget")):
+        if not isinstance(data.get("edges"), list) or not is_whole_number(data.get("budget")):
             raise ScheduleError("a schedule needs a list `edges` and a whole number `budget`")
         for name in ("gamma", "predicted_cost"):
             value = data.get(name)
-            if value is not None and not (_is_number(value) and math.isfinite(value)):
+            if value is not None and not (is_number(value) and math.isfinite(value)):
                 raise ScheduleError(f"a schedule's `{name}` must be a finite number or null")
         if not isinstance(data.get("method"), str):
             raise ScheduleError("a schedule's `method` must be a string")
@@ -358,24 +357,14 @@ def _grid(build: Any) -> Grid:
 
 
 def _weight(step: object, weight: object) -> tuple[int, float]:
-    if not (_is_int(step) or (isinstance(step, str) and re.fullmatch(r"0|[1-9][0-9]{0,5}", step))):
+    if not (
+        is_whole_number(step)
+        or (isinstance(step, str) and re.fullmatch(r"0|[1-9][0-9]{0,5}", step))
+    ):
         raise ScheduleError(f"an edge's weights name {step!r}; name a step by its number")
-    if not _is_number(weight):
+    if not is_number(weight):
         raise ScheduleError(f"the weight of step {step} must be a number, not {weight!r}")
     return int(step), float(weight)  # type: ignore[call-overload,arg-type]
-
-
-def _is_int(value: object) -> bool:
-    # The bound keeps a number of a thousand digits from overflowing on its way to a float.
-    return (
-        isinstance(value, numbers.Integral)
-        and not isinstance(value, bool)
-        and abs(int(value)) < 2**63
-    )
-
-
-def _is_number(value: object) -> bool:
-    return _is_int(value) or (isinstance(value, numbers.Real) and not isinstance(value, int))
 
 
 def _refuse_constant(name: str) -> float:

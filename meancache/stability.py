@@ -14,6 +14,7 @@ import io
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -54,17 +55,18 @@ class GraphError(ValueError):
     """A graph file is not one, or two graphs do not belong together; the message says why."""
 
 
-def edge_list(steps: int) -> list[tuple[int, int, int]]:
+@lru_cache(maxsize=4)
+def edge_list(steps: int) -> tuple[tuple[int, int, int], ...]:
     """All edges (start, stop, span) of the multigraph over `steps` steps, in a fixed order.
 
     Span 1 (hold the velocity) is possible everywhere; a longer one needs that much history.
     """
-    return [
+    return tuple(
         (start, stop, span)
         for span in range(1, MAX_SPAN + 1)
         for start in range(0 if span == 1 else span, steps)
         for stop in range(start + 1, steps + 1)
-    ]
+    )
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
+import ray
 import torch
 
 from cluster.model import Model, find_model
@@ -24,6 +24,13 @@ PROMPTS = [
 def model() -> Model:
     """What is known of the embedded model without its weights."""
     return find_model("tiny")
+
+
+@pytest.fixture(scope="module")
+def shared_cluster() -> Iterator[None]:
+    """One Ray cluster for the jobs of a file: the first starts it, the others find it running."""
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture
@@ -72,8 +79,3 @@ def run_job() -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
-
-
-def uint8_video(seed: int) -> np.ndarray:
-    """A small random video."""
-    return np.random.default_rng(seed).integers(0, 255, (9, 64, 64, 3), dtype=np.uint8)

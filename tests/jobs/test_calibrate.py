@@ -6,18 +6,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 from jobs import calibrate
 from meancache.stability import StabilityGraph
 from tests.jobs.conftest import PROMPTS
 
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    """One Ray cluster for the jobs of this file; they find it running."""
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("shared_cluster")
 
 
 @pytest.fixture

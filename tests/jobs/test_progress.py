@@ -32,6 +32,12 @@ def test_a_terminal_gets_one_line_that_changes():
     assert text.count("\r") == 3
 
 
+def test_nothing_to_wait_for_is_nothing_to_say():
+    log = io.StringIO()
+    assert list(progress([], 0, "videos", log)) == []
+    assert log.getvalue() == ""
+
+
 def test_durations_read_as_people_say_them():
     said = [duration(seconds) for seconds in (0.4, 48, 725, 12000)]
     assert said == ["0 s", "48 s", "12 min 5 s", "3 h 20 min"]

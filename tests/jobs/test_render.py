@@ -13,12 +13,7 @@ from cluster.store import open_store
 from jobs import render
 from tests.jobs.conftest import PROMPTS
 
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    """One Ray cluster for the jobs of this file; they find it running."""
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("shared_cluster")
 
 
 @pytest.fixture
