@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ class Summary:
     Attributes:
         mean: of the videos' scores.
         standard_error: of the mean; NaN for one video, or where a score is infinite.
-        worst: the lowest score.
+        worst: the lowest score, or the highest where low scores are good.
     """
 
     mean: float
@@ -25,11 +25,13 @@ class Summary:
     worst: float
 
     @classmethod
-    def of(cls, scores: Sequence[float]) -> Summary:
-        """Summarises at least one score."""
+    def of(
+        cls, scores: Sequence[float], worst: Callable[[Sequence[float]], float] = min
+    ) -> Summary:
+        """Summarises at least one score; `worst` picks the worst of them."""
         known = len(scores) > 1 and bool(np.isfinite(scores).all())
         error = float(np.std(scores, ddof=1)) / math.sqrt(len(scores)) if known else math.nan
-        return cls(float(np.mean(scores)), error, float(min(scores)))
+        return cls(float(np.mean(scores)), error, float(worst(scores)))
 
     def __str__(self) -> str:
         return f"{self.mean:.1f} ± {self.standard_error:.1f}"

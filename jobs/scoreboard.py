@@ -1,0 +1,279 @@
+"""Who stands where: the evaluation's rows, summed up to one standing a contender.
+
+Pure functions on one table. Knows nothing of how a row came about, nor of the page it ends on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+from typing import Any
+
+import pyarrow as pa
+
+from meancache.quality import Summary
+
+VERSION = "1"
+FULL = "full"
+OURS = ("fitted", "secant")
+PAPER = "paper"
+# Shares are ratios of whole FLOPs: two that are meant to be equal differ by rounding alone.
+SHARE_TOLERANCE = 1e-6
+
+SCHEMA = pa.schema(
+    [
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("setting", pa.string()),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("prompt_id", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("schedule_id", pa.string()),
+        pa.field("budget", pa.int32()),
+        pa.field("nfe", pa.int32(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("share", pa.float64()),
+        pa.field("psnr", pa.float64()),
+        pa.field("ssim", pa.float64()),
+        pa.field("lpips", pa.float64()),
+        pa.field("psnr_fine", pa.float64()),
+        pa.field("caption", pa.float64()),
+        pa.field("seconds", pa.float64(), nullable=False),
+    ],
+    metadata={"schema": VERSION},
+)
+"""A row a (contender, pair). `share`: transformer FLOPs of the run over the full run's; `psnr`,
+`ssim`, `lpips`: against the full run, null for itself; `psnr_fine`: dB against a fine solution
+of the flow; `caption`: share of the caption's facts shown; `seconds`: of the denoising loop."""
+
+
+def scoreboard(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """The rows as one table, in an order that their content alone decides."""
+    ordered = sorted(rows, key=lambda row: (*_contender_key(row), row["prompt_id"], row["seed"]))
+    return pa.Table.from_pylist(ordered, SCHEMA)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One contender over all pairs.
+
+    Attributes:
+        method: 'fitted', 'paper', 'euler', ...; 'full' is the run that computes every step.
+        setting: its knob in words, where it has one.
+        source: whose code it is.
+        budget: forwards it may take; None where its knob is not a budget.
+        schedule_id: of the schedule it ran; None for what is not a schedule.
+        pairs: how many (prompt, seed) it was judged on.
+        nfe: mean transformer calls.
+        share: mean share of the full run's transformer FLOPs; None where it was never counted.
+        seconds: median of the denoising loop.
+        speedup: median seconds of the full run over its own.
+        psnr: dB against the full run; None for the full run.
+        ssim: likewise.
+        lpips: likewise, its worst the highest; None where LPIPS was absent.
+        psnr_fine: dB against the fine solution; None where none was drawn.
+        caption: share of the caption's facts shown; None where no prompt was such a caption.
+    """
+
+    method: str
+    setting: str | None
+    source: str
+    budget: int | None
+    schedule_id: str | None
+    pairs: int
+    nfe: float
+    share: float | None
+    seconds: float
+    speedup: float
+    psnr: Summary | None
+    ssim: Summary | None
+    lpips: Summary | None
+    psnr_fine: Summary | None
+    caption: Summary | None
+
+    @property
+    def name(self) -> str:
+        """In words: 'fitted, B=10', 'taylorseer (cache_interval 4)'."""
+        budget = "" if self.budget is None or self.method == FULL else f", B={self.budget}"
+        return f"{self.method}{budget}" + ("" if self.setting is None else f" ({self.setting})")
+
+
+def standings(table: pa.Table) -> list[Standing]:
+    """One standing a contender: ours first, then the paper's, the peers by name, the full run last.
+
+    Args:
+        table: of SCHEMA.
+
+    Raises:
+        ValueError: the table has no row of the full run.
+    """
+    contenders: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in table.to_pylist():
+        contenders.setdefault(_contender_key(row), []).append(row)
+    full = [row["seconds"] for rows in contenders.values() for row in rows if _is_full(row)]
+    if not full:
+        raise ValueError("the evaluation has no row of method 'full'; evaluate the full run too")
+    return [_standing(contenders[key], median(full)) for key in sorted(contenders)]
+
+
+@dataclass(frozen=True)
+class Margin:
+    """How far one `fitted` schedule is ahead, in dB of mean PSNR against the full run.
+
+    Attributes:
+        fitted: the schedule's standing.
+        peer: the best peer at equal or less compute; None where there is none.
+        paper: the best of the paper's variants at equal or less compute; None likewise.
+    """
+
+    fitted: Standing
+    peer: Standing | None
+    paper: Standing | None
+
+    def over(self, rival: Standing) -> float:
+        """dB ahead of `rival`; negative where behind."""
+        mine, theirs = _mean_psnr(self.fitted), _mean_psnr(rival)
+        return 0.0 if mine == theirs else mine - theirs  # both may be infinite
+
+    def __str__(self) -> str:
+        said = [self._against("peer", self.peer), self._against("paper's variant", self.paper)]
+        known = "; ".join(sentence for sentence in said if sentence)
+        return f"{self.fitted.name}: {known or 'nobody competes at equal or less compute'}"
+
+    def _against(self, kind: str, rival: Standing | None) -> str:
+        if rival is None:
+            return ""
+        gain = self.over(rival)
+        place = f"ahead of every {kind}" if gain >= 0 else f"behind the best {kind}"
+        return (
+            f"{place} at equal or less compute by {abs(gain):.1f} dB "
+            f"({rival.name}: {_mean_psnr(rival):.1f} dB)"
+        )
+
+
+def margins(found: Sequence[Standing]) -> list[Margin]:
+    """The margin of each `fitted` schedule, in the order of the standings.
+
+    Compute is the share of transformer FLOPs; who was not counted or not measured is no rival.
+    """
+    return [
+        Margin(
+            fitted=mine,
+            peer=_best(
+                other
+                for other in found
+                if other.method not in (*OURS, PAPER, FULL) and _costs_no_more(other, mine)
+            ),
+            paper=_best(
+                other for other in found if other.method == PAPER and _costs_no_more(other, mine)
+            ),
+        )
+        for mine in found
+        if mine.method == "fitted" and mine.psnr is not None
+    ]
+
+
+def text_table(found: Sequence[Standing], predicted: Mapping[str, float]) -> str:
+    """The standings as aligned text for a terminal; columns that nobody fills are left out.
+
+    Args:
+        found: the standings, a line each.
+        predicted: schedule id -> mean PSNR in dB on the trajectories it was calibrated on.
+    """
+    columns = {
+        "method": [one.method for one in found],
+        "setting": [one.setting or "" for one in found],
+        "budget": ["" if one.budget is None else str(one.budget) for one in found],
+        "NFE": [f"{one.nfe:.3g}" for one in found],
+        "share": [_percent(one.share) for one in found],
+        "seconds": [f"{one.seconds:.2f}" for one in found],
+        "speed-up": [f"{one.speedup:.1f}x" for one in found],
+        "PSNR (worst)": [_with_worst(one.psnr) for one in found],
+        "predicted": [_decibels(predicted.get(one.schedule_id or "")) for one in found],
+        "SSIM": ["" if one.ssim is None else f"{one.ssim.mean:.3f}" for one in found],
+        "LPIPS": ["" if one.lpips is None else f"{one.lpips.mean:.3f}" for one in found],
+        "caption": [_percent(None if one.caption is None else one.caption.mean) for one in found],
+        "PSNR to fine": [_with_worst(one.psnr_fine) for one in found],
+    }
+    filled = {name: cells for name, cells in columns.items() if any(cells)}
+    widths = {name: max(map(len, (name, *cells))) for name, cells in filled.items()}
+    lines = [
+        list(filled),
+        *([cells[row] for cells in filled.values()] for row in range(len(found))),
+    ]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(widths[name]) if name in ("method", "setting") else cell.rjust(widths[name])
+            for name, cell in zip(filled, line, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _contender_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells contenders apart, so that sorting by it groups them as people read them."""
+    method, budget = row["method"], row["budget"]
+    known = (*OURS, PAPER)
+    order = known.index(method) if method in known else len(known) + _is_full(row)
+    return (order, method, budget is None, budget or 0, row["setting"] or "")
+
+
+def _is_full(row: Mapping[str, Any]) -> bool:
+    return row["method"] == FULL
+
+
+def _standing(rows: Sequence[Mapping[str, Any]], full_seconds: float) -> Standing:
+    known = {
+        name: [row[name] for row in rows if row[name] is not None]
+        for name in ("share", "psnr", "ssim", "lpips", "psnr_fine", "caption")
+    }
+    summaries = {name: Summary.of(known[name]) if known[name] else None for name in known}
+    first = rows[0]
+    seconds = median(row["seconds"] for row in rows)
+    return Standing(
+        method=first["method"],
+        setting=first["setting"],
+        source=first["source"],
+        budget=first["budget"],
+        schedule_id=first["schedule_id"],
+        pairs=len(rows),
+        nfe=fmean(row["nfe"] for row in rows),
+        share=fmean(known["share"]) if known["share"] else None,
+        seconds=seconds,
+        speedup=full_seconds / seconds,
+        psnr=summaries["psnr"],
+        ssim=summaries["ssim"],
+        lpips=Summary.of(known["lpips"], worst=max) if known["lpips"] else None,
+        psnr_fine=summaries["psnr_fine"],
+        caption=summaries["caption"],
+    )
+
+
+def _costs_no_more(other: Standing, than: Standing) -> bool:
+    return (
+        other.psnr is not None
+        and other.share is not None
+        and than.share is not None
+        and other.share <= than.share + SHARE_TOLERANCE
+    )
+
+
+def _best(rivals: Iterable[Standing]) -> Standing | None:
+    return max(rivals, key=_mean_psnr, default=None)
+
+
+def _mean_psnr(standing: Standing) -> float:
+    assert standing.psnr is not None  # rivals and fitted are chosen by it
+    return standing.psnr.mean
+
+
+def _decibels(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}%"
+
+
+def _with_worst(summary: Summary | None) -> str:
+    return "" if summary is None else f"{summary} ({summary.worst:.1f})"
