@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from cluster import video, xdit
 from cluster.model import Model, ModelError, find_model
@@ -34,11 +36,54 @@ class Rendering:
         frames: (F, H, W, 3) uint8 on rank 0; None on the others.
         nfe: forwards of the transformer.
         seconds: wall time of the pipeline's call.
+        loop_s: wall time of its denoising loop alone: from the transformer's first call to the
+            scheduler's last step.
     """
 
     frames: np.ndarray | None
     nfe: int
     seconds: float
+    loop_s: float
+
+
+@dataclass
+class _LoopClock:
+    """Times the denoising loop and counts the transformer's calls, from inside the pipeline."""
+
+    calls: int = 0
+    started: float = math.nan
+    stopped: float = math.nan
+
+    def before_forward(self, *_: Any) -> None:
+        """A forward pre-hook of the transformer."""
+        if self.calls == 0:
+            self.started = _now()
+        self.calls += 1
+
+    def after_step(
+        self, pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The pipeline's `callback_on_step_end`; changes nothing."""
+        # Waiting for the device at every step would slow what is measured.
+        if step + 1 == pipeline.num_timesteps:
+            self.stopped = _now()
+        return tensors
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """FLOPs of softmax(Q K^T) V for the shapes of Q, K and V."""
+    return int(sdpa_flop_count(query, key, value))
+
+
+# What torch's counter leaves out: attention as it runs on a CPU.
+CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+
+
+def _now() -> float:
+    """Seconds, after the device has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 class Renderer:
@@ -84,24 +129,41 @@ class Renderer:
             ScheduleError: the schedule does not fit the run.
         """
         transformer = self.pipeline.transformer
-        calls: list[None] = []
-        counting = transformer.register_forward_pre_hook(lambda *_: calls.append(None))
+        clock = _LoopClock()
+        timing = transformer.register_forward_pre_hook(clock.before_forward)
         hook = None if schedule is None else apply_mean_cache(transformer, schedule)
         started = time.perf_counter()
         try:
             # Decoding is rank 0's alone: the others have the same latents.
-            output = self._call(prompt, seed, arguments, "np" if self.rank == 0 else "latent")
+            output = self._call(
+                prompt,
+                seed,
+                {**arguments, "callback_on_step_end": clock.after_step},
+                "np" if self.rank == 0 else "latent",
+            )
         finally:
             remove_mean_cache(transformer)
-            counting.remove()
+            timing.remove()
         seconds = time.perf_counter() - started
         frames = np.rint(output[0] * 255).astype(np.uint8) if self.rank == 0 else None
         # Of the calls with a schedule, the hook answered some itself.
-        return Rendering(frames, len(calls) if hook is None else hook.forwards, seconds)
+        nfe = clock.calls if hook is None else hook.forwards
+        return Rendering(frames, nfe, seconds, clock.stopped - clock.started)
 
-    def denoise(self, prompt: str, seed: int, arguments: Mapping[str, Any]) -> None:
-        """Runs all steps of one video without decoding it, for a recorder on the transformer."""
-        self._call(prompt, seed, arguments, "latent")
+    def denoise(self, prompt: str, seed: int, arguments: Mapping[str, Any]) -> torch.Tensor:
+        """Runs all steps of one video without decoding it; returns its latents."""
+        latents: torch.Tensor = self._call(prompt, seed, arguments, "latent")
+        return latents
+
+    def transformer_flops(self, prompt: str, seed: int, arguments: Mapping[str, Any]) -> int:
+        """FLOPs of the transformer in one run, by torch's counter.
+
+        In a run of its own, as counting slows it. Counts this rank's work alone.
+        """
+        counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+        with counter:
+            self.denoise(prompt, seed, arguments)
+        return sum(counter.get_flop_counts()[type(self.pipeline.transformer).__name__].values())
 
     def _call(self, prompt: str, seed: int, arguments: Mapping[str, Any], output_type: str) -> Any:
         generator = torch.Generator("cpu").manual_seed(seed)

@@ -12,7 +12,7 @@ from cluster import renderer, video
 from cluster.delivery import RenderRequest, render_item
 from cluster.plan import plan_items
 from cluster.prompts import Prompt
-from meancache import Schedule
+from meancache import Schedule, apply_mean_cache, remove_mean_cache
 from meancache.quality import psnr
 from tests.cluster import ranks
 
@@ -24,6 +24,12 @@ EDGES = [(0, 1, 1), (1, 2, 1), (2, 3, 2), (3, 6, 3), (6, 7, 2), (7, 11, 4), (11,
 def schedule(model) -> Schedule:
     edges = [{"start": start, "stop": stop, "span": span} for start, stop, span in EDGES]
     return Schedule.from_edges(model.grid(STEPS).sigmas, edges, "fine-step")
+
+
+@pytest.fixture(scope="module")
+def alone(model) -> renderer.Renderer:
+    """The embedded model on one rank, in this process."""
+    return renderer.Renderer(model, 0, 1, "")
 
 
 def request(model, prompt: str, schedule=None, seed: int = 3) -> RenderRequest:
@@ -115,3 +121,38 @@ def test_the_renderer_runs_under_torchrun_without_ray(tmp_path, model, gang_of_o
     item = plan_items([Prompt(1, prompt, "p", 3)], model, model.defaults)[0]
     expected = gang_of_one.run(render_item, RenderRequest(item, None)).frames
     assert psnr(video.decode(clip.read_bytes()), expected) > 25  # what the codec leaves
+
+
+def test_the_loop_is_timed_without_what_comes_before_and_after_it(model, gang_of_one):
+    asked = request(model, "a red circle moving left on a dark background")
+    gang_of_one.run(render_item, asked)  # the first call of a rank is slower in all its parts
+    full = gang_of_one.run(render_item, asked)
+    assert 0 < full.loop_s < full.seconds  # texts are encoded before it, frames decoded after
+
+
+@pytest.mark.parametrize("kept", [(0, 4), (0, 1, 2, 3, 4, 6, 9)])
+def test_a_schedule_computes_the_share_of_flops_that_it_computes_of_the_steps(alone, model, kept):
+    prompt, arguments = "a red circle", {**model.defaults, "num_inference_steps": STEPS}
+    stops = [*kept[1:], STEPS]
+    edges = [
+        {"start": start, "stop": stop, "span": 1} for start, stop in zip(kept, stops, strict=True)
+    ]
+    full = alone.transformer_flops(prompt, 0, arguments)
+    apply_mean_cache(
+        alone.pipeline.transformer, Schedule.from_edges(model.grid(STEPS).sigmas, edges)
+    )
+    try:
+        fast = alone.transformer_flops(prompt, 0, arguments)
+    finally:
+        remove_mean_cache(alone.pipeline.transformer)
+    assert fast * STEPS == full * len(kept)
+
+
+def test_flops_count_attention_which_grows_with_the_square_of_the_tokens(alone, model):
+    """Linear layers double with twice the tokens; whatever more there is, is attention."""
+    arguments = {**model.defaults, "num_inference_steps": 1, "max_sequence_length": 16}
+    flops = [
+        alone.transformer_flops("a red circle", 0, {**arguments, "num_frames": frames})
+        for frames in (5, 9, 17)  # latent frames 2, 3 and 5: equal steps would be 1 and 2
+    ]
+    assert flops[2] - flops[1] > 2 * (flops[1] - flops[0])
