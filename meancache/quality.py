@@ -1,13 +1,26 @@
-"""How close a video is to its reference: PSNR and SSIM over all frames, and their means."""
+"""How close a video is to its reference: PSNR, SSIM and LPIPS over all frames, and their means."""
 
 from __future__ import annotations
 
+import functools
+import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import torch
 from skimage.metrics import structural_similarity
+
+# The name under which torchvision keeps AlexNet's weights in torch's hub cache.
+ALEXNET = "alexnet-owt-7be5be79.pth"
+
+Metric = Callable[[np.ndarray, np.ndarray], float]
+
+
+class LpipsAbsentError(RuntimeError):
+    """LPIPS cannot be measured here; the message says what is missing and how to get it."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,42 @@ def ssim(video: np.ndarray, reference: np.ndarray) -> float:
         for frame, other in zip(_unit(video, reference), _unit(reference, video), strict=True)
     ]
     return float(np.mean(scores))
+
+
+@functools.cache
+def lpips_metric() -> Metric:
+    """LPIPS with AlexNet (Zhang et al. 2018, 1801.03924), mean over frames; 0 where identical.
+
+    The function returned takes a video and its reference, (F, H, W, 3), uint8 or float in [0, 1].
+
+    Raises:
+        LpipsAbsentError: its packages or AlexNet's weights are not on this machine. Nothing is
+            downloaded here: a job should not depend on somebody's server.
+    """
+    try:
+        importlib.import_module("torchvision")
+        lpips = importlib.import_module("lpips")
+    except (ImportError, RuntimeError) as error:  # a torchvision of another torch raises the latter
+        raise LpipsAbsentError(
+            f"{error}; install lpips and the torchvision of this torch ({torch.__version__})"
+        ) from error
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
+    if not weights.is_file():
+        raise LpipsAbsentError(
+            f"AlexNet's weights are not in torch's hub cache as {weights}: download them there"
+        )
+    network = lpips.LPIPS(net="alex", verbose=False).eval()
+
+    @torch.no_grad()
+    def measure(video: np.ndarray, reference: np.ndarray) -> float:
+        # The networks are the package's own kind: (F, 3, H, W) in [-1, 1].
+        pair = [
+            torch.from_numpy(_unit(*both)).permute(0, 3, 1, 2).float() * 2 - 1
+            for both in ((video, reference), (reference, video))
+        ]
+        return float(network(*pair).mean())
+
+    return measure
 
 
 def _unit(video: np.ndarray, other: np.ndarray) -> np.ndarray:

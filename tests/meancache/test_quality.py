@@ -1,9 +1,10 @@
-"""PSNR and SSIM on videos whose difference is known."""
+"""PSNR, SSIM and LPIPS on videos whose difference is known."""
 
 import numpy as np
 import pytest
+import torch
 
-from meancache.quality import psnr, ssim
+from meancache.quality import LpipsAbsentError, Summary, lpips_metric, psnr, ssim
 
 RNG = np.random.default_rng(0)
 VIDEO = RNG.integers(0, 200, size=(3, 32, 32, 3), dtype=np.uint8)
@@ -37,3 +38,34 @@ def test_videos_of_different_shapes_cannot_be_compared():
             measure(VIDEO, VIDEO[:2])
         with pytest.raises(ValueError, match="cannot be compared"):
             measure(VIDEO, VIDEO / 255.0)
+
+
+def test_the_worst_of_a_score_that_should_be_low_is_the_highest():
+    scores = [0.1, 0.3, 0.2]
+    assert Summary.of(scores).worst == 0.1
+    assert Summary.of(scores, worst=max).worst == 0.3
+    assert Summary.of(scores, worst=max).mean == pytest.approx(0.2)
+
+
+def test_lpips_without_its_weights_is_refused_in_a_sentence(tmp_path):
+    before = torch.hub.get_dir()
+    torch.hub.set_dir(str(tmp_path))
+    lpips_metric.cache_clear()
+    try:
+        with pytest.raises(LpipsAbsentError, match=r"install lpips|AlexNet's weights are not in"):
+            lpips_metric()
+        assert not list(tmp_path.iterdir())  # nothing was downloaded
+    finally:
+        torch.hub.set_dir(before)
+        lpips_metric.cache_clear()
+
+
+def test_lpips_tells_a_slight_change_from_a_heavy_one():
+    try:
+        lpips = lpips_metric()
+    except LpipsAbsentError as absent:
+        pytest.skip(str(absent))
+    video = RNG.integers(0, 200, size=(2, 64, 64, 3), dtype=np.uint8)
+    slight, heavy = video + np.uint8(5), RNG.integers(0, 255, size=video.shape, dtype=np.uint8)
+    assert lpips(video, video) == 0
+    assert 0 < lpips(slight, video) < lpips(heavy, video)
