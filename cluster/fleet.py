@@ -89,9 +89,9 @@ def run(work: Work, items: Sequence[Any], gangs: Gangs) -> Iterator[Any]:
     if not items:
         return
     connect()
-    resources, room = _room(gangs.size)
-    least = min(gangs.least or room, len(items))
-    most = min(gangs.most or room, len(items))
+    resources, places = _room(gangs.size)
+    least = min(gangs.least or places, len(items))
+    most = min(gangs.most or places, len(items))
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -120,6 +120,12 @@ def run(work: Work, items: Sequence[Any], gangs: Gangs) -> Iterator[Any]:
         if error is not None:
             raise error
         yield result
+
+
+def room(gangs: Gangs) -> int:
+    """How many of these gangs will run at once, at most. Joins the cluster. Raises FleetError."""
+    connect()
+    return gangs.most or _room(gangs.size)[1]
 
 
 def on_a_worker(check: Callable[[], Any]) -> None:

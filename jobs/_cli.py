@@ -25,6 +25,7 @@ from cluster.plan import SpecError
 from cluster.prompts import PromptsError
 from cluster.renderer import rank_builder
 from cluster.store import Store, StoreError, open_store
+from meancache.fitting import FittingError
 from meancache.schedule import ScheduleError
 from meancache.solver import SolverError
 from meancache.stability import GraphError
@@ -35,6 +36,7 @@ SUBMITTED_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 EXIT_ERROR, EXIT_REFUSED, EXIT_FAILED_ITEMS, EXIT_STOPPED = 1, 2, 3, 130
 
 REFUSALS = (
+    FittingError,
     FleetError,
     GraphError,
     ModelError,

@@ -51,7 +51,9 @@ def measure_trajectory(renderer: Renderer, request: TrajectoryRequest) -> bytes 
     with record_trajectory(renderer.pipeline.transformer) as trajectory:
         renderer.denoise(item.prompt, item.seed, item.arguments)
     velocities = trajectory.velocities(graph.grid.num_inference_steps)
-    statistics = trajectory_statistics(velocities, graph.grid, item.prompt_id, item.seed)
+    statistics = trajectory_statistics(
+        velocities, graph.grid, item.prompt_id, item.seed, item.prompt
+    )
     return graph.add([statistics]).statistics_parquet()
 
 

@@ -1,4 +1,8 @@
-"""python -m jobs.solve: a stability graph -> one schedule for each budget. Seconds, no GPU."""
+"""python -m jobs.solve: a stability graph -> one schedule for each budget.
+
+The paths are solved in seconds, without a model. Method `fitted` then runs some of the graph's
+trajectories again, on gangs, to fit the weights; `secant` and `paper` need no more than the graph.
+"""
 
 from __future__ import annotations
 
@@ -7,54 +11,177 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from cluster import fleet
+from cluster.model import find_model
 from cluster.store import MissingKey, Store, open_store
-from jobs import _cli
+from jobs import _cli, fitting
+from jobs._progress import progress
+from jobs.fitting import LIMIT_VIDEOS, FitAnswer, Fitting
+from meancache.fitting import FittingError
+from meancache.methods import METHODS, SECANT_GAMMA, paper_gamma, paper_schedules, secant_schedules
+from meancache.quality import Summary
 from meancache.schedule import EXECUTIONS, Schedule
-from meancache.solver import DEFAULT_GAMMA, GAMMA, SolverError, paper_schedules
+from meancache.solver import SolverError
 from meancache.stability import GraphError, StabilityGraph
 
-METHODS = ("paper",)
+TRAJECTORIES = 10
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Solved schedules by file name, and where they go."""
+    """What is solved already, what is still to be fitted, and where both go."""
 
     store: Store
     output: str
-    schedules: dict[str, Schedule]
+    schedules: dict[int, Schedule]
+    fitting: Fitting | None
+    gangs: fleet.Gangs | None
+    target_psnr: float | None
+    dry_run: bool
 
 
 def prepare(options: argparse.Namespace) -> Prepared:
-    """Reads the graph and solves; nothing is written yet."""
-    graph_store = open_store(options.graph)
-    try:
-        graph = StabilityGraph.from_parquet(graph_store.get("statistics.parquet"))
-    except MissingKey as error:
-        raise GraphError(
-            f"{graph_store.uri('statistics.parquet')} does not exist; give the ROOT/graph that "
-            "jobs.calibrate finished"
-        ) from error
-    gamma = options.gamma
-    if gamma is None:
-        gamma = GAMMA.get(graph.model.get("pipeline", ""), DEFAULT_GAMMA)
-    solved = paper_schedules(graph, budgets(options.budgets), gamma, options.execution)
+    """Reads the graph and solves its paths; nothing is written and no model is run yet."""
+    graph = read_graph(options.graph)
+    wanted = budgets(options.budgets)
+    solved: dict[int, Schedule] = {}
+    to_fit = gangs = None
+    if options.method != "fitted":
+        _refuse_options_of_fitted(options)
+    if options.method == "paper":
+        gamma = paper_gamma(graph) if options.gamma is None else options.gamma
+        solved = paper_schedules(graph, wanted, gamma, options.execution)
+    elif options.method == "secant":
+        gamma = SECANT_GAMMA if options.gamma is None else options.gamma
+        solved = secant_schedules(graph, wanted, gamma)
+    else:
+        known = graph.model
+        if "id" not in known:
+            raise GraphError("the graph names no model to fit on: use --method secant or paper")
+        revision = None if known["id"] == "tiny" else known.get("revision")
+        model = find_model(known["id"], revision, graph.conditions.get("dtype"))
+        to_fit = fitting.prepare_fitting(
+            graph, model, wanted, options.trajectories, options.gamma, options.reference_steps
+        )
+        gangs = _cli.gangs(options, model)
+        model.check_arguments(to_fit.arguments, gangs.size)
     store = _cli.open_output(options)
-    named = {f"{options.method}-b{budget}.json": schedule for budget, schedule in solved.items()}
-    return Prepared(store, options.output, named)
+    return Prepared(
+        store, options.output, solved, to_fit, gangs, options.target_psnr, options.dry_run
+    )
 
 
 def perform(prepared: Prepared) -> int:
-    """Writes the schedules and shows which steps each computes."""
-    for name, schedule in prepared.schedules.items():
-        prepared.store.put(name, schedule.dumps().encode())
-        print(f"{name:>16} {schedule.strip()} {schedule.nfe} forwards")
-    first = next(iter(prepared.schedules.values()))
+    """Fits what is to be fitted, writes the schedules, and shows which steps each computes."""
+    schedules, answers = prepared.schedules, []
+    if prepared.fitting is not None and prepared.gangs is not None:
+        _announce(prepared.fitting)
+        if prepared.dry_run:
+            return 0
+        results = fitting.fit_all(prepared.fitting, prepared.gangs)
+        answers = sorted(
+            progress(results, len(prepared.fitting.candidates), "budgets fitted"),
+            key=lambda answer: answer.budget,
+        )
+        schedules = {
+            answer.budget: fitting.fitted_schedule(prepared.fitting, answer) for answer in answers
+        }
+    chosen = list(schedules.values())
+    if prepared.target_psnr is not None:
+        chosen = [smallest_budget(chosen, prepared.target_psnr)]
+    for schedule in schedules.values():
+        written = schedule in chosen and not prepared.dry_run
+        if written:
+            prepared.store.put(file_name(schedule), schedule.dumps().encode())
+        predicted = schedule.calibration.get("psnr")
+        decibels = "" if predicted is None else f", {predicted:.1f} dB on calibration runs"
+        left_out = "" if written else ", not written"
+        name = file_name(schedule)
+        print(f"{name:>16} {schedule.strip()} {schedule.nfe} forwards{decibels}{left_out}")
+    if answers and prepared.fitting is not None:
+        print(gain(answers))
+        print(cost(prepared.fitting, answers))
+    first = chosen[0]
+    gamma = "" if first.gamma is None else f", gamma {first.gamma:g}"
+    execution = "" if first.execution is None else f", execution {first.execution}"
     print(
-        f"method {first.method}, gamma {first.gamma:g}, execution {first.execution}, from "
+        f"method {first.method}{gamma}{execution}, from a graph of "
         f"{first.calibration['trajectories']} trajectories: {prepared.output}"
     )
     return 0
+
+
+def read_graph(folder: str) -> StabilityGraph:
+    """The finished graph of a calibration. Raises GraphError."""
+    store = open_store(folder)
+    try:
+        return StabilityGraph.from_parquet(store.get("statistics.parquet"))
+    except MissingKey as error:
+        raise GraphError(
+            f"{store.uri('statistics.parquet')} does not exist; give the ROOT/graph that "
+            "jobs.calibrate finished"
+        ) from error
+
+
+def file_name(schedule: Schedule) -> str:
+    """'fitted-b10.json'."""
+    return f"{schedule.method}-b{schedule.budget}.json"
+
+
+def smallest_budget(schedules: Sequence[Schedule], target_psnr: float) -> Schedule:
+    """The cheapest schedule whose fidelity on calibration runs reaches the target.
+
+    Args:
+        schedules: fitted ones; those without a known fidelity are passed over.
+        target_psnr: dB, mean over videos.
+
+    Raises:
+        SolverError: none reaches it; names the one that comes closest.
+    """
+    known = [schedule for schedule in schedules if schedule.calibration.get("psnr") is not None]
+    reaching = [schedule for schedule in known if schedule.calibration["psnr"] >= target_psnr]
+    if not reaching:
+        best = max(known, key=lambda schedule: schedule.calibration["psnr"], default=None)
+        closest = (
+            "none has a known fidelity"
+            if best is None
+            else f"{best.budget} forwards come closest, at {best.calibration['psnr']:.1f} dB"
+        )
+        raise SolverError(
+            f"no budget here reaches {target_psnr:g} dB: {closest}; add larger --budgets"
+        )
+    return min(reaching, key=lambda schedule: schedule.budget)
+
+
+def gain(answers: Sequence[FitAnswer]) -> str:
+    """What fitting gained over the paper's schedules, on calibration runs, in a sentence."""
+    tried = len(answers[0].baseline_psnr)
+    if not tried:
+        return "no forwards were left to compare with the paper's schedules on calibration runs"
+    parts = []
+    for answer in answers:
+        fitted = np.mean(answer.psnr[:tried])
+        paper = np.mean(answer.baseline_psnr)
+        parts.append(
+            f"{fitted - paper:+.1f} dB at B = {answer.budget} ({paper:.1f} to {fitted:.1f})"
+        )
+    runs = "1 calibration run" if tried == 1 else f"{tried} calibration runs"
+    return f"against the paper's schedules, PSNR on {runs}: {', '.join(parts)}"
+
+
+def cost(prepared: Fitting, answers: Sequence[FitAnswer]) -> str:
+    """What fitting cost in forwards, in a sentence."""
+    forwards = sum(answer.forwards for answer in answers)
+    count = len(prepared.trajectories)
+    videos = forwards / (count * prepared.graph.grid.num_inference_steps)
+    psnr = [answer.psnr for answer in answers]
+    return (
+        f"fitting took {forwards} forwards: {videos:.1f} full videos for each of {count} "
+        f"trajectories, for {len(answers)} budgets; standard error of the dB above "
+        f"{max(Summary.of(scores).standard_error for scores in psnr):.1f} at most"
+    )
 
 
 def budgets(text: str) -> list[int]:
@@ -65,12 +192,36 @@ def budgets(text: str) -> list[int]:
         raise SolverError(f"budgets {text!r} must be numbers such as 8,10,12") from error
 
 
+def _announce(prepared: Fitting) -> None:
+    steps = prepared.graph.grid.num_inference_steps
+    count = len(prepared.trajectories)
+    fine = prepared.fine_grid
+    print(
+        f"solve: fitting {len(prepared.candidates)} budgets on {count} trajectories, some "
+        f"{LIMIT_VIDEOS * steps * count} forwards ({LIMIT_VIDEOS} full videos a trajectory)"
+        + ("" if fine is None else f" and references of {fine.num_inference_steps} steps")
+    )
+
+
+def _refuse_options_of_fitted(options: argparse.Namespace) -> None:
+    for name in ("target_psnr", "reference_steps"):
+        if getattr(options, name) is not None:
+            raise FittingError(
+                f"--{name.replace('_', '-')} needs --method fitted, which runs the model; "
+                f"{options.method} does not"
+            )
+
+
 def parser() -> argparse.ArgumentParser:
     """The job's flags."""
     result = _cli.job_parser(
         "jobs.solve",
-        "Solves the budget-constrained, peak-suppressed shortest path over a stability graph:\n"
-        "which of the steps run the transformer, for every budget at once.",
+        "Solves which of the steps run the transformer, for every budget at once, and what the\n"
+        "others use instead.\n\n"
+        "  fitted  (default) positions with the history a run will have, weights fitted on the\n"
+        "          states that it visits; runs the model on some of the graph's trajectories\n"
+        "  secant  the same kind of positions, weights from the noise levels alone; no model\n"
+        "  paper   MeanCache as published: costs of eq. 13, path of eq. 15; no model",
         "python -m jobs.solve --graph out/graph --budgets 8,10,12 --output out/schedules",
     )
     _cli.add_output(result, "where the schedules go, as METHOD-bBUDGET.json")
@@ -83,21 +234,43 @@ def parser() -> argparse.ArgumentParser:
         metavar="B,B,...",
         help="forwards a video may take (default 8,10,12,15)",
     )
-    result.add_argument("--method", choices=METHODS, default="paper", help="default: paper")
+    result.add_argument("--method", choices=METHODS, default="fitted", help="default: fitted")
     result.add_argument(
         "--gamma",
         type=float,
         metavar="G",
-        help="how strongly single bad jumps are avoided (default: the paper's Table 4, 3 for "
-        "HunyuanVideo, 4 for others)",
+        help="how strongly single bad jumps are avoided (default: for paper its Table 4, 3 for "
+        "HunyuanVideo, 4 for others; for secant 2; for fitted the better of 1 and 2)",
     )
     result.add_argument(
         "--execution",
         choices=EXECUTIONS,
         default="jump",
-        help="how a jump is run: 'jump' (default) is the paper's eq. 10, 'fine-step' what its "
+        help="how the paper's jumps are run: 'jump' (default) is its eq. 10, 'fine-step' what its "
         "authors' scripts do",
     )
+    group = result.add_argument_group("method fitted")
+    group.add_argument(
+        "--trajectories",
+        type=_cli.positive,
+        default=TRAJECTORIES,
+        metavar="N",
+        help=f"how many of the graph's trajectories to fit on (default {TRAJECTORIES})",
+    )
+    group.add_argument(
+        "--reference-steps",
+        type=_cli.positive,
+        metavar="N",
+        help="aim at the exact flow, by a reference of so many steps (a multiple of the graph's, "
+        "such as 300), instead of at the run of the graph's own steps",
+    )
+    group.add_argument(
+        "--target-psnr",
+        type=_cli.finite,
+        metavar="DB",
+        help="write only the smallest of the budgets whose fidelity reaches this",
+    )
+    _cli.add_fleet(result)
     return result
 
 

@@ -2,8 +2,9 @@
 
 Minimise the sum of cost^gamma over the paths from step 0 to step T with at most B edges. A
 large gamma forbids single bad jumps (peaks) rather than a large average. One dynamic program
-over (step, edges used) holds the optimum of every budget at once. Knows arrays only: where
-the costs come from is `stability`'s matter.
+holds the optimum of every budget at once: over (step, edges used) where an edge's cost is its
+own, as in the paper, and over the last two computed steps where it depends on the history that a
+run will have. Knows arrays only: where the costs come from is for `stability` and `costs` to say.
 """
 
 from __future__ import annotations
@@ -12,14 +13,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from meancache.schedule import Edge, Schedule
-from meancache.stability import StabilityGraph
-
 Path = list[tuple[int, int, int]]
-
-# The paper's Table 4; models it does not name get the value of its two image models.
-GAMMA = {"HunyuanVideoPipeline": 3.0}
-DEFAULT_GAMMA = 4.0
+Steps = tuple[int, ...]
 
 
 class SolverError(ValueError):
@@ -46,14 +41,7 @@ def solve_paper(costs: np.ndarray, budgets: Iterable[int], gamma: float) -> dict
     """
     cheapest, span = _cheapest_edges(costs)
     steps = len(cheapest)
-    if not gamma > 0 or not np.isfinite(gamma):
-        raise SolverError(f"gamma {gamma} must be a positive number")
-    budgets = list(budgets)
-    for budget in budgets:
-        if not isinstance(budget, int | np.integer) or not 1 <= budget <= steps:
-            raise SolverError(
-                f"budget {budget} must be between 1 and the {steps} steps, a whole number"
-            )
+    budgets = _checked(budgets, gamma, steps)
     total, previous = _shortest_paths(_weights(cheapest, gamma), max(budgets, default=1))
     paths = {}
     for budget in budgets:
@@ -69,38 +57,76 @@ def path_cost(costs: np.ndarray, path: Path, gamma: float) -> float:
     return float(sum(costs[span - 1, start, stop] ** gamma for start, stop, span in path))
 
 
-def paper_schedules(
-    graph: StabilityGraph, budgets: Iterable[int], gamma: float, execution: str
-) -> dict[int, Schedule]:
-    """The paper's schedules for a calibrated graph, one for each budget.
+def solve_pairs(costs: np.ndarray, budgets: Iterable[int], gamma: float) -> dict[int, Steps]:
+    """The optimal computed steps for every budget where a jump's cost depends on its history.
+
+    The state of the program is a pair (p, t): the last two computed steps. Costs of p -> t -> s
+    are known, so the optimum is exact, at T^3 / 6 sums for each forward of the largest budget.
 
     Args:
-        graph: statistics of at least one trajectory.
-        budgets: forwards a run may take, each 1..T.
-        gamma: peak suppression (Table 4: 3 for HunyuanVideo, 4 for FLUX.1 and Qwen-Image).
-        execution: 'jump' or 'fine-step'.
+        costs: (T, T, T + 1): costs[p, t, s] >= 0 for p < t < s, inf where there is no jump;
+            costs[0, 0, s] is the first jump's (`costs.least_squares_costs`).
+        budgets: at most how many steps may be computed, each 1..T.
+        gamma: peak suppression, > 0.
+
+    Returns:
+        budget -> computed steps, from 0, ascending. Among equal sums the fewest.
 
     Raises:
-        SolverError: see `solve_paper`.
-        GraphError: the graph has no trajectory.
+        SolverError: as `solve_paper`.
     """
-    costs = graph.costs()
-    calibration = {"graph": graph.id, "trajectories": len(graph.trajectories)}
-    return {
-        budget: Schedule(
-            grid=graph.grid,
-            edges=tuple(Edge(start, stop, span) for start, stop, span in path),
-            method="paper",
-            budget=budget,
-            execution=execution,
-            gamma=gamma,
-            model=graph.model,
-            conditions=graph.conditions,
-            predicted_cost=path_cost(costs, path, gamma),
-            calibration=calibration,
-        )
-        for budget, path in solve_paper(costs, budgets, gamma).items()
-    }
+    costs = np.asarray(costs, dtype=np.float64)
+    if costs.ndim != 3 or costs.shape != (len(costs), len(costs), len(costs) + 1):
+        raise SolverError(f"costs of shape {costs.shape} must be (T, T, T + 1): [p, t, s]")
+    if np.isnan(costs).any() or (costs < 0).any():
+        raise SolverError("a cost is NaN or negative; write inf where there is no jump")
+    steps = len(costs)
+    budgets = _checked(budgets, gamma, steps)
+    weights = _weights(costs, gamma)
+    most = max(budgets, default=1)
+    # total[e, t, s]: least sum over paths of e jumps that end with t -> s; s = T ends the run.
+    total = np.full((most + 1, steps, steps + 1), np.inf)
+    before = np.zeros((most + 1, steps, steps + 1), dtype=int)
+    total[1, 0] = weights[0, 0]
+    np.einsum("ppt->pt", weights)[:] = np.inf  # only the first jump has no history
+    for jumps in range(2, most + 1):
+        candidates = total[jumps - 1, :, :steps, None] + weights
+        before[jumps] = candidates.argmin(axis=0)
+        total[jumps] = candidates.min(axis=0)
+    paths = {}
+    for budget in budgets:
+        ends = total[: budget + 1, :, steps]
+        jumps = int(np.argmin(ends.min(axis=1)))  # the first minimum: fewest jumps
+        start = int(np.argmin(ends[jumps]))
+        if not np.isfinite(ends[jumps, start]):
+            raise SolverError(f"no path of at most {budget} jumps leads from step 0 to {steps}")
+        path, stop = [start], steps
+        for used in range(jumps, 1, -1):
+            start, stop = int(before[used, start, stop]), start
+            path.append(start)
+        paths[budget] = tuple(reversed(path))
+    return paths
+
+
+def pairs_cost(costs: np.ndarray, steps: Steps, gamma: float) -> float:
+    """What `solve_pairs` minimises: the sum of cost^gamma over the jumps between `steps`."""
+    histories = (steps[0], *steps[:-1])
+    stops = (*steps[1:], len(costs))
+    jumps = zip(histories, steps, stops, strict=True)
+    return float(sum(costs[p, t, s] ** gamma for p, t, s in jumps))
+
+
+def _checked(budgets: Iterable[int], gamma: float, steps: int) -> list[int]:
+    """The budgets as a list, if they and gamma keep the rules. Raises SolverError."""
+    if not gamma > 0 or not np.isfinite(gamma):
+        raise SolverError(f"gamma {gamma} must be a positive number")
+    budgets = list(budgets)
+    for budget in budgets:
+        if not isinstance(budget, int | np.integer) or not 1 <= budget <= steps:
+            raise SolverError(
+                f"budget {budget} must be between 1 and the {steps} steps, a whole number"
+            )
+    return budgets
 
 
 def _cheapest_edges(costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

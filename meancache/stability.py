@@ -26,13 +26,14 @@ from meancache.grid import Grid
 from meancache.schedule import MAX_SPAN, canonical_json
 from meancache.velocity import average_velocity, estimated_velocity
 
-SCHEMA = "1"
+SCHEMA = "2"
 # Bytes of residuals held at a time while streaming over a trajectory's elements.
 SLICE_BYTES = 64 * 2**20
 
 STATISTICS_SCHEMA = pa.schema(
     [
         pa.field("prompt_id", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
         pa.field("seed", pa.int64(), nullable=False),
         pa.field("elements", pa.int64(), nullable=False),
         pa.field("gram", pa.list_(pa.float64()), nullable=False),
@@ -75,6 +76,7 @@ class Statistics:
 
     Attributes:
         prompt_id: whose trajectory it is; with `seed` its key.
+        prompt: the text, from which the trajectory can be run again (`fitting`).
         seed: of the initial noise.
         elements: D, the elements of one velocity.
         gram: (T, T) float64, V V^T / D of the velocities V.
@@ -86,6 +88,7 @@ class Statistics:
     """
 
     prompt_id: str
+    prompt: str
     seed: int
     elements: int
     gram: np.ndarray
@@ -112,7 +115,7 @@ class Statistics:
 
 @torch.no_grad()
 def trajectory_statistics(
-    velocities: torch.Tensor, grid: Grid, prompt_id: str, seed: int
+    velocities: torch.Tensor, grid: Grid, prompt_id: str, seed: int, prompt: str = ""
 ) -> Statistics:
     """The statistics of one reference trajectory, in one pass over its elements.
 
@@ -125,6 +128,7 @@ def trajectory_statistics(
         grid: the noise levels of the run.
         prompt_id: whose trajectory it is.
         seed: of its initial noise.
+        prompt: its text, where it is to be run again.
 
     Raises:
         GraphError: `velocities` has not T rows, or is not finite.
@@ -150,6 +154,7 @@ def trajectory_statistics(
         l1 += (residual @ part).abs_().sum(dim=1, dtype=torch.float64)
     return Statistics(
         prompt_id=prompt_id,
+        prompt=prompt,
         seed=seed,
         elements=elements,
         gram=(gram / elements).cpu().numpy(),
@@ -213,7 +218,7 @@ class StabilityGraph:
         digest = hashlib.sha256(canonical_json(self._setting()))
         for key in sorted(self.trajectories):
             item = self.trajectories[key]
-            digest.update(canonical_json([item.prompt_id, item.seed, item.elements]))
+            digest.update(canonical_json([item.prompt_id, item.prompt, item.seed, item.elements]))
             digest.update(item.gram.tobytes())
             digest.update(item.l1.tobytes())
         return digest.hexdigest()
@@ -232,6 +237,17 @@ class StabilityGraph:
         costs = np.full((MAX_SPAN, steps, steps + 1), np.inf)
         costs[span - 1, start, stop] = np.mean([item.l1 for item in self._nonempty()], axis=0)
         return costs
+
+    def gram(self) -> np.ndarray:
+        """V V^T / D averaged over the trajectories: every squared cost follows (`costs`).
+
+        Returns:
+            (T, T) float64.
+
+        Raises:
+            GraphError: the graph has no trajectory.
+        """
+        return np.mean([item.gram for item in self._nonempty()], axis=0)
 
     def _nonempty(self) -> list[Statistics]:
         if not self.trajectories:
@@ -257,6 +273,7 @@ class StabilityGraph:
         rows = [
             {
                 "prompt_id": item.prompt_id,
+                "prompt": item.prompt,
                 "seed": item.seed,
                 "elements": item.elements,
                 "gram": item.gram.ravel(),
@@ -300,6 +317,7 @@ class StabilityGraph:
             trajectories = [
                 Statistics(
                     prompt_id=row["prompt_id"],
+                    prompt=row["prompt"],
                     seed=row["seed"],
                     elements=row["elements"],
                     gram=np.array(row["gram"], dtype=np.float64).reshape(steps, steps),

@@ -55,6 +55,32 @@ def estimated_velocity(sigmas: np.ndarray, start: int, stop: int, span: int) -> 
     return _extrapolated(sigmas, identity, identity, start, stop, span)
 
 
+def secant_velocity(sigmas: np.ndarray, previous: int, start: int, stop: int) -> np.ndarray:
+    """The line through the last two computed velocities, averaged over the jump, as a row.
+
+    u_hat = v_t + g (v_t - v_p), g = [sum_{k=t}^{s-1} h_k (sigma_k - sigma_t) / (sigma_s - sigma_t)]
+    / (sigma_t - sigma_p): the line is averaged as the Euler run averages, over its fine steps, so a
+    unit step takes v_t itself. No calibration of coefficients is needed.
+
+    Args:
+        sigmas: (T + 1,) float64.
+        previous: p, the step computed before t; p = t where there is none, which holds v_t.
+        start: t.
+        stop: s > t.
+
+    Returns:
+        (T,) float64; the coefficient of each v_k, which add up to 1.
+    """
+    row = np.zeros(len(sigmas) - 1)
+    row[start] = 1.0
+    if previous < start:
+        mean_sigma = average_velocity(sigmas, start, stop) @ sigmas[:-1]
+        gain = (mean_sigma - sigmas[start]) / (sigmas[start] - sigmas[previous])
+        row[start] += gain
+        row[previous] -= gain
+    return row
+
+
 def velocities_in_use(schedule: Schedule) -> np.ndarray:
     """What every fine step of a scheduled run uses for its velocity, in computed velocities.
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meancache.grid import Grid
-from meancache.solver import SolverError, paper_schedules, path_cost, solve_paper
+from meancache.methods import paper_schedules
+from meancache.solver import SolverError, path_cost, solve_paper
 from meancache.stability import StabilityGraph, trajectory_statistics
 
 

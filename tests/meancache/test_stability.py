@@ -106,7 +106,7 @@ def test_parquet_keeps_a_graph(statistics):
 def test_the_multigraph_is_an_edge_table_that_anyone_can_read(statistics):
     table = pq.read_table(io.BytesIO(graph_of(statistics).multigraph_parquet()))
     assert table.schema.equals(MULTIGRAPH_SCHEMA)
-    assert table.schema.metadata[b"schema"] == b"1"
+    assert table.schema.metadata[b"schema"] == b"2"
     assert table.num_rows == len(edge_list(12))
     row = table.to_pylist()[200]
     l1 = [item.l1[200] for item in statistics]
@@ -160,8 +160,8 @@ def test_files_that_are_no_graph_are_refused(statistics):
         b"",
         b"PAR1" * 10,
         parquet(pa.table({"a": [1]})),
-        parquet(good.replace_schema_metadata({b"schema": b"1"})),
-        parquet(good.replace_schema_metadata({b"schema": b"1", b"setting": b"[]"})),
+        parquet(good.replace_schema_metadata({b"schema": b"2"})),
+        parquet(good.replace_schema_metadata({b"schema": b"2", b"setting": b"[]"})),
         parquet(good.drop_columns(["gram"])),
     ):
         with pytest.raises(GraphError):

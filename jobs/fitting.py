@@ -1,0 +1,277 @@
+"""On-policy fitting over gangs: one budget a task, on trajectories that the gang ran itself.
+
+A gang records its reference trajectories once and keeps them for its next budget; what leaves it
+are weights and scores. Forwards are counted, and shared out so that five budgets cost no more than
+LIMIT_VIDEOS full videos a trajectory: the references, the fit of each budget's path, and with what
+is left the choice between candidate paths and the comparison with the paper's schedule.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from cluster import fleet
+from cluster.gang import Gang
+from cluster.model import Model
+from cluster.renderer import Renderer
+from meancache.fitting import Fitter, check_refines
+from meancache.grid import Grid
+from meancache.methods import (
+    CANDIDATE_GAMMAS,
+    candidate_paths,
+    paper_gamma,
+    paper_schedules,
+    weighted_schedule,
+)
+from meancache.quality import Summary
+from meancache.schedule import Edge, Schedule
+from meancache.solver import Steps
+from meancache.stability import GraphError, StabilityGraph
+
+LIMIT_VIDEOS = 3
+# Below this the average over trajectories says too little of others; more gangs do not split them
+# further.
+FEWEST = 3
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """What is to be fitted, for all gangs alike.
+
+    Attributes:
+        graph: whose trajectories are run again, and whose costs gave the candidates.
+        arguments: of the pipeline's call.
+        trajectories: (prompt, seed) to fit on.
+        candidates: budget -> computed steps, the favourite first.
+        baselines: budget -> the paper's schedule, to compare with.
+        fine_grid: noise levels of a finer reference, or None for the run of the graph's steps.
+    """
+
+    graph: StabilityGraph
+    arguments: Mapping[str, Any]
+    trajectories: Sequence[tuple[str, int]]
+    candidates: Mapping[int, Sequence[Steps]]
+    baselines: Mapping[int, Schedule]
+    fine_grid: Grid | None
+
+
+@dataclass(frozen=True)
+class FitRequest:
+    """What every rank of a gang gets to fit one budget.
+
+    Attributes:
+        grid: the schedules' noise levels.
+        fine_grid: the reference's, where it is a finer one.
+        arguments: of the pipeline's call.
+        trajectories: (prompt, seed) to fit on.
+        candidates: computed steps to choose from.
+        tried: how many of the trajectories the candidates and the baseline are tried on; with 0
+            the first candidate is taken.
+        baseline: the schedule to compare with.
+    """
+
+    grid: Grid
+    fine_grid: Grid | None
+    arguments: Mapping[str, Any]
+    trajectories: tuple[tuple[str, int], ...]
+    candidates: tuple[Steps, ...]
+    tried: int
+    baseline: Schedule
+
+
+@dataclass(frozen=True)
+class FitAnswer:
+    """What leaves the gang.
+
+    Attributes:
+        budget: whose it is.
+        edges: the schedule's, with weights.
+        psnr: dB against the reference, a fitted video each of the trajectories.
+        baseline_psnr: dB of the baseline's videos, of those that it was tried on.
+        forwards: of the transformer, references included where this gang had to run them.
+    """
+
+    budget: int
+    edges: tuple[Edge, ...]
+    psnr: tuple[float, ...]
+    baseline_psnr: tuple[float, ...]
+    forwards: int
+
+
+# On a rank: the references it keeps for the next budget, by what they are references of.
+_kept: dict[object, Fitter] = {}
+
+
+def fit_budget(renderer: Renderer, request: FitRequest) -> FitAnswer:
+    """The gang's task: the best candidate's weights, and how close they come."""
+    fitter, before = _fitter(renderer, request)
+    best = request.candidates[0]
+    if request.tried and len(request.candidates) > 1:
+        fits = fitter.fit(request.candidates, request.tried)
+        best = max(request.candidates, key=lambda steps: fits[steps].score)
+    fit, scores = fitter.fit_and_draw(best)
+    baseline = fitter.fidelity(request.baseline, request.tried)
+    return FitAnswer(
+        budget=request.baseline.budget,
+        edges=fit.edges,
+        psnr=tuple(scores),
+        baseline_psnr=tuple(baseline),
+        forwards=fitter.forwards - before,
+    )
+
+
+def _fitter(renderer: Renderer, request: FitRequest) -> tuple[Fitter, int]:
+    """The rank's fitter for these trajectories, and the forwards that it had run before."""
+    grids = (request.grid, request.fine_grid)
+    key = (grids, request.trajectories, tuple(sorted(request.arguments.items())))
+    if key in _kept:
+        return _kept[key], _kept[key].forwards
+    _kept.clear()
+    runs = [
+        partial(_run, renderer, prompt, seed, request.arguments)
+        for prompt, seed in request.trajectories
+    ]
+    _kept[key] = Fitter(renderer.pipeline.transformer, request.grid, runs, request.fine_grid)
+    return _kept[key], 0
+
+
+def _run(
+    renderer: Renderer,
+    prompt: str,
+    seed: int,
+    arguments: Mapping[str, Any],
+    *,
+    decode: bool = False,
+    **overrides: Any,
+) -> np.ndarray | None:
+    """One trajectory's pipeline call; a `meancache.fitting.Run`."""
+    if decode:
+        return renderer.render(prompt, seed, {**arguments, **overrides}).frames
+    renderer.denoise(prompt, seed, {**arguments, **overrides})
+    return None
+
+
+def fit_on_gang(gang: Gang, request: FitRequest) -> FitAnswer:
+    """What the fleet does with each budget; a `fleet.Work`. Raises GangError."""
+    answer, _ = gang.run_with_retries(fit_budget, request)
+    return answer
+
+
+def prepare_fitting(
+    graph: StabilityGraph,
+    model: Model,
+    budgets: Sequence[int],
+    trajectories: int,
+    gamma: float | None = None,
+    reference_steps: int | None = None,
+) -> Fitting:
+    """Finds the candidates and checks what can be checked before a rank starts.
+
+    Args:
+        graph: a finished calibration of `model`.
+        model: whose trajectories they are.
+        budgets: forwards a video may take.
+        trajectories: how many of the graph's to fit on, evenly spread.
+        gamma: of the candidates' costs; None tries CANDIDATE_GAMMAS.
+        reference_steps: of a finer reference, or None.
+
+    Raises:
+        GraphError: the model here is not the graph's, or the graph holds no prompts.
+        FittingError: the reference steps do not refine the graph's grid.
+        SolverError: a budget or gamma breaks a rule.
+    """
+    if dict(graph.model) != model.key:
+        raise GraphError(
+            f"the graph was calibrated on {dict(graph.model)}, but {model.id} is now {model.key}: "
+            "calibrate again, or solve with --method secant, which runs no model"
+        )
+    known = [key for key in sorted(graph.trajectories) if graph.trajectories[key].prompt]
+    if not known:
+        raise GraphError(
+            "the graph holds no prompts to run again: calibrate it anew, or solve with "
+            "--method secant, which runs no model"
+        )
+    count = min(trajectories, len(known))
+    chosen = [graph.trajectories[known[i * len(known) // count]] for i in range(count)]
+    gammas = CANDIDATE_GAMMAS if gamma is None else (gamma,)
+    fine_grid = None if reference_steps is None else model.grid(reference_steps)
+    if fine_grid is not None:
+        check_refines(graph.grid, fine_grid)
+    steps = graph.grid.num_inference_steps
+    conditions = {name: value for name, value in graph.conditions.items() if name in model.defaults}
+    return Fitting(
+        graph=graph,
+        arguments={**model.defaults, **conditions, "num_inference_steps": steps},
+        trajectories=[(item.prompt, item.seed) for item in chosen],
+        candidates=candidate_paths(graph, budgets, gammas),
+        baselines=paper_schedules(graph, budgets, paper_gamma(graph), "jump"),
+        fine_grid=fine_grid,
+    )
+
+
+def requests(fitting: Fitting, gangs: int) -> list[FitRequest]:
+    """One request a budget, the longest first, within the limit of forwards.
+
+    Args:
+        fitting: what is to be fitted.
+        gangs: how many will share the budgets. Each runs its own references, so each takes only
+            its share of the trajectories, FEWEST at least.
+    """
+    steps = fitting.graph.grid.num_inference_steps
+    gangs = min(gangs, len(fitting.candidates))
+    total = len(fitting.trajectories)
+    count = min(total, max(FEWEST, math.ceil(total / gangs)))
+    left = LIMIT_VIDEOS * steps * total - gangs * count * steps - count * sum(fitting.candidates)
+    trial = sum(budget + rollout_forwards(paths) for budget, paths in fitting.candidates.items())
+    tried = min(count, max(0, left // trial))
+    return [
+        FitRequest(
+            grid=fitting.graph.grid,
+            fine_grid=fitting.fine_grid,
+            arguments=fitting.arguments,
+            trajectories=tuple(fitting.trajectories[:count]),
+            candidates=tuple(fitting.candidates[budget]),
+            tried=tried,
+            baseline=fitting.baselines[budget],
+        )
+        for budget in sorted(fitting.candidates, reverse=True)
+    ]
+
+
+def rollout_forwards(paths: Sequence[Steps]) -> int:
+    """Forwards of a trajectory rolled out on all of `paths`: one for each beginning they have."""
+    return len({path[:length] for path in paths for length in range(1, len(path) + 1)})
+
+
+def fit_all(fitting: Fitting, gangs: fleet.Gangs) -> Iterator[FitAnswer]:
+    """Fits every budget; yields answers as they come. Raises what `fleet.run` raises."""
+    return fleet.run(fit_on_gang, requests(fitting, fleet.room(gangs)), gangs)
+
+
+def fitted_schedule(fitting: Fitting, answer: FitAnswer) -> Schedule:
+    """The schedule of an answer, with the fidelity that it had on the calibration trajectories."""
+    fidelity = Summary.of(answer.psnr)
+    target = fitting.fine_grid or fitting.graph.grid
+    return weighted_schedule(
+        fitting.graph,
+        "fitted",
+        answer.budget,
+        answer.edges,
+        calibration={
+            "fitted_on": len(answer.psnr),
+            "reference_steps": target.num_inference_steps,
+            "psnr": _finite(fidelity.mean),
+            "psnr_standard_error": _finite(fidelity.standard_error),
+            "psnr_worst": _finite(fidelity.worst),
+        },
+    )
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
