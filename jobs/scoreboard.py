@@ -5,14 +5,17 @@ Pure functions on one table. Knows nothing of how a row came about, nor of the p
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from meancache.quality import Summary
+from meancache.schedule import Schedule
 
 VERSION = "1"
 FULL = "full"
@@ -51,6 +54,24 @@ def scoreboard(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     """The rows as one table, in an order that their content alone decides."""
     ordered = sorted(rows, key=lambda row: (*_contender_key(row), row["prompt_id"], row["seed"]))
     return pa.Table.from_pylist(ordered, SCHEMA)
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """The table as the bytes of a Parquet file."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def from_parquet(data: bytes) -> pa.Table:
+    """Reads what `to_parquet` wrote. Raises ValueError where the bytes are not such a file."""
+    try:
+        table = pq.read_table(io.BytesIO(data))
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"not a Parquet file: {error}") from error
+    if not table.schema.equals(SCHEMA, check_metadata=True):
+        raise ValueError(f"its columns are not those of an evaluation of schema {VERSION}")
+    return table
 
 
 @dataclass(frozen=True)
@@ -94,8 +115,13 @@ class Standing:
     @property
     def name(self) -> str:
         """In words: 'fitted, B=10', 'taylorseer (cache_interval 4)'."""
-        budget = "" if self.budget is None or self.method == FULL else f", B={self.budget}"
-        return f"{self.method}{budget}" + ("" if self.setting is None else f" ({self.setting})")
+        return contender_name(self.method, self.budget, self.setting)
+
+
+def contender_name(method: str, budget: int | None, setting: str | None) -> str:
+    """A contender in words: 'fitted, B=10', 'taylorseer (cache_interval 4)', 'full'."""
+    forwards = "" if budget is None or method == FULL else f", B={budget}"
+    return f"{method}{forwards}" + ("" if setting is None else f" ({setting})")
 
 
 def standings(table: pa.Table) -> list[Standing]:
@@ -173,13 +199,18 @@ def margins(found: Sequence[Standing]) -> list[Margin]:
     ]
 
 
-def text_table(found: Sequence[Standing], predicted: Mapping[str, float]) -> str:
+def text_table(found: Sequence[Standing], schedules: Sequence[Schedule]) -> str:
     """The standings as aligned text for a terminal; columns that nobody fills are left out.
 
     Args:
         found: the standings, a line each.
-        predicted: schedule id -> mean PSNR in dB on the trajectories it was calibrated on.
+        schedules: those among them, for the fidelity that each has on its own calibration runs:
+            against the full run, or against the fine solution where it was fitted to one.
     """
+    predicted: dict[bool, dict[str, float]] = {False: {}, True: {}}
+    for schedule in schedules:
+        if schedule.calibration.get("psnr") is not None:
+            predicted[_aims_at_fine(schedule)][schedule.id] = schedule.calibration["psnr"]
     columns = {
         "method": [one.method for one in found],
         "setting": [one.setting or "" for one in found],
@@ -189,11 +220,14 @@ def text_table(found: Sequence[Standing], predicted: Mapping[str, float]) -> str
         "seconds": [f"{one.seconds:.2f}" for one in found],
         "speed-up": [f"{one.speedup:.1f}x" for one in found],
         "PSNR (worst)": [_with_worst(one.psnr) for one in found],
-        "predicted": [_decibels(predicted.get(one.schedule_id or "")) for one in found],
+        "predicted": [_decibels(predicted[False].get(one.schedule_id or "")) for one in found],
         "SSIM": ["" if one.ssim is None else f"{one.ssim.mean:.3f}" for one in found],
         "LPIPS": ["" if one.lpips is None else f"{one.lpips.mean:.3f}" for one in found],
         "caption": [_percent(None if one.caption is None else one.caption.mean) for one in found],
         "PSNR to fine": [_with_worst(one.psnr_fine) for one in found],
+        "predicted to fine": [
+            _decibels(predicted[True].get(one.schedule_id or "")) for one in found
+        ],
     }
     filled = {name: cells for name, cells in columns.items() if any(cells)}
     widths = {name: max(map(len, (name, *cells))) for name, cells in filled.items()}
@@ -208,6 +242,11 @@ def text_table(found: Sequence[Standing], predicted: Mapping[str, float]) -> str
         ).rstrip()
         for line in lines
     )
+
+
+def _aims_at_fine(schedule: Schedule) -> bool:
+    steps = schedule.num_inference_steps
+    return bool(schedule.calibration.get("reference_steps", steps) != steps)
 
 
 def _contender_key(row: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -1,0 +1,528 @@
+"""python -m jobs.evaluate: schedules and peers x held-out pairs, against the full run.
+
+A pair is a prompt and a seed. One gang draws its full run and then every contender's video from
+the same noise, and measures them before any codec; a pair's rows are committed as one small file,
+so a restarted job draws the pairs that are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cluster import fleet, plan
+from cluster.fleet import FleetError
+from cluster.gang import Gang, GangTaskError
+from cluster.model import Model, ModelError
+from cluster.plan import WorkItem, plan_items, specification
+from cluster.prompts import PromptsError, read_prompts
+from cluster.store import AlreadyExists, MissingKey, Store, StoreError, open_store
+from jobs import _cli
+from jobs._progress import progress
+from jobs.contender import (
+    CalibrationRequest,
+    Contender,
+    Drawing,
+    DrawRequest,
+    calibrate_peers,
+    draw,
+    fine_request,
+    from_graph,
+    from_peers,
+    from_schedules,
+    full_run,
+)
+from jobs.evaluation_report import evaluation_page
+from jobs.scoreboard import (
+    FULL,
+    from_parquet,
+    margins,
+    scoreboard,
+    standings,
+    text_table,
+    to_parquet,
+)
+from meancache import peers
+from meancache.fitting import check_refines
+from meancache.peers import Peer
+from meancache.quality import LpipsAbsentError, lpips_metric, psnr, ssim
+from meancache.reference import fine_schedule
+from meancache.schedule import Schedule, ScheduleError
+from meancache.stability import GraphError, StabilityGraph
+from meancache.tiny.captions import Caption
+from meancache.tiny.scorer import FACTS, score
+
+SPEC_KEY = "evaluation/job.json"
+PAIRS = "evaluation/pairs/"
+CALIBRATED = "evaluation/calibrated/"
+TABLE_KEY = "evaluation.parquet"
+REPORT_KEY = "report.html"
+# A peer's compute varies little between pairs, and counting it takes a run of its own.
+COUNTED_PAIRS = 2
+CALIBRATION_RUNS = 10
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the fleet does with each pair; a `fleet.Work`.
+
+    Attributes:
+        store: where rows are committed.
+        contenders: who competes.
+        fine: the schedule of the fine solution, or None where there is none to compare with.
+    """
+
+    store: Store
+    contenders: Sequence[Contender]
+    fine: Schedule | None
+
+    def __call__(self, gang: Gang, item: WorkItem) -> str | None:
+        """Commits one pair's rows; returns what went wrong, if anything did."""
+        if self.store.exists(pair_key(item)):
+            return None  # Ray hands out the block of a leader that died again
+        try:
+            rows = self._rows(gang, item)
+            self.store.put_new(pair_key(item), to_parquet(scoreboard(rows)))
+        except GangTaskError as error:
+            return f"{item.prompt_id}, seed {item.seed}: {error}"
+        except AlreadyExists:
+            return None  # another driver was first; its rows differ in seconds alone
+        return None
+
+    def _rows(self, gang: Gang, item: WorkItem) -> list[dict[str, Any]]:
+        steps = item.arguments["num_inference_steps"]
+        counted = item.index < COUNTED_PAIRS
+        contestants = [full_run(steps), *self.contenders]
+        full = _drawn(gang, DrawRequest(item, contestants[0], counted))
+        fine = None if self.fine is None else _drawn(gang, fine_request(item, self.fine)).frames
+        rows = []
+        for one in contestants:
+            if one.method == FULL:
+                drawing = full
+            else:
+                asked = DrawRequest(item, one, counted and one.schedule is None)
+                drawing = _drawn(gang, asked)
+            rows.append(
+                {
+                    "method": one.method,
+                    "setting": one.setting,
+                    "source": one.source,
+                    "prompt_id": item.prompt_id,
+                    "prompt": item.prompt,
+                    "schedule_id": None if one.schedule is None else one.schedule.id,
+                    "budget": one.budget if one.budget is not None else drawing.steps,
+                    "nfe": drawing.rendering.nfe,
+                    "seed": item.seed,
+                    "share": _share(one, drawing, full, steps),
+                    "seconds": drawing.rendering.loop_s,
+                    **_scores(
+                        drawing.frames,
+                        None if one.method == FULL else full.frames,
+                        fine,
+                        item.prompt,
+                    ),
+                }
+            )
+        return rows
+
+
+def pair_key(item: WorkItem) -> str:
+    """Where a pair's rows lie."""
+    return f"{PAIRS}{item.id}.parquet"
+
+
+def _drawn(gang: Gang, request: DrawRequest) -> Drawing:
+    try:
+        drawing, _ = gang.run_with_retries(draw, request)
+    except GangTaskError as error:
+        raise GangTaskError(f"{request.contender.name}: {error}") from error
+    return drawing
+
+
+def _share(one: Contender, drawing: Drawing, full: Drawing, steps: int) -> float | None:
+    """The contender's share of the full run's transformer FLOPs, where it is known."""
+    if one.method == FULL:
+        return 1.0
+    if one.schedule is not None:  # every forward of a transformer costs the same
+        return drawing.rendering.nfe / steps
+    return drawing.flops / full.flops if drawing.flops is not None and full.flops else None
+
+
+def _scores(
+    video: np.ndarray, full: np.ndarray | None, fine: np.ndarray | None, prompt: str
+) -> dict[str, float | None]:
+    """What a video is worth; the full run is not compared with itself."""
+    return {
+        "psnr": None if full is None else psnr(video, full),
+        "ssim": None if full is None else ssim(video, full),
+        "lpips": None if full is None else _lpips(video, full),
+        "psnr_fine": None if fine is None else psnr(video, fine),
+        "caption": _caption_score(video, prompt),
+    }
+
+
+def _lpips(video: np.ndarray, full: np.ndarray) -> float | None:
+    try:
+        return lpips_metric()(video, full)
+    except LpipsAbsentError:
+        return None
+
+
+def _caption_score(video: np.ndarray, prompt: str) -> float | None:
+    """Share of the caption's facts shown; None where the prompt is no caption of `tiny`."""
+    try:
+        caption = Caption.parse(prompt)
+    except ValueError:
+        return None
+    return score(video, caption).right / len(FACTS)
+
+
+@dataclass(frozen=True)
+class PeerCalibration:
+    """What the fleet does once, where peers ask for calibration runs; a `fleet.Work`."""
+
+    request: CalibrationRequest
+
+    def __call__(self, gang: Gang, item: None) -> list[Peer | Schedule]:
+        """The calibrated peers. Raises GangError."""
+        entrants, _ = gang.run_with_retries(calibrate_peers, self.request)
+        return list(entrants)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An evaluation that nothing speaks against."""
+
+    store: Store
+    items: list[WorkItem]
+    contenders: list[Contender]
+    calibration: CalibrationRequest | None
+    graph: StabilityGraph | None
+    fine: Schedule | None
+    unusable: list[tuple[str, str]]
+    spec: Mapping[str, Any]
+    gangs: fleet.Gangs
+    dry_run: bool
+
+
+def prepare(options: argparse.Namespace) -> Prepared:
+    """Checks the whole request before any rank starts."""
+    model, arguments = _cli.model_and_arguments(options)
+    gangs = _cli.gangs(options, model)
+    model.check_arguments(arguments, gangs.size)
+    items = plan_items(read_prompts(options.prompts), model, arguments, seeds=options.seeds)
+    _check_items(items, arguments)
+    contenders = from_schedules(_read_schedules(options.schedules))
+    graph = None
+    if options.graph is not None:
+        graph = _read_graph(options.graph)
+        _check_held_out(items, graph)
+        contenders += from_graph(graph, contenders)
+    for one in contenders:
+        _check_schedule(model, one, arguments)
+    calibration = None
+    if options.peers:
+        if gangs.size > 1:
+            raise FleetError(
+                f"gang size {gangs.size} does not go with --peers: their caches know nothing of "
+                "ranks; use --gang-size 1"
+            )
+        if graph is not None:
+            calibration = _peer_calibration(graph, contenders, arguments)
+        contenders += from_peers(peers.sweep())
+    fine = None
+    if options.reference_steps is not None:
+        model.check_arguments(
+            {**arguments, "num_inference_steps": options.reference_steps}, gangs.size
+        )
+        grid = model.grid(options.reference_steps)
+        check_refines(model.grid(arguments["num_inference_steps"]), grid)
+        fine = fine_schedule(grid)
+    spec = {
+        **specification("evaluate", items, model, arguments),
+        "contenders": {
+            one.name: one.source if one.schedule is None else one.schedule.id for one in contenders
+        },
+        "calibrated_on": None if calibration is None or graph is None else graph.id,
+        "reference_steps": options.reference_steps,
+    }
+    store = _cli.open_output(options)
+    plan.check_spec(store, spec, SPEC_KEY)
+    return Prepared(
+        store=store,
+        items=items,
+        contenders=contenders,
+        calibration=calibration,
+        graph=graph,
+        fine=fine,
+        unusable=peers.unusable() if options.peers else [],
+        spec=spec,
+        gangs=gangs,
+        dry_run=options.dry_run,
+    )
+
+
+def _check_items(items: Sequence[WorkItem], arguments: Mapping[str, Any]) -> None:
+    """Refuses pairs that the table could not tell apart, or that are not of one setting."""
+    keys: set[tuple[str, int]] = set()
+    for item in items:
+        key = (item.prompt_id, item.seed)
+        if key in keys:
+            raise PromptsError(
+                f"two prompts have the prompt_id {item.prompt_id!r} and the seed {item.seed}, by "
+                "which the table tells pairs apart: give them ids or seeds of their own"
+            )
+        keys.add(key)
+        if item.arguments != arguments:
+            raise ModelError(
+                f"prompt {item.prompt_id!r} overrides pipeline arguments; schedules compete in "
+                "one setting, so give them as flags for all prompts"
+            )
+
+
+def _read_schedules(folder: str) -> dict[str, Schedule]:
+    """The schedules of --schedules by the stem of their files. Raises ScheduleError."""
+    store = open_store(folder)
+    found = {}
+    for key in sorted(store.list()):
+        if "/" in key or not key.endswith(".json"):
+            continue
+        try:
+            found[key.removesuffix(".json")] = Schedule.loads(store.get(key))
+        except ScheduleError as error:
+            raise ScheduleError(f"schedule {store.uri(key)}: {error}") from error
+    if not found:
+        raise ScheduleError(
+            f"there is no schedule (*.json) in {folder}; give the --output of jobs.solve"
+        )
+    return found
+
+
+def _read_graph(folder: str) -> StabilityGraph:
+    """The graph of --graph. Raises GraphError."""
+    store = open_store(folder)
+    try:
+        return StabilityGraph.from_parquet(store.get("statistics.parquet"))
+    except MissingKey as error:
+        raise GraphError(
+            f"{store.uri('statistics.parquet')} does not exist; give the ROOT/graph that "
+            "jobs.calibrate finished"
+        ) from error
+
+
+def _check_held_out(items: Sequence[WorkItem], graph: StabilityGraph) -> None:
+    """Refuses to judge on what was calibrated on."""
+    known = {_plain(statistics.prompt) for statistics in graph.trajectories.values()}
+    for item in items:
+        if _plain(item.prompt) in known:
+            raise PromptsError(
+                f"the prompt {item.prompt!r} is one of those that the graph was calibrated on: "
+                "evaluate on prompts that no calibration has seen"
+            )
+
+
+def _plain(prompt: str) -> str:
+    """A prompt without what makes no difference to a reader."""
+    return " ".join(prompt.split()).casefold()
+
+
+def _check_schedule(model: Model, one: Contender, arguments: Mapping[str, Any]) -> None:
+    if one.schedule is not None:
+        try:
+            model.check_schedule(one.schedule, arguments)
+        except ModelError as error:
+            raise ModelError(f"{one.name}: {error}") from error
+
+
+def _peer_calibration(
+    graph: StabilityGraph, contenders: Sequence[Contender], arguments: Mapping[str, Any]
+) -> CalibrationRequest:
+    """Up to CALIBRATION_RUNS of the graph's trajectories, evenly spread. Raises GraphError."""
+    known = [statistics for statistics in graph.trajectories.values() if statistics.prompt]
+    if not known:
+        raise GraphError("the graph holds no prompts to calibrate peers on: calibrate it anew")
+    count = min(CALIBRATION_RUNS, len(known))
+    chosen = [known[index * len(known) // count] for index in range(count)]
+    return CalibrationRequest(
+        trajectories=[(statistics.prompt, statistics.seed) for statistics in chosen],
+        arguments=arguments,
+        fitted={
+            one.budget: one.schedule
+            for one in contenders
+            if one.method == "fitted" and one.setting is None and one.schedule and one.budget
+        },
+    )
+
+
+def perform(prepared: Prepared) -> int:
+    """Draws the missing pairs, and writes table and report."""
+    store, items = prepared.store, prepared.items
+    done = set(store.list(PAIRS))
+    missing = [item for item in items if pair_key(item) not in done]
+    _announce(prepared, missing)
+    if prepared.dry_run:
+        return 0
+    if missing:
+        fleet.on_a_worker(partial(store.exists, SPEC_KEY))
+    plan.freeze(store, prepared.spec, SPEC_KEY)
+    try:
+        contenders = prepared.contenders + _calibrated(prepared, wanted=bool(missing))
+    except GangTaskError as error:
+        print(f"failed: calibration of the peers: {error}", file=sys.stderr)
+        return _cli.EXIT_FAILED_ITEMS
+    work = Evaluation(store, contenders, prepared.fine)
+    results = fleet.run(work, missing, prepared.gangs)
+    problems = [problem for problem in progress(results, len(missing), "pairs") if problem]
+    for problem in problems:
+        print(f"failed: {problem}", file=sys.stderr)
+    if problems:
+        print(f"{len(problems)} pairs failed; the same command tries them again")
+        return _cli.EXIT_FAILED_ITEMS
+    table = scoreboard(row for item in items for row in _pair(store, item).to_pylist())
+    # Where it is already, another version of the Parquet library may have written it.
+    if not store.exists(TABLE_KEY):
+        store.put_new(TABLE_KEY, to_parquet(table))
+    schedules = [one.schedule for one in contenders if one.schedule is not None]
+    page = evaluation_page(table, schedules, prepared.graph, prepared.unusable)
+    store.put(REPORT_KEY, page.encode())
+    _conclude(prepared, table, schedules)
+    return 0
+
+
+def _announce(prepared: Prepared, missing: Sequence[WorkItem]) -> None:
+    steps = prepared.items[0].arguments["num_inference_steps"]
+    each = steps + (0 if prepared.fine is None else prepared.fine.nfe)
+    each += sum(steps if one.schedule is None else one.schedule.nfe for one in prepared.contenders)
+    free = any(one.schedule is None for one in prepared.contenders)
+    print(
+        f"evaluate: {len(missing)} pairs to do, {len(prepared.items) - len(missing)} already done; "
+        f"{len(prepared.contenders)} contenders and the full run, {'at most ' if free else ''}"
+        f"{each * len(missing)} forwards"
+    )
+    if prepared.calibration is not None:
+        runs = len(prepared.calibration.trajectories)
+        print(f"before them, peers are calibrated on {runs} trajectories of the graph")
+
+
+def _calibrated(prepared: Prepared, wanted: bool) -> list[Contender]:
+    """The contenders that are calibrated first; their schedules are committed, and stay.
+
+    Args:
+        prepared: the evaluation.
+        wanted: whether videos are still to be drawn; without, the committed schedules are enough.
+
+    Raises:
+        GangTaskError: the calibration failed for good.
+    """
+    if prepared.calibration is None:
+        return []
+    store, entrants = prepared.store, []
+    if wanted:
+        print("calibrating peers", file=sys.stderr)
+        one = replace(prepared.gangs, least=1, most=1)
+        (entrants,) = fleet.run(PeerCalibration(prepared.calibration), [None], one)
+    for schedule in (entrant for entrant in entrants if isinstance(entrant, Schedule)):
+        key = f"{CALIBRATED}{schedule.method}-b{schedule.budget}.json"
+        # A resumed job goes on with the schedules that its first pairs ran.
+        if not store.exists(key):
+            store.put_new(key, schedule.dumps().encode())
+    committed = {key: Schedule.loads(store.get(key)) for key in store.list(CALIBRATED)}
+    ready = from_peers(entrant for entrant in entrants if isinstance(entrant, Peer))
+    return [*ready, *from_schedules(committed)]
+
+
+def _pair(store: Store, item: WorkItem) -> pa.Table:
+    key = pair_key(item)
+    try:
+        return from_parquet(store.get(key))
+    except ValueError as error:
+        raise StoreError(f"{store.uri(key)}: {error}; delete it to draw the pair again") from error
+
+
+def _conclude(prepared: Prepared, table: pa.Table, schedules: Sequence[Schedule]) -> None:
+    """The result, for a terminal."""
+    found = standings(table)
+    print(f"\n{text_table(found, schedules)}\n")
+    if all(standing.lpips is None for standing in found):
+        print(f"no LPIPS: {_lpips_absence()}")
+    for method, reason in prepared.unusable:
+        print(f"no {method}: {reason}")
+    for margin in margins(found):
+        print(margin)
+    print(f"{len(prepared.items)} pairs, {len(found)} contenders: {prepared.store.uri(REPORT_KEY)}")
+
+
+def _lpips_absence() -> str:
+    try:
+        lpips_metric()
+    except LpipsAbsentError as error:
+        return str(error)
+    return "it is at hand here, but was not on the machines that drew the videos"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The job's flags."""
+    result = _cli.job_parser(
+        "jobs.evaluate",
+        "Draws held-out prompts in full, by each schedule and, if wanted, by other acceleration\n"
+        "methods, all from the same noise, and says how close each comes and how fast it is.\n"
+        "A job that was stopped is resumed by the same command.",
+        "python -m jobs.evaluate --model tiny --prompts held-out.txt --schedules out/schedules "
+        "--output out",
+    )
+    _cli.add_output(result, "where evaluation.parquet and report.html go")
+    _cli.add_prompts(result)
+    result.add_argument(
+        "--schedules",
+        required=True,
+        metavar="DIR",
+        help="the schedules that compete: every *.json in a folder or s3://bucket/prefix",
+    )
+    result.add_argument(
+        "--graph",
+        metavar="DIR",
+        help="the ROOT/graph of jobs.calibrate: adds the paper's method by execution rule and "
+        "gamma, and secant, at the schedules' budgets; refuses the graph's own prompts",
+    )
+    result.add_argument(
+        "--peers",
+        action="store_true",
+        help="other acceleration methods compete too, each over its own knob; with --graph also "
+        "those that calibrate on its trajectories (gang size 1 only)",
+    )
+    result.add_argument(
+        "--seeds",
+        type=_cli.positive,
+        default=1,
+        metavar="N",
+        help="videos a prompt, each from its own noise (default 1)",
+    )
+    result.add_argument(
+        "--reference-steps",
+        type=_cli.positive,
+        metavar="N",
+        help="measure against a fine solution of so many steps too: a multiple of the grid's "
+        "steps, such as 300",
+    )
+    _cli.add_model(result)
+    _cli.add_fleet(result)
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return _cli.run_job(prepare, perform, parser(), argv)
+
+
+if __name__ == "__main__":
+    # By its name rather than as __main__, so that ranks can unpickle what it defines.
+    from jobs.evaluate import main as entry
+
+    sys.exit(entry())
