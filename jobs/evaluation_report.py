@@ -90,10 +90,11 @@ def evaluation_page(
         for margin in ahead
     ]
     chosen = _headline(ahead)
+    by_id = {one.id: one for one in schedules}
     predicted = {
         one.id: float(one.calibration["psnr"])
         for one in schedules
-        if one.calibration.get("psnr") is not None
+        if one.calibration.get("psnr") is not None and not _aims_beyond_the_full_run(one)
     }
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("jobs"), autoescape=True, undefined=jinja2.StrictUndefined
@@ -105,7 +106,7 @@ def evaluation_page(
         compared=compared,
         exact=_closer_than_the_full_run(found),
         cost_charts=_cost_charts(found),
-        closer_charts=_closer_charts(found, scores, schedules, graph, predicted),
+        closer_charts=_closer_charts(found, scores, by_id, graph),
         worst=[] if chosen is None else _worst(table, scores, chosen),
         gamma=_gamma_table(found),
         groups=_groups(found, predicted),
@@ -223,9 +224,8 @@ def _cost_charts(found: Sequence[Standing]) -> list[Chart]:
 def _closer_charts(
     found: Sequence[Standing],
     scores: Mapping[_Key, Mapping[_Pair, float]],
-    schedules: Sequence[Schedule],
+    schedules: Mapping[str, Schedule],
     graph: StabilityGraph | None,
-    predicted: Mapping[str, float],
 ) -> list[Chart]:
     known = graph if graph is not None and graph.trajectories else None
     return [
@@ -237,9 +237,9 @@ def _closer_charts(
         ),
         *_chart(
             "Which steps compute",
-            figures.computed_steps(schedules),
+            figures.computed_steps(_drawn(found, schedules)),
             "A row a schedule, its budget on the left: coloured steps run the transformer, the "
-            "others take a velocity estimated from those before.",
+            "others take a velocity estimated from those before. Of several the best is shown.",
         ),
         *_chart(
             "Closeness to the exact flow",
@@ -249,8 +249,9 @@ def _closer_charts(
         ),
         *_chart(
             "Predicted against measured",
-            figures.predictions(found, predicted),
-            "On the dashed line a schedule does on held-out pairs what its calibration promised.",
+            figures.predictions(_promises(found, schedules)),
+            "On the dashed line a schedule does on held-out pairs what its calibration promised, "
+            "each against the reference that it was fitted to.",
         ),
         *_chart(
             "Instantaneous against average velocity",
@@ -261,6 +262,42 @@ def _closer_charts(
     ]
 
 
+def _drawn(found: Sequence[Standing], schedules: Mapping[str, Schedule]) -> list[Schedule]:
+    """Of each method and budget the schedule that was measured best.
+
+    `refined` keeps the steps of the fitted schedule that it starts from, and says nothing new.
+    """
+    best: dict[tuple[str, int], Standing] = {}
+    for one in found:
+        if one.schedule_id in schedules and one.psnr and one.budget and one.method != "refined":
+            place = (one.method, one.budget)
+            best[place] = max(best.get(place, one), one, key=_mean)
+    return [schedules[one.schedule_id] for one in best.values() if one.schedule_id]
+
+
+def _promises(
+    found: Sequence[Standing], schedules: Mapping[str, Schedule]
+) -> list[figures.Promise]:
+    promises = []
+    for one in found:
+        schedule = schedules.get(one.schedule_id or "")
+        if schedule is None or schedule.calibration.get("psnr") is None:
+            continue
+        beyond = _aims_beyond_the_full_run(schedule)
+        measured = one.psnr_fine if beyond else one.psnr
+        if measured is not None and math.isfinite(measured.mean):
+            name = f"B = {schedule.budget}" + (", to fine" if beyond else "")
+            foreseen = float(schedule.calibration["psnr"])
+            promises.append(figures.Promise(name, one.method, foreseen, measured))
+    return promises
+
+
+def _aims_beyond_the_full_run(schedule: Schedule) -> bool:
+    """Whether it was fitted to a finer solution: then that is what its prediction is about."""
+    steps = schedule.num_inference_steps
+    return bool(schedule.calibration.get("reference_steps", steps) != steps)
+
+
 def _samples(
     found: Sequence[Standing], scores: Mapping[_Key, Mapping[_Pair, float]]
 ) -> dict[int, dict[str, list[float]]]:
@@ -269,12 +306,13 @@ def _samples(
     for method in ("fitted", PAPER):
         rows = [one for one in found if one.method == method and one.budget and _finite(one.psnr)]
         for budget in sorted({one.budget for one in rows if one.budget}):
-            best = max(
-                (one for one in rows if one.budget == budget),
-                key=lambda one: one.psnr.mean if one.psnr else -math.inf,
-            )
+            best = max((one for one in rows if one.budget == budget), key=_mean)
             samples.setdefault(budget, {})[method] = list(scores[_key(best)].values())
     return samples
+
+
+def _mean(one: Standing) -> float:
+    return -math.inf if one.psnr is None else one.psnr.mean
 
 
 def _finite(summary: Summary | None) -> bool:
@@ -343,12 +381,16 @@ def _beaten(rival: Standing, fitted: Sequence[Standing]) -> list[int]:
     """The budgets at which `rival` is closer to the full run than fitted, for no more compute."""
     if rival.method in ("fitted", FULL) or rival.psnr is None or rival.share is None:
         return []
+    budgets = {one.budget for one in fitted if one.budget is not None}
+    best = [
+        max((one for one in fitted if one.budget == budget), key=_mean)
+        for budget in sorted(budgets)
+    ]
     return [
         mine.budget
-        for mine in fitted
+        for mine in best
         if mine.budget is not None
-        and mine.psnr is not None
         and mine.share is not None
         and rival.share <= mine.share + SHARE_TOLERANCE
-        and rival.psnr.mean > mine.psnr.mean
+        and _mean(rival) > _mean(mine)
     ]

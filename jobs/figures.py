@@ -88,6 +88,16 @@ class Point:
     fidelity: Summary
 
 
+@dataclass(frozen=True)
+class Promise:
+    """What a schedule was expected to reach, and what it did, in dB."""
+
+    name: str
+    method: str
+    predicted: float
+    measured: Summary
+
+
 def family(method: str) -> str:
     """The name of a method's colour: who is ours, the paper's, a solver, a cache."""
     return _FAMILIES.get(method, "cache")
@@ -130,12 +140,14 @@ def fidelity(found: Sequence[Standing], cost: str, measure: str = "psnr") -> str
         _spoken(method, fronts[method], cost) for method in fronts if family(method) != "cache"
     )
     with _drawing(f"fidelity-{cost}-{measure}", 360, label, right=128) as (axes, done):
+        costs = [point.cost for points in fronts.values() for point in points]
         axes.set_xscale("log")
+        axes.set_xlim(min(costs) / 1.08, max(costs) * 1.08)
         for method, points in reversed(fronts.items()):  # ours last, so on top
             _curve(axes, method, points)
         if measure == "psnr_fine":
             _full_run(axes, found)
-        axes.margins(x=0.04, y=0.04)
+        axes.margins(y=0.04)
         if cost == "share":
             axes.xaxis.set_major_locator(FixedLocator([0.05, 0.1, 0.2, 0.3, 0.5, 1.0]))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f}%"))
@@ -158,22 +170,24 @@ def computed_steps(schedules: Sequence[Schedule]) -> str | None:
     if not schedules:
         return None
     row_height = 17
-    ordered = sorted(schedules, key=lambda one: (one.method, one.budget, one.gamma or 0.0))
-    groups = [(name, list(rows)) for name, rows in itertools.groupby(ordered, _kind)]
+    ordered = sorted(schedules, key=lambda one: (one.method, one.budget))
+    groups = [
+        (method, list(rows)) for method, rows in itertools.groupby(ordered, lambda one: one.method)
+    ]
     steps = max(one.num_inference_steps for one in schedules)
     height = _BOTTOM + row_height * (len(ordered) + 1.5 * len(groups))
     label = "Computed steps. " + " ".join(
-        f"{_kind(one)}, budget {one.budget}: {', '.join(map(str, one.computed_steps))}."
+        f"{one.method}, budget {one.budget}: {', '.join(map(str, one.computed_steps))}."
         for one in ordered
     )
     with _drawing("computed-steps", height, label, right=8, top=0) as (axes, done):
         axes.grid(visible=False)
         y = 0.0
-        for kind, rows in groups:
+        for method, rows in groups:
             y += 1.5
-            axes.text(-0.5, y - 0.35, kind, color=COLOURS[family(rows[0].method)], weight="bold")
+            colour = COLOURS[family(method)]
+            axes.text(-0.5, y - 0.35, method, color=colour, weight="bold")
             for one in rows:
-                colour = COLOURS[family(one.method)]
                 cells = [(step - 0.5, 0.82) for step in range(one.num_inference_steps)]
                 skipped = [cells[k] for k in range(len(cells)) if k not in one.computed_steps]
                 axes.broken_barh(skipped, (y + 0.1, 0.8), facecolor=COLOURS["off"], linewidth=0)
@@ -234,45 +248,36 @@ def velocity_change(graph: StabilityGraph) -> str:
         return done()
 
 
-def predictions(found: Sequence[Standing], predicted: Mapping[str, float]) -> str | None:
+def predictions(promises: Sequence[Promise]) -> str | None:
     """Predicted against measured fidelity, a point a schedule; on the diagonal they agree.
 
-    Args:
-        found: the standings.
-        predicted: schedule id -> mean PSNR in dB on the trajectories it was calibrated on.
-
     Returns:
-        None where no schedule that was measured has a prediction.
+        None where there is no promise.
     """
-    points = [
-        (one, predicted[one.schedule_id], one.psnr)
-        for one in found
-        if one.schedule_id is not None
-        and one.schedule_id in predicted
-        and one.psnr is not None
-        and math.isfinite(one.psnr.mean)
-    ]
-    if not points:
+    if not promises:
         return None
     label = "Predicted and measured PSNR. " + " ".join(
-        f"{one.name}: {guess:.1f} dB predicted, {measured.mean:.1f} measured."
-        for one, guess, measured in points
+        f"{one.name}: {one.predicted:.1f} dB predicted, {one.measured.mean:.1f} measured."
+        for one in promises
     )
     with _drawing("predictions", 280, label, right=16) as (axes, done):
-        ends = [value for _, guess, measured in points for value in (guess, measured.mean)]
+        ends = [value for one in promises for value in (one.predicted, one.measured.mean)]
         span = (min(ends) - 3, max(ends) + 3)
         axes.plot(span, span, color=COLOURS["soft"], linewidth=1, dashes=(3, 3))
-        for one, guess, measured in points:
+        for one in promises:
+            at = (one.predicted, one.measured.mean)
             colour = COLOURS[family(one.method)]
-            axes.errorbar(
-                guess, measured.mean, _error(measured), color=colour, marker="o", markersize=6
-            )
+            axes.errorbar(*at, _error(one.measured), color=colour, marker="o", markersize=6)
+            # Inwards from the right edge, where a name would leave the drawing.
+            left = one.predicted > sum(span) / 2
             axes.annotate(
-                "" if one.budget is None else f"B = {one.budget}",
-                (guess, measured.mean),
-                (9, -2),
+                one.name,
+                at,
+                (-9 if left else 9, 0),
                 textcoords="offset points",
-                va="top",
+                ha="right" if left else "left",
+                va="center",
+                size=FONT - 1,
             )
         axes.set_xlim(span)
         axes.set_ylim(span)
@@ -440,13 +445,6 @@ def _direct_labels(axes: Axes, ends: Mapping[str, Point]) -> None:
                 "relpos": (0, 0.5),
             },
         )
-
-
-def _kind(schedule: Schedule) -> str:
-    """What schedules share that belong under one heading."""
-    if schedule.execution is None:
-        return schedule.method
-    return f"{schedule.method} ({schedule.execution}, gamma {schedule.gamma:g})"
 
 
 def _say(axes: Axes, what: str) -> None:
