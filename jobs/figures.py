@@ -260,7 +260,7 @@ def predictions(promises: Sequence[Promise]) -> str | None:
         f"{one.name}: {one.predicted:.1f} dB predicted, {one.measured.mean:.1f} measured."
         for one in promises
     )
-    with _drawing("predictions", 280, label, right=16) as (axes, done):
+    with _drawing("predictions", 280, label, right=56) as (axes, done):
         ends = [value for one in promises for value in (one.predicted, one.measured.mean)]
         span = (min(ends) - 3, max(ends) + 3)
         axes.plot(span, span, color=COLOURS["soft"], linewidth=1, dashes=(3, 3))
@@ -268,15 +268,15 @@ def predictions(promises: Sequence[Promise]) -> str | None:
             at = (one.predicted, one.measured.mean)
             colour = COLOURS[family(one.method)]
             axes.errorbar(*at, _error(one.measured), color=colour, marker="o", markersize=6)
-            # Inwards from the right edge, where a name would leave the drawing.
-            left = one.predicted > sum(span) / 2
+            # Away from the diagonal.
+            below = one.measured.mean < one.predicted
             axes.annotate(
                 one.name,
                 at,
-                (-9 if left else 9, 0),
+                (8, -3) if below else (-8, 3),
                 textcoords="offset points",
-                ha="right" if left else "left",
-                va="center",
+                ha="left" if below else "right",
+                va="top" if below else "bottom",
                 size=FONT - 1,
             )
         axes.set_xlim(span)

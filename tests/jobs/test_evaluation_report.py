@@ -263,6 +263,18 @@ def test_a_promise_is_held_against_the_reference_that_it_was_made_for():
     assert "B = 5, to fine: 31.0 dB predicted, 32.0 measured." in page
 
 
+def test_only_a_lead_beyond_its_error_is_closer_to_the_exact_flow_than_the_full_run():
+    table, _ = evaluation(pairs=8)
+    for offsets, closer in (([0.5, -0.4], False), ([0.5, 0.4], True)):
+        rows = [
+            {**row, "psnr_fine": 30.0 + row["seed"] + offsets[row["seed"] % 2] * (row["nfe"] == 12)}
+            for row in table.to_pylist()
+            if row["method"] in ("fitted", "full")
+        ]
+        page = evaluation_page(scoreboard(rows), [], None, [])
+        assert bool(re.search(r"<b>B = 12</b><span>is the least", page)) is closer
+
+
 def test_the_same_evaluation_gives_the_same_page(page):
     table, schedules = evaluation(prompt=EVIL)
     assert evaluation_page(table, schedules, calibrated(), UNUSABLE) == page
