@@ -1,7 +1,8 @@
 """python -m jobs.demo: the whole story on the embedded model, on two CPU cores, in minutes.
 
-Calibrate on some captions, solve, render others at a fifth of the forwards with a gang of two
-xDiT ranks, compare with the full runs on the same noise, and show it all on one page. Each part
+Calibrate on some captions, solve as the paper does and with fitted weights, render others at a
+fifth of the forwards with a gang of two xDiT ranks, compare with the full runs on the same noise,
+and show it all on one page. Each part
 is the job that a person would run, with the arguments that the demo prints.
 """
 
@@ -56,11 +57,14 @@ def perform(prepared: Prepared) -> int:
                           (HELD_OUT_KEY, spread(HELD_OUT, VIDEOS))):  # fmt: skip
         store.put(key, "".join(f"{caption.text}\n" for caption in captions).encode())
     prompts = f"{root}/{HELD_OUT_KEY}"
-    schedule_file = f"{root}/schedules/paper-b{BUDGET}.json"
+    schedule_file = f"{root}/schedules/fitted-b{BUDGET}.json"
+    budgets = ",".join(map(str, BUDGETS))
     steps: list[tuple[Callable[[Sequence[str]], int], list[str]]] = [
         (calibrate.main, ["--model", MODEL, "--prompts", f"{root}/{CALIBRATION_KEY}",
                           "--seeds", "1", "--gang-size", GANG_SIZE, "--output", root]),
-        (solve.main, ["--graph", f"{root}/graph", "--budgets", ",".join(map(str, BUDGETS)),
+        (solve.main, ["--graph", f"{root}/graph", "--budgets", budgets, "--method", "paper",
+                      "--output", f"{root}/schedules"]),
+        (solve.main, ["--graph", f"{root}/graph", "--budgets", budgets,
                       "--output", f"{root}/schedules"]),
         (render.main, ["--model", MODEL, "--prompts", prompts, "--schedule", schedule_file,
                        "--gang-size", GANG_SIZE, "--output", root]),
@@ -79,7 +83,7 @@ def perform(prepared: Prepared) -> int:
 def compare(store: Store, prompts: str) -> str:
     """Renders the held-out prompts in full too, and writes report.html; returns where it is."""
     schedules = {
-        budget: Schedule.loads(store.get(f"schedules/paper-b{budget}.json")) for budget in BUDGETS
+        budget: Schedule.loads(store.get(f"schedules/fitted-b{budget}.json")) for budget in BUDGETS
     }
     model = find_model(MODEL)
     items = plan_items(read_prompts(prompts), model, model.defaults, schedules[BUDGET])

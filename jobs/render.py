@@ -22,6 +22,7 @@ from cluster.prompts import read_prompts
 from cluster.store import MissingKey, Store, StoreError, read
 from jobs import _cli
 from jobs._progress import duration, progress
+from jobs.solve import smallest_budget
 from meancache.schedule import Schedule, ScheduleError
 
 SHIPPED = Path(__file__).parent.parent / "schedules"
@@ -100,26 +101,30 @@ def perform(prepared: Prepared) -> int:
 
 
 def _schedule(options: argparse.Namespace, model: Model, steps: int) -> Schedule | None:
-    """The schedule of --schedule, or the shipped one for --budget, or None for every step."""
+    """The schedule of --schedule, or a shipped one that was asked for, or None for every step."""
     if options.schedule is not None:
         try:
             return Schedule.loads(read(options.schedule))
         except (StoreError, ScheduleError) as error:
             raise ScheduleError(f"schedule {options.schedule}: {error}") from error
-    if options.budget is None:
+    if options.budget is None and options.target_psnr is None:
         return None
-    if not 1 <= options.budget <= steps:
+    if options.budget is not None and not 1 <= options.budget <= steps:
         raise ScheduleError(f"budget {options.budget} must be between 1 and the {steps} steps")
     folder = SHIPPED / model.id.rpartition("/")[2]
-    path = folder / f"paper-b{options.budget}.json"
-    if not path.is_file():
-        shipped = sorted(int(found.stem.rpartition("-b")[2]) for found in folder.glob("*-b*.json"))
+    shipped = {
+        schedule.budget: schedule for schedule in map(Schedule.load, folder.glob("fitted-b*.json"))
+    }
+    if options.target_psnr is not None and shipped:
+        return smallest_budget(list(shipped.values()), options.target_psnr)
+    if options.budget not in shipped:
+        wanted = "" if options.budget is None else f" of budget {options.budget}"
         raise ScheduleError(
-            f"no schedule of budget {options.budget} is shipped for {model.id} (shipped: "
-            f"{', '.join(map(str, shipped)) or 'none'}): run jobs.calibrate and jobs.solve, and "
-            "give the file with --schedule"
+            f"no schedule{wanted} is shipped for {model.id} (shipped: "
+            f"{', '.join(map(str, sorted(shipped))) or 'none'}): run jobs.calibrate and "
+            "jobs.solve, and give the file with --schedule"
         )
-    return Schedule.load(path)
+    return shipped[options.budget]
 
 
 def _announce(prepared: Prepared, todo: Sequence[WorkItem]) -> None:
@@ -171,6 +176,13 @@ def parser() -> argparse.ArgumentParser:
     )
     which.add_argument(
         "--budget", type=int, metavar="B", help="use the schedule shipped for B forwards a video"
+    )
+    which.add_argument(
+        "--target-psnr",
+        type=_cli.finite,
+        metavar="DB",
+        help="use the shipped schedule of the fewest forwards that is predicted to come this close "
+        "to the full run, as a mean over videos",
     )
     _cli.add_model(result)
     _cli.add_fleet(result)

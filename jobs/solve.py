@@ -160,15 +160,13 @@ def gain(answers: Sequence[FitAnswer]) -> str:
     tried = len(answers[0].baseline_psnr)
     if not tried:
         return "no forwards were left to compare with the paper's schedules on calibration runs"
-    parts = []
-    for answer in answers:
-        fitted = np.mean(answer.psnr[:tried])
-        paper = np.mean(answer.baseline_psnr)
-        parts.append(
-            f"{fitted - paper:+.1f} dB at B = {answer.budget} ({paper:.1f} to {fitted:.1f})"
-        )
+    gains = ", ".join(
+        f"{np.mean(answer.psnr[:tried]) - np.mean(answer.baseline_psnr):+.1f} dB at B = "
+        f"{answer.budget} (from {np.mean(answer.baseline_psnr):.1f})"
+        for answer in answers
+    )
     runs = "1 calibration run" if tried == 1 else f"{tried} calibration runs"
-    return f"against the paper's schedules, PSNR on {runs}: {', '.join(parts)}"
+    return f"against the paper's schedules, PSNR on {runs}: {gains}"
 
 
 def cost(prepared: Fitting, answers: Sequence[FitAnswer]) -> str:

@@ -65,7 +65,7 @@ def solve_pairs(costs: np.ndarray, budgets: Iterable[int], gamma: float) -> dict
 
     Args:
         costs: (T, T, T + 1): costs[p, t, s] >= 0 for p < t < s, inf where there is no jump;
-            costs[0, 0, s] is the first jump's (`costs.least_squares_costs`).
+            costs[0, 0, s] is the first jump's (`costs.least_squares_costs`). Others are ignored.
         budgets: at most how many steps may be computed, each 1..T.
         gamma: peak suppression, > 0.
 
@@ -78,9 +78,11 @@ def solve_pairs(costs: np.ndarray, budgets: Iterable[int], gamma: float) -> dict
     costs = np.asarray(costs, dtype=np.float64)
     if costs.ndim != 3 or costs.shape != (len(costs), len(costs), len(costs) + 1):
         raise SolverError(f"costs of shape {costs.shape} must be (T, T, T + 1): [p, t, s]")
+    steps = len(costs)
+    p, t, s = np.ogrid[:steps, :steps, : steps + 1]
+    costs = np.where((t < s) & ((p < t) | (t == 0) & (p == 0)), costs, np.inf)
     if np.isnan(costs).any() or (costs < 0).any():
         raise SolverError("a cost is NaN or negative; write inf where there is no jump")
-    steps = len(costs)
     budgets = _checked(budgets, gamma, steps)
     weights = _weights(costs, gamma)
     most = max(budgets, default=1)
@@ -88,7 +90,7 @@ def solve_pairs(costs: np.ndarray, budgets: Iterable[int], gamma: float) -> dict
     total = np.full((most + 1, steps, steps + 1), np.inf)
     before = np.zeros((most + 1, steps, steps + 1), dtype=int)
     total[1, 0] = weights[0, 0]
-    np.einsum("ppt->pt", weights)[:] = np.inf  # only the first jump has no history
+    weights[0, 0] = np.inf  # only the first jump has no history
     for jumps in range(2, most + 1):
         candidates = total[jumps - 1, :, :steps, None] + weights
         before[jumps] = candidates.argmin(axis=0)

@@ -18,6 +18,7 @@ PROMPTS = [
     "a blue square moving up on a light background",
     "a green triangle moving right on a dark background",
 ]
+CALIBRATED = "a yellow triangle moving down on a light background"
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +51,7 @@ def graph(model) -> StabilityGraph:
     for seed in range(2):
         generator = torch.Generator().manual_seed(seed)
         velocities = torch.randn(50, 200, generator=generator).cumsum(dim=0)
-        trajectories.append(trajectory_statistics(velocities, grid, "p", seed))
+        trajectories.append(trajectory_statistics(velocities, grid, "p", seed, CALIBRATED))
     return empty.add(trajectories)
 
 

@@ -42,9 +42,11 @@ def check(root: str) -> None:
     graph = StabilityGraph.from_parquet(store.get("graph/statistics.parquet"))
     assert len(graph.trajectories) >= 10
     for budget in (8, 10, 12, 15):
-        schedule = Schedule.loads(store.get(f"schedules/paper-b{budget}.json"))
-        assert schedule.nfe <= budget
-        assert schedule.num_inference_steps == 50
+        for method in ("fitted", "paper"):
+            schedule = Schedule.loads(store.get(f"schedules/{method}-b{budget}.json"))
+            assert schedule.method == method
+            assert schedule.nfe <= budget
+            assert schedule.num_inference_steps == 50
     rows = pq.read_table(io.BytesIO(store.get("manifest/parts/part-000000.parquet"))).to_pylist()
     assert len(rows) >= 8
     for row in rows:

@@ -1,5 +1,6 @@
 """What a user gets wrong is said in one sentence, with exit code 2, before any rank starts."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -77,6 +78,7 @@ def test_prompts_that_cannot_be_used(tmp_path, refused, main, name, content, sen
         (["--budget", "51"], "budget 51 must be between 1 and the 50 steps"),
         (["--budget", "49"], "no schedule of budget 49 is shipped for tiny"),
         (["--budget", "5", "--schedule", "x.json"], "not allowed with"),
+        (["--target-psnr", "99"], "no budget here reaches 99 dB: 15 forwards come closest"),
         (["--schedule", "absent.json"], "schedule absent.json"),
         (["--model", "huge"], "unknown model 'huge'"),
         (["--config", "absent.yaml"], "absent.yaml"),
@@ -198,12 +200,31 @@ def test_a_submitted_job_may_not_write_into_its_temporary_copy(refused, prompts,
         (["--gamma", "-1"], "gamma -1.0 must be a positive number"),
         (["--method", "magic"], "invalid choice: 'magic'"),
         (["--graph", "/absent"], "/absent/statistics.parquet"),
+        (["--reference-steps", "120"], "120 must be a multiple of the 50 steps"),
+        (["--method", "secant", "--target-psnr", "30"], "--target-psnr needs --method fitted"),
+        (["--method", "paper", "--reference-steps", "300"], "needs --method fitted"),
+        (["--gang-size", "3"], "gang size 3 does not divide the 4 attention heads"),
     ],
 )
 def test_what_cannot_be_solved(tmp_path, refused, graph_folder, more, sentence):
     out = str(tmp_path / "out")
     assert sentence in refused(solve.main, "--graph", graph_folder, "--output", out, *more)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_graph_of_a_model_that_is_another_now(tmp_path, refused, graph):
+    other = dataclasses.replace(graph, model={**graph.model, "revision": "0" * 40})
+    open_store(str(tmp_path)).put("statistics.parquet", other.statistics_parquet())
+    said = refused(solve.main, "--graph", str(tmp_path), "--output", str(tmp_path / "out"))
+    assert "calibrate again, or solve with --method secant" in said
+
+
+def test_a_graph_without_prompts_to_run_again(tmp_path, refused, graph):
+    bare = {key: dataclasses.replace(item, prompt="") for key, item in graph.trajectories.items()}
+    other = dataclasses.replace(graph, trajectories=bare)
+    open_store(str(tmp_path)).put("statistics.parquet", other.statistics_parquet())
+    said = refused(solve.main, "--graph", str(tmp_path), "--output", str(tmp_path / "out"))
+    assert "holds no prompts" in said
 
 
 def test_a_file_that_is_no_graph(tmp_path, refused):

@@ -7,10 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meancache.grid import Grid
-from meancache.methods import paper_schedules
-from meancache.solver import SolverError, path_cost, solve_paper
-from meancache.stability import StabilityGraph, trajectory_statistics
+from meancache.solver import SolverError, pairs_cost, path_cost, solve_pairs, solve_paper
 
 
 def random_costs(seed: int, steps: int, spans: int, missing: float) -> np.ndarray:
@@ -116,16 +113,57 @@ def test_costs_of_another_shape_are_refused():
         solve_paper(np.zeros((5, 6)), [2], 2.0)
 
 
-def test_a_graphs_schedules_carry_where_they_come_from(torch_velocities):
-    grid = Grid.from_sigmas(np.linspace(1, 0, 13).tolist())
-    graph = StabilityGraph(grid, {"id": "m"}, {"height": 64}).add(
-        [trajectory_statistics(torch_velocities(seed), grid, "p", seed) for seed in range(3)]
-    )
-    solved = paper_schedules(graph, [3, 5], 3.0, "jump")
-    for budget, schedule in solved.items():
-        assert schedule.nfe <= budget == schedule.budget
-        assert schedule.model == {"id": "m"}
-        assert schedule.conditions == {"height": 64}
-        assert schedule.calibration == {"graph": graph.id, "trajectories": 3}
-        path = [(edge.start, edge.stop, edge.span) for edge in schedule.edges]
-        assert schedule.predicted_cost == path_cost(graph.costs(), path, 3.0)
+def random_pair_costs(seed: int, steps: int, missing: float) -> np.ndarray:
+    """costs[p, t, s] with ties and gaps, and rubbish where no jump can be."""
+    rng = np.random.default_rng(seed)
+    costs = rng.integers(0, 12, size=(steps, steps, steps + 1)) / 8
+    costs[rng.random(costs.shape) < missing] = np.inf
+    p, t, s = np.ogrid[:steps, :steps, : steps + 1]
+    costs[~((t < s) & ((p < t) | (t == 0) & (p == 0)))] = np.nan
+    return costs
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    steps=st.integers(1, 8),
+    missing=st.sampled_from([0.0, 0.3, 0.7]),
+    gamma=st.sampled_from([0.5, 1.0, 2.0, 4.0]),
+)
+def test_with_history_every_budget_gets_the_optimum_over_all_choices_of_steps(
+    seed, steps, missing, gamma
+):
+    costs = random_pair_costs(seed, steps, missing)
+    best, fewest = np.inf, 0
+    for budget in range(1, steps + 1):
+        for inner in itertools.combinations(range(1, steps), budget - 1):
+            total = pairs_cost(costs, (0, *inner), gamma)
+            if total < best:
+                best, fewest = total, budget
+        if best == np.inf:
+            with pytest.raises(SolverError, match="no path"):
+                solve_pairs(costs, [budget], gamma)
+            continue
+        path = solve_pairs(costs, [budget], gamma)[budget]
+        assert len(path) <= budget
+        if gamma in (1.0, 2.0):
+            assert len(path) == fewest
+        assert pairs_cost(costs, path, gamma) == pytest.approx(best)
+
+
+def test_history_decides_where_it_matters():
+    costs = np.full((3, 3, 4), np.inf)
+    costs[0, 0, 1] = costs[0, 0, 2] = 0.0
+    costs[0, 1, 2], costs[0, 2, 3] = 0.0, 1.0
+    costs[1, 2, 3] = 0.25  # from step 2 it is nearer to the end when step 1 was computed
+    assert solve_pairs(costs, [2, 3], 1.0) == {2: (0, 2), 3: (0, 1, 2)}
+
+
+@pytest.mark.parametrize("spoil", [-1.0, float("nan")])
+def test_costs_with_history_that_are_no_costs_are_refused(spoil):
+    costs = random_pair_costs(0, 5, 0.0)
+    costs[1, 2, 3] = spoil
+    with pytest.raises(SolverError, match="NaN or negative"):
+        solve_pairs(costs, [2], 2.0)
+    with pytest.raises(SolverError, match="shape"):
+        solve_pairs(costs[:, :3], [2], 2.0)

@@ -8,7 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meancache import Schedule
-from meancache.velocity import average_velocity, estimated_velocity, velocities_in_use
+from meancache.velocity import (
+    average_velocity,
+    estimated_velocity,
+    secant_velocity,
+    velocities_in_use,
+)
 
 STEPS = 12
 UNIFORM = np.linspace(1.0, 0.0, STEPS + 1)
@@ -150,3 +155,19 @@ def test_computing_every_step_uses_every_output_as_it_is():
     for rule in ("jump", "fine-step"):
         schedule = Schedule.from_edges(SHIFTED.tolist(), edges, rule)
         assert (velocities_in_use(schedule) == np.eye(STEPS)).all()
+
+
+@given(previous=st.integers(0, 8), start=st.integers(1, 9), stop=st.integers(2, STEPS))
+def test_the_secant_is_exact_where_velocities_lie_on_a_line_in_sigma(previous, start, stop):
+    if not previous < start < stop:
+        return
+    velocities = 3.0 - 2.0 * SHIFTED[:-1]
+    row = secant_velocity(SHIFTED, previous, start, stop)
+    assert row @ velocities == pytest.approx(average_velocity(SHIFTED, start, stop) @ velocities)
+    assert row.sum() == pytest.approx(1.0)
+    assert set(np.flatnonzero(row)) <= {previous, start}
+
+
+def test_a_secant_without_history_or_over_a_unit_step_holds_the_velocity():
+    assert secant_velocity(SHIFTED, 4, 4, 9).tolist() == np.eye(STEPS)[4].tolist()
+    assert np.allclose(secant_velocity(SHIFTED, 2, 4, 5), np.eye(STEPS)[4])

@@ -22,5 +22,5 @@ def test_a_shipped_schedule_fits_its_model(path):
 
 def test_the_embedded_model_has_a_schedule_for_each_of_the_demos_budgets():
     assert {path.name for path in SHIPPED if path.parent.name == "tiny"} >= {
-        f"paper-b{budget}.json" for budget in (8, 10, 12, 15)
+        f"{method}-b{budget}.json" for method in ("fitted", "paper") for budget in (8, 10, 12, 15)
     }
