@@ -435,7 +435,8 @@ def _calibrated(prepared: Prepared, wanted: bool) -> list[Contender]:
             store.put_new(key, schedule.dumps().encode())
     committed = {key: Schedule.loads(store.get(key)) for key in store.list(CALIBRATED)}
     ready = from_peers(entrant for entrant in entrants if isinstance(entrant, Peer))
-    return [*ready, *from_schedules(committed)]
+    taken = {one.name for one in prepared.contenders}
+    return [one for one in (*ready, *from_schedules(committed)) if one.name not in taken]
 
 
 def _pair(store: Store, item: WorkItem) -> pa.Table:

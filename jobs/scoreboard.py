@@ -6,6 +6,7 @@ Pure functions on one table. Knows nothing of how a row came about, nor of the p
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
@@ -127,6 +128,8 @@ def contender_name(method: str, budget: int | None, setting: str | None) -> str:
 def standings(table: pa.Table) -> list[Standing]:
     """One standing a contender: ours first, then the paper's, the peers by name, the full run last.
 
+    A method's own stand by budget, or by compute where their knob is not a budget.
+
     Args:
         table: of SCHEMA.
 
@@ -139,7 +142,8 @@ def standings(table: pa.Table) -> list[Standing]:
     full = [row["seconds"] for rows in contenders.values() for row in rows if _is_full(row)]
     if not full:
         raise ValueError("the evaluation has no row of method 'full'; evaluate the full run too")
-    return [_standing(contenders[key], median(full)) for key in sorted(contenders)]
+    found = [_standing(contenders[key], median(full)) for key in sorted(contenders)]
+    return sorted(found, key=lambda one: (*_place(one.method), one.budget or 0, one.share or 0.0))
 
 
 @dataclass(frozen=True)
@@ -250,11 +254,15 @@ def _aims_at_fine(schedule: Schedule) -> bool:
 
 
 def _contender_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What tells contenders apart, so that sorting by it groups them as people read them."""
-    method, budget = row["method"], row["budget"]
+    """What tells contenders apart, so that sorting by it groups their rows."""
+    return (*_place(row["method"]), row["budget"] or 0, row["setting"] or "")
+
+
+def _place(method: str) -> tuple[int, str]:
+    """Where a method stands among the others."""
     known = (*OURS, PAPER)
-    order = known.index(method) if method in known else len(known) + _is_full(row)
-    return (order, method, budget is None, budget or 0, row["setting"] or "")
+    order = known.index(method) if method in known else len(known) + (method == FULL)
+    return (order, method)
 
 
 def _is_full(row: Mapping[str, Any]) -> bool:
@@ -315,4 +323,8 @@ def _percent(share: float | None) -> str:
 
 
 def _with_worst(summary: Summary | None) -> str:
-    return "" if summary is None else f"{summary} ({summary.worst:.1f})"
+    if summary is None:
+        return ""
+    # One pair, or one without any error, leaves no standard error to speak of.
+    mean = f"{summary}" if math.isfinite(summary.standard_error) else f"{summary.mean:.1f}"
+    return f"{mean} ({summary.worst:.1f})"

@@ -105,6 +105,13 @@ def test_ours_come_first_then_the_papers_then_peers_by_name_and_the_full_run_las
     ]
 
 
+def test_the_settings_of_a_method_stand_by_compute():
+    shares = {"skip 10": 0.1, "skip 2": 0.5, "skip 3": 0.3}
+    rows = [row("full"), *(row("peer", setting=name, share=shares[name]) for name in shares)]
+    found = standings(scoreboard(rows))
+    assert [one.setting for one in found] == ["skip 10", "skip 3", "skip 2", None]
+
+
 def test_settings_and_budgets_make_contenders_of_their_own():
     rows = [row("full"), row("paper", budget=8, setting="jump, gamma 3")]
     rows += [row("paper", budget=8, setting="jump, gamma 4"), row("paper", budget=10)]
