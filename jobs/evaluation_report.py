@@ -106,6 +106,7 @@ def evaluation_page(
         compared=compared,
         exact=_closer_than_the_full_run(found, _scores(table, "psnr_fine")),
         cost_charts=_cost_charts(found),
+        families={figures.family(one.method) for one in found if one.method != FULL},
         closer_charts=_closer_charts(found, scores, by_id, graph),
         worst=[] if chosen is None else _worst(table, scores, chosen),
         gamma=_gamma_table(found),
@@ -243,18 +244,6 @@ def _closer_charts(
             "shown by the best of its variants at each budget.",
         ),
         *_chart(
-            "Which steps compute",
-            figures.computed_steps(_drawn(found, schedules)),
-            "A row a schedule, its budget on the left: coloured steps run the transformer, the "
-            "others take a velocity estimated from those before. Of several the best is shown.",
-        ),
-        *_chart(
-            "Closeness to the exact flow",
-            figures.fidelity(found, "share", "psnr_fine"),
-            "PSNR against a fine solution of the flow. What lies above the dashed line is closer "
-            "to the exact flow than the full run itself.",
-        ),
-        *_chart(
             "Predicted against measured",
             figures.predictions(_promises(found, schedules)),
             "On the dashed line a schedule does on held-out pairs what its calibration promised, "
@@ -265,6 +254,18 @@ def _closer_charts(
             None if known is None else figures.velocity_change(known),
             "How much each changes from one step to the next on the calibration trajectories, "
             "logarithmic: the lower line is the steadier, so the safer to foretell over a jump.",
+        ),
+        *_chart(
+            "Which steps compute",
+            figures.computed_steps(_drawn(found, schedules)),
+            "A row a schedule, its budget on the left: coloured steps run the transformer, the "
+            "others take a velocity estimated from those before. Of several the best is shown.",
+        ),
+        *_chart(
+            "Closeness to the exact flow",
+            figures.fidelity(found, "share", "psnr_fine"),
+            "PSNR against a fine solution of the flow. What lies above the dashed line is closer "
+            "to the exact flow than the full run itself.",
         ),
     ]
 

@@ -262,7 +262,8 @@ def predictions(promises: Sequence[Promise]) -> str | None:
     )
     with _drawing("predictions", 280, label, right=56) as (axes, done):
         ends = [value for one in promises for value in (one.predicted, one.measured.mean)]
-        span = (min(ends) - 3, max(ends) + 3)
+        room = 0.18 * (max(ends) - min(ends)) + 3  # for the names
+        span = (min(ends) - room, max(ends) + room / 2)
         axes.plot(span, span, color=COLOURS["soft"], linewidth=1, dashes=(3, 3))
         for one in promises:
             at = (one.predicted, one.measured.mean)
@@ -281,8 +282,8 @@ def predictions(promises: Sequence[Promise]) -> str | None:
             )
         axes.set_xlim(span)
         axes.set_ylim(span)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, prune="lower"))
+        axes.yaxis.set_major_locator(MaxNLocator(6, integer=True, prune="lower"))
         axes.set_xlabel("predicted on the calibration trajectories, dB")
         _say(axes, "measured on held-out pairs, dB")
         return done()

@@ -170,10 +170,10 @@ def test_the_page_holds_every_figure_and_table(page):
         "Fidelity against time",
         "Fidelity against compute",
         "Every pair, not only the mean",
-        "Which steps compute",
-        "Closeness to the exact flow",
         "Predicted against measured",
         "Instantaneous against average velocity",
+        "Which steps compute",
+        "Closeness to the exact flow",
     ]
     for heading in ("At equal compute", "The paper's gamma", "Every contender", "could not run"):
         assert heading in page
