@@ -191,14 +191,7 @@ def prepare_fitting(
             f"the graph was calibrated on {dict(graph.model)}, but {model.id} is now {model.key}: "
             "calibrate again, or solve with --method secant, which runs no model"
         )
-    known = [key for key in sorted(graph.trajectories) if graph.trajectories[key].prompt]
-    if not known:
-        raise GraphError(
-            "the graph holds no prompts to run again: calibrate it anew, or solve with "
-            "--method secant, which runs no model"
-        )
-    count = min(trajectories, len(known))
-    chosen = [graph.trajectories[known[i * len(known) // count]] for i in range(count)]
+    chosen = graph.spread(trajectories)
     gammas = CANDIDATE_GAMMAS if gamma is None else (gamma,)
     fine_grid = None if reference_steps is None else model.grid(reference_steps)
     if fine_grid is not None:

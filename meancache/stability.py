@@ -249,6 +249,21 @@ class StabilityGraph:
         """
         return np.mean([item.gram for item in self._nonempty()], axis=0)
 
+    def spread(self, count: int) -> list[Statistics]:
+        """Up to `count` trajectories that can be run again, evenly spread over all of them.
+
+        Raises:
+            GraphError: no trajectory holds its prompt.
+        """
+        known = [item for item in self._nonempty() if item.prompt]
+        if not known:
+            raise GraphError(
+                "the graph holds no prompts to run again: calibrate it anew, or solve with "
+                "--method secant, which runs no model"
+            )
+        count = min(count, len(known))
+        return [known[index * len(known) // count] for index in range(count)]
+
     def _nonempty(self) -> list[Statistics]:
         if not self.trajectories:
             raise GraphError("the graph has no trajectory; calibrate at least one prompt")

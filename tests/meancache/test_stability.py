@@ -166,3 +166,18 @@ def test_files_that_are_no_graph_are_refused(statistics):
     ):
         with pytest.raises(GraphError):
             StabilityGraph.from_parquet(data)
+
+
+def test_trajectories_to_run_again_are_spread_over_those_with_a_prompt(torch_velocities):
+    grid = Grid.from_sigmas(np.linspace(1, 0, 13).tolist())
+    velocities = torch_velocities(0)
+    prompts = ["a", "", "b", "c", "d", "e"]
+    graph = StabilityGraph(grid).add(
+        trajectory_statistics(velocities, grid, f"p{number}", 0, prompt)
+        for number, prompt in enumerate(prompts)
+    )
+    assert [item.prompt for item in graph.spread(2)] == ["a", "c"]
+    assert [item.prompt for item in graph.spread(99)] == ["a", "b", "c", "d", "e"]
+    mute = StabilityGraph(grid).add([trajectory_statistics(velocities, grid, "p", 0)])
+    with pytest.raises(GraphError, match="holds no prompts"):
+        mute.spread(1)
