@@ -345,13 +345,10 @@ def _peer_calibration(
     graph: StabilityGraph, contenders: Sequence[Contender], arguments: Mapping[str, Any]
 ) -> CalibrationRequest:
     """Up to CALIBRATION_RUNS of the graph's trajectories, evenly spread. Raises GraphError."""
-    known = [statistics for statistics in graph.trajectories.values() if statistics.prompt]
-    if not known:
-        raise GraphError("the graph holds no prompts to calibrate peers on: calibrate it anew")
-    count = min(CALIBRATION_RUNS, len(known))
-    chosen = [known[index * len(known) // count] for index in range(count)]
     return CalibrationRequest(
-        trajectories=[(statistics.prompt, statistics.seed) for statistics in chosen],
+        trajectories=[
+            (statistics.prompt, statistics.seed) for statistics in graph.spread(CALIBRATION_RUNS)
+        ],
         arguments=arguments,
         fitted={
             one.budget: one.schedule
