@@ -224,8 +224,8 @@ def _report(pipe: Connection, work: Callable[[], Any], answer: bool) -> Any:
     try:
         result = work()
     except Exception as error:
+        traceback.print_exc()  # before the leader hears of it, and kills this rank
         pipe.send(("".join(traceback.format_exception_only(error)).strip(), None))
-        traceback.print_exc()
         return None
     pipe.send((None, result if answer else None))
     return result

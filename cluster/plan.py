@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.model import Model
-from cluster.prompts import Prompt, stable_seed
+from cluster.model import Model, ModelError
+from cluster.prompts import Prompt, PromptsError, stable_seed
 from cluster.store import AlreadyExists, Store
 from meancache import Schedule
 from meancache.schedule import canonical_json
@@ -106,6 +106,29 @@ def plan_items(
                     arguments=merged,
                 )
     return list(items.values())
+
+
+def check_one_setting(items: Sequence[WorkItem], arguments: Mapping[str, Any]) -> None:
+    """Refuses items that differ in more than prompt and seed, where they are to be one sample.
+
+    Raises:
+        PromptsError: two items have the same prompt_id and seed.
+        ModelError: a row overrides an argument of the pipeline's call.
+    """
+    keys: set[tuple[str, int]] = set()
+    for item in items:
+        key = (item.prompt_id, item.seed)
+        if key in keys:
+            raise PromptsError(
+                f"two prompts have the prompt_id {item.prompt_id!r} and the seed {item.seed}, by "
+                "which this job tells trajectories apart: give them ids or seeds of their own"
+            )
+        keys.add(key)
+        if item.arguments != arguments:
+            raise ModelError(
+                f"prompt {item.prompt_id!r} overrides pipeline arguments; this job takes "
+                "trajectories of one setting, so give them as flags for all prompts"
+            )
 
 
 def specification(

@@ -10,7 +10,7 @@ import argparse
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -154,6 +154,35 @@ class Renderer:
         """Runs all steps of one video without decoding it; returns its latents."""
         latents: torch.Tensor = self._call(prompt, seed, arguments, "latent")
         return latents
+
+    def runs(
+        self, trajectories: Sequence[tuple[str, int]], arguments: Mapping[str, Any]
+    ) -> list[Callable[..., Any]]:
+        """Calls of the pipeline for what has to run the same trajectory again and again.
+
+        Args:
+            trajectories: (prompt, seed) of each.
+            arguments: of the pipeline's call.
+
+        Returns:
+            One `meancache.fitting.Run` a trajectory: run(**overrides) denoises and returns
+            latents, run(decode=True) draws and returns the frames that `render` has.
+        """
+        return [partial(self._run, prompt, seed, arguments) for prompt, seed in trajectories]
+
+    def _run(
+        self,
+        prompt: str,
+        seed: int,
+        arguments: Mapping[str, Any],
+        *,
+        decode: bool = False,
+        **overrides: Any,
+    ) -> Any:
+        changed = {**arguments, **overrides}
+        if decode:
+            return self.render(prompt, seed, changed).frames
+        return self.denoise(prompt, seed, changed)
 
     def transformer_flops(self, prompt: str, seed: int, arguments: Mapping[str, Any]) -> int:
         """FLOPs of the transformer in one run, by torch's counter.

@@ -24,11 +24,11 @@ from cluster.model import Model, ModelError, find_model
 from cluster.plan import SpecError
 from cluster.prompts import PromptsError
 from cluster.renderer import rank_builder
-from cluster.store import Store, StoreError, open_store
+from cluster.store import MissingKey, Store, StoreError, open_store
 from meancache.fitting import FittingError
 from meancache.schedule import ScheduleError
 from meancache.solver import SolverError
-from meancache.stability import GraphError
+from meancache.stability import GraphError, StabilityGraph
 
 # Set by `ray job submit` in the environment of the job's driver.
 SUBMITTED_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -176,6 +176,18 @@ def open_output(options: argparse.Namespace) -> Store:
     store = open_store(options.output)
     store.probe()
     return store
+
+
+def read_graph(folder: str) -> StabilityGraph:
+    """The graph that a calibration finished, of its ROOT/graph. Raises GraphError."""
+    store = open_store(folder)
+    try:
+        return StabilityGraph.from_parquet(store.get("statistics.parquet"))
+    except MissingKey as error:
+        raise GraphError(
+            f"{store.uri('statistics.parquet')} does not exist; give the ROOT/graph that "
+            "jobs.calibrate finished"
+        ) from error
 
 
 def finite(text: str) -> float:

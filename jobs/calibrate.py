@@ -15,9 +15,8 @@ from typing import Any
 
 from cluster import fleet, plan
 from cluster.gang import Gang, GangTaskError
-from cluster.model import ModelError
 from cluster.plan import WorkItem, plan_items, specification
-from cluster.prompts import PromptsError, read_prompts
+from cluster.prompts import read_prompts
 from cluster.renderer import Renderer
 from cluster.store import AlreadyExists, Store
 from jobs import _cli
@@ -102,20 +101,7 @@ def prepare(options: argparse.Namespace) -> Prepared:
     gangs = _cli.gangs(options, model)
     model.check_arguments(arguments, gangs.size)
     items = plan_items(read_prompts(options.prompts), model, arguments, seeds=options.seeds)
-    keys: set[tuple[str, int]] = set()
-    for item in items:
-        key = (item.prompt_id, item.seed)
-        if key in keys:
-            raise PromptsError(
-                f"two prompts have the prompt_id {item.prompt_id!r} and the seed {item.seed}, by "
-                "which a graph tells trajectories apart: give them ids or seeds of their own"
-            )
-        keys.add(key)
-        if item.arguments != arguments:
-            raise ModelError(
-                f"prompt {item.prompt_id!r} overrides pipeline arguments; a graph holds "
-                "trajectories of one setting, so give them as flags for all prompts"
-            )
+    plan.check_one_setting(items, arguments)
     graph = StabilityGraph(
         grid=model.grid(arguments["num_inference_steps"]),
         model=model.key,

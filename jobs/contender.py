@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from cluster.plan import WorkItem
 from cluster.renderer import Renderer, Rendering
@@ -207,14 +205,5 @@ class CalibrationRequest:
 
 def calibrate_peers(renderer: Renderer, request: CalibrationRequest) -> list[Peer | Schedule]:
     """The gang's task: the peers that need calibration runs."""
-    runs = [
-        partial(_run, renderer, prompt, seed, request.arguments)
-        for prompt, seed in request.trajectories
-    ]
+    runs = renderer.runs(request.trajectories, request.arguments)
     return peers.calibrated(renderer.pipeline, runs, request.fitted)
-
-
-def _run(
-    renderer: Renderer, prompt: str, seed: int, arguments: Mapping[str, Any], **overrides: Any
-) -> torch.Tensor:
-    return renderer.denoise(prompt, seed, {**arguments, **overrides})

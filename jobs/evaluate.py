@@ -23,7 +23,7 @@ from cluster.gang import Gang, GangTaskError
 from cluster.model import Model, ModelError
 from cluster.plan import WorkItem, plan_items, specification
 from cluster.prompts import PromptsError, read_prompts
-from cluster.store import AlreadyExists, MissingKey, Store, StoreError, open_store
+from cluster.store import AlreadyExists, Store, StoreError, open_store
 from jobs import _cli
 from jobs._progress import progress
 from jobs.contender import (
@@ -55,7 +55,7 @@ from meancache.peers import Peer
 from meancache.quality import LpipsAbsentError, lpips_metric, psnr, ssim
 from meancache.reference import fine_schedule
 from meancache.schedule import Schedule, ScheduleError
-from meancache.stability import GraphError, StabilityGraph
+from meancache.stability import StabilityGraph
 from meancache.tiny.captions import Caption
 from meancache.tiny.scorer import FACTS, score
 
@@ -218,11 +218,11 @@ def prepare(options: argparse.Namespace) -> Prepared:
     gangs = _cli.gangs(options, model)
     model.check_arguments(arguments, gangs.size)
     items = plan_items(read_prompts(options.prompts), model, arguments, seeds=options.seeds)
-    _check_items(items, arguments)
+    plan.check_one_setting(items, arguments)
     contenders = from_schedules(_read_schedules(options.schedules))
     graph = None
     if options.graph is not None:
-        graph = _read_graph(options.graph)
+        graph = _cli.read_graph(options.graph)
         _check_held_out(items, graph)
         contenders += from_graph(graph, contenders)
     for one in contenders:
@@ -269,24 +269,6 @@ def prepare(options: argparse.Namespace) -> Prepared:
     )
 
 
-def _check_items(items: Sequence[WorkItem], arguments: Mapping[str, Any]) -> None:
-    """Refuses pairs that the table could not tell apart, or that are not of one setting."""
-    keys: set[tuple[str, int]] = set()
-    for item in items:
-        key = (item.prompt_id, item.seed)
-        if key in keys:
-            raise PromptsError(
-                f"two prompts have the prompt_id {item.prompt_id!r} and the seed {item.seed}, by "
-                "which the table tells pairs apart: give them ids or seeds of their own"
-            )
-        keys.add(key)
-        if item.arguments != arguments:
-            raise ModelError(
-                f"prompt {item.prompt_id!r} overrides pipeline arguments; schedules compete in "
-                "one setting, so give them as flags for all prompts"
-            )
-
-
 def _read_schedules(folder: str) -> dict[str, Schedule]:
     """The schedules of --schedules by the stem of their files. Raises ScheduleError."""
     store = open_store(folder)
@@ -303,18 +285,6 @@ def _read_schedules(folder: str) -> dict[str, Schedule]:
             f"there is no schedule (*.json) in {folder}; give the --output of jobs.solve"
         )
     return found
-
-
-def _read_graph(folder: str) -> StabilityGraph:
-    """The graph of --graph. Raises GraphError."""
-    store = open_store(folder)
-    try:
-        return StabilityGraph.from_parquet(store.get("statistics.parquet"))
-    except MissingKey as error:
-        raise GraphError(
-            f"{store.uri('statistics.parquet')} does not exist; give the ROOT/graph that "
-            "jobs.calibrate finished"
-        ) from error
 
 
 def _check_held_out(items: Sequence[WorkItem], graph: StabilityGraph) -> None:

@@ -11,10 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
-
-import numpy as np
 
 from cluster import fleet
 from cluster.gang import Gang
@@ -133,28 +130,9 @@ def _fitter(renderer: Renderer, request: FitRequest) -> tuple[Fitter, int]:
     if key in _kept:
         return _kept[key], _kept[key].forwards
     _kept.clear()
-    runs = [
-        partial(_run, renderer, prompt, seed, request.arguments)
-        for prompt, seed in request.trajectories
-    ]
+    runs = renderer.runs(request.trajectories, request.arguments)
     _kept[key] = Fitter(renderer.pipeline.transformer, request.grid, runs, request.fine_grid)
     return _kept[key], 0
-
-
-def _run(
-    renderer: Renderer,
-    prompt: str,
-    seed: int,
-    arguments: Mapping[str, Any],
-    *,
-    decode: bool = False,
-    **overrides: Any,
-) -> np.ndarray | None:
-    """One trajectory's pipeline call; a `meancache.fitting.Run`."""
-    if decode:
-        return renderer.render(prompt, seed, {**arguments, **overrides}).frames
-    renderer.denoise(prompt, seed, {**arguments, **overrides})
-    return None
 
 
 def fit_on_gang(gang: Gang, request: FitRequest) -> FitAnswer:

@@ -15,16 +15,15 @@ import numpy as np
 
 from cluster import fleet
 from cluster.model import find_model
-from cluster.store import MissingKey, Store, open_store
+from cluster.store import Store
 from jobs import _cli, fitting
 from jobs._progress import progress
 from jobs.fitting import LIMIT_VIDEOS, FitAnswer, Fitting
 from meancache.fitting import FittingError
 from meancache.methods import METHODS, SECANT_GAMMA, paper_gamma, paper_schedules, secant_schedules
-from meancache.quality import Summary
 from meancache.schedule import EXECUTIONS, Schedule
 from meancache.solver import SolverError
-from meancache.stability import GraphError, StabilityGraph
+from meancache.stability import GraphError
 
 TRAJECTORIES = 10
 
@@ -44,7 +43,7 @@ class Prepared:
 
 def prepare(options: argparse.Namespace) -> Prepared:
     """Reads the graph and solves its paths; nothing is written and no model is run yet."""
-    graph = read_graph(options.graph)
+    graph = _cli.read_graph(options.graph)
     wanted = budgets(options.budgets)
     solved: dict[int, Schedule] = {}
     to_fit = gangs = None
@@ -95,8 +94,7 @@ def perform(prepared: Prepared) -> int:
         written = schedule in chosen and not prepared.dry_run
         if written:
             prepared.store.put(file_name(schedule), schedule.dumps().encode())
-        predicted = schedule.calibration.get("psnr")
-        decibels = "" if predicted is None else f", {predicted:.1f} dB on calibration runs"
+        decibels = prediction(schedule)
         left_out = "" if written else ", not written"
         name = file_name(schedule)
         print(f"{name:>16} {schedule.strip()} {schedule.nfe} forwards{decibels}{left_out}")
@@ -111,18 +109,6 @@ def perform(prepared: Prepared) -> int:
         f"{first.calibration['trajectories']} trajectories: {prepared.output}"
     )
     return 0
-
-
-def read_graph(folder: str) -> StabilityGraph:
-    """The finished graph of a calibration. Raises GraphError."""
-    store = open_store(folder)
-    try:
-        return StabilityGraph.from_parquet(store.get("statistics.parquet"))
-    except MissingKey as error:
-        raise GraphError(
-            f"{store.uri('statistics.parquet')} does not exist; give the ROOT/graph that "
-            "jobs.calibrate finished"
-        ) from error
 
 
 def file_name(schedule: Schedule) -> str:
@@ -155,6 +141,21 @@ def smallest_budget(schedules: Sequence[Schedule], target_psnr: float) -> Schedu
     return min(reaching, key=lambda schedule: schedule.budget)
 
 
+def prediction(schedule: Schedule) -> str:
+    """', 53.2 ± 0.9 dB on 10 calibration runs', or nothing where that is not known."""
+    known = schedule.calibration
+    if known.get("psnr") is None:
+        return ""
+    error = known.get("psnr_standard_error")
+    spread = "" if error is None else f" ± {error:.1f}"
+    return f", {known['psnr']:.1f}{spread} dB on {runs(known['fitted_on'])}"
+
+
+def runs(count: int) -> str:
+    """'1 calibration run', '10 calibration runs'."""
+    return f"{count} calibration run{'' if count == 1 else 's'}"
+
+
 def gain(answers: Sequence[FitAnswer]) -> str:
     """What fitting gained over the paper's schedules, on calibration runs, in a sentence."""
     tried = len(answers[0].baseline_psnr)
@@ -165,8 +166,7 @@ def gain(answers: Sequence[FitAnswer]) -> str:
         f"{answer.budget} (from {np.mean(answer.baseline_psnr):.1f})"
         for answer in answers
     )
-    runs = "1 calibration run" if tried == 1 else f"{tried} calibration runs"
-    return f"against the paper's schedules, PSNR on {runs}: {gains}"
+    return f"against the paper's schedules, PSNR on {runs(tried)}: {gains}"
 
 
 def cost(prepared: Fitting, answers: Sequence[FitAnswer]) -> str:
@@ -174,11 +174,9 @@ def cost(prepared: Fitting, answers: Sequence[FitAnswer]) -> str:
     forwards = sum(answer.forwards for answer in answers)
     count = len(prepared.trajectories)
     videos = forwards / (count * prepared.graph.grid.num_inference_steps)
-    psnr = [answer.psnr for answer in answers]
     return (
-        f"fitting took {forwards} forwards: {videos:.1f} full videos for each of {count} "
-        f"trajectories, for {len(answers)} budgets; standard error of the dB above "
-        f"{max(Summary.of(scores).standard_error for scores in psnr):.1f} at most"
+        f"fitting took {forwards} forwards: {videos:.1f} full videos a trajectory, of {count}, for "
+        f"{len(answers)} budgets"
     )
 
 

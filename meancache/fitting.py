@@ -48,11 +48,12 @@ class FittingError(ValueError):
 class Run(Protocol):
     """One calibration trajectory's pipeline call: always the same prompt and the same noise."""
 
-    def __call__(self, *, decode: bool = False, **overrides: Any) -> np.ndarray | None:
+    def __call__(self, *, decode: bool = False, **overrides: Any) -> Any:
         """Denoises, with `overrides` of the call's arguments.
 
         Returns:
-            (F, H, W, 3) uint8 frames where `decode` is set, on the rank that decodes.
+            Where `decode` is set, (F, H, W, 3) uint8 frames, or None on ranks that do not decode;
+            else whatever it likes.
         """
 
 
