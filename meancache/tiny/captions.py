@@ -2,10 +2,13 @@
 
 A caption is four facts in words: shape, colour, direction, background. All 144 combinations exist;
 a quarter is held out so that a right answer on them means that the words were understood.
+
+    python -m meancache.tiny.captions held-out > held-out.txt
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 from dataclasses import dataclass
 
@@ -88,3 +91,16 @@ ALL: tuple[Caption, ...] = tuple(
 HELD_OUT = _mixed([caption for caption in ALL if _residue(caption) == 0])
 CALIBRATION = _mixed([caption for caption in ALL if _residue(caption) == 1])
 TRAIN: tuple[Caption, ...] = tuple(caption for caption in ALL if caption not in set(HELD_OUT))
+SETS = {"calibration": CALIBRATION, "held-out": HELD_OUT, "train": TRAIN}
+
+
+def main() -> None:
+    """Prints one of the sets, a caption a line: a prompts file for the jobs."""
+    parser = argparse.ArgumentParser(description="Prints captions of the embedded model.")
+    parser.add_argument("set", choices=SETS, help="calibration and held-out share no caption")
+    for caption in SETS[parser.parse_args().set]:
+        print(caption.text)
+
+
+if __name__ == "__main__":
+    main()

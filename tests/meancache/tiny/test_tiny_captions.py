@@ -14,6 +14,7 @@ from meancache.tiny.captions import (
     SHAPES,
     TRAIN,
     Caption,
+    main,
 )
 
 
@@ -68,3 +69,13 @@ def test_another_sentence_is_refused_with_the_expected_one() -> None:
 def test_an_unknown_word_is_refused_naming_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"unknown colour 'pink'.*red, green"):
         Caption.parse("a pink circle moving left on a dark background")
+
+
+@pytest.mark.parametrize(
+    ("name", "captions"), [("held-out", HELD_OUT), ("calibration", CALIBRATION)]
+)
+def test_a_set_is_printed_as_a_prompts_file(name, captions, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("sys.argv", ["captions", name])
+    main()
+    printed = capsys.readouterr().out.splitlines()
+    assert [Caption.parse(line) for line in printed] == list(captions)
