@@ -122,12 +122,6 @@ def run(work: Work, items: Sequence[Any], gangs: Gangs) -> Iterator[Any]:
         yield result
 
 
-def room(gangs: Gangs) -> int:
-    """How many of these gangs will run at once, at most. Joins the cluster. Raises FleetError."""
-    connect()
-    return gangs.most or _room(gangs.size)[1]
-
-
 def on_a_worker(check: Callable[[], Any]) -> None:
     """Calls `check` in a worker process of the cluster, before any gang is started there.
 

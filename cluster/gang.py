@@ -129,7 +129,9 @@ class Gang:
             raise GangTaskError("a rank died between two tasks") from error
         return self._answers(deadline_s)[0]
 
-    def run_with_retries(self, task: Task, payload: Any) -> tuple[Any, int]:
+    def run_with_retries(
+        self, task: Task, payload: Any, deadline_s: float = TASK_DEADLINE_S
+    ) -> tuple[Any, int]:
         """`run`, at most MAX_ATTEMPTS times, each on fresh ranks after a failure.
 
         Returns:
@@ -141,10 +143,10 @@ class Gang:
         """
         for attempt in range(1, MAX_ATTEMPTS):
             try:
-                return self.run(task, payload), attempt
+                return self.run(task, payload, deadline_s), attempt
             except GangError:
                 continue
-        return self.run(task, payload), MAX_ATTEMPTS
+        return self.run(task, payload, deadline_s), MAX_ATTEMPTS
 
     def close(self) -> None:
         """Kills the ranks and waits until they are gone."""

@@ -141,7 +141,7 @@ def specification(
     """The frozen description of a job: what `job.json` holds.
 
     Args:
-        kind: 'render' or 'calibrate'.
+        kind: 'render', 'calibrate' or 'evaluate'.
         items: the plan; kept as its length and the hash of its ids in order.
         model: what runs.
         arguments: of the pipeline's call.

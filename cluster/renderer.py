@@ -180,9 +180,21 @@ class Renderer:
         **overrides: Any,
     ) -> Any:
         changed = {**arguments, **overrides}
-        if decode:
-            return self.render(prompt, seed, changed).frames
-        return self.denoise(prompt, seed, changed)
+        if not decode:
+            return self.denoise(prompt, seed, changed)
+        frames = self.render(prompt, seed, changed).frames
+        # Rank 0 decodes alone. The others wait for each video of a row, not for all of them in
+        # the next forward's collective, which would take it for dead.
+        self.agree(None)
+        return frames
+
+    def agree(self, value: Any) -> Any:
+        """Rank 0's value, on every rank: what ranks decide by numbers must not depend on one."""
+        if self.world_size == 1:
+            return value
+        shared = [value]
+        torch.distributed.broadcast_object_list(shared, src=0)
+        return shared[0]
 
     def transformer_flops(self, prompt: str, seed: int, arguments: Mapping[str, Any]) -> int:
         """FLOPs of the transformer in one run, by torch's counter.

@@ -142,8 +142,8 @@ def add_prompts(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_fleet(parser: argparse.ArgumentParser) -> None:
-    """--gang-size, --gangs and --dry-run."""
+def add_fleet(parser: argparse.ArgumentParser, gangs: str = "all the cluster has") -> None:
+    """--gang-size, --gangs (with what its default is, in words) and --dry-run."""
     group = parser.add_argument_group("cluster")
     group.add_argument(
         "--gang-size",
@@ -155,7 +155,7 @@ def add_fleet(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--gangs",
         metavar="A[:B]",
-        help="how many gangs, fixed or autoscaled between A and B (default: all the cluster has)",
+        help=f"how many gangs, fixed or autoscaled between A and B (default: {gangs})",
     )
     group.add_argument("--dry-run", action="store_true", help="print what would be done, and stop")
 

@@ -97,9 +97,8 @@ def _setting(schedule: Schedule) -> str | None:
     """What sets a schedule apart by nature: the paper's rule and gamma, or a finer aim."""
     if schedule.method == "paper" and schedule.gamma is not None:
         return f"{schedule.execution}, gamma {schedule.gamma:g}"
-    steps = schedule.num_inference_steps
-    aim = schedule.calibration.get("reference_steps", steps)
-    return None if aim == steps else f"fitted to {aim} steps"
+    aim = schedule.reference_steps
+    return None if aim == schedule.num_inference_steps else f"fitted to {aim} steps"
 
 
 def from_graph(graph: StabilityGraph, there: Sequence[Contender]) -> list[Contender]:

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from cluster import fleet, plan
 from cluster.fleet import FleetError
-from cluster.gang import Gang, GangTaskError
+from cluster.gang import TASK_DEADLINE_S, Gang, GangTaskError
 from cluster.model import Model, ModelError
 from cluster.plan import WorkItem, plan_items, specification
 from cluster.prompts import PromptsError, read_prompts
@@ -44,6 +44,7 @@ from jobs.scoreboard import (
     FULL,
     from_parquet,
     margins,
+    prediction_error,
     scoreboard,
     standings,
     text_table,
@@ -55,7 +56,7 @@ from meancache.peers import Peer
 from meancache.quality import LpipsAbsentError, lpips_metric, psnr, ssim
 from meancache.reference import fine_schedule
 from meancache.schedule import Schedule, ScheduleError
-from meancache.stability import StabilityGraph
+from meancache.stability import GraphError, StabilityGraph
 from meancache.tiny.captions import Caption
 from meancache.tiny.scorer import FACTS, score
 
@@ -67,6 +68,9 @@ REPORT_KEY = "report.html"
 # A peer's compute varies little between pairs, and counting it takes a run of its own.
 COUNTED_PAIRS = 2
 CALIBRATION_RUNS = 10
+# What it may take, in deadlines of a full video: runs of all of them, many times over.
+CALIBRATION_VIDEOS = 1000
+NEED_CALIBRATION = "magcache, teacache-rescaled, optimal-stepsize, refined"
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,11 @@ class Evaluation:
     contenders: Sequence[Contender]
     fine: Schedule | None
 
+    @property
+    def counting(self) -> bool:
+        """Whether somebody's share of compute has to be counted: of schedules it is known."""
+        return any(one.schedule is None for one in self.contenders)
+
     def __call__(self, gang: Gang, item: WorkItem) -> str | None:
         """Commits one pair's rows; returns what went wrong, if anything did."""
         if self.store.exists(pair_key(item)):
@@ -98,7 +107,7 @@ class Evaluation:
 
     def _rows(self, gang: Gang, item: WorkItem) -> list[dict[str, Any]]:
         steps = item.arguments["num_inference_steps"]
-        counted = item.index < COUNTED_PAIRS
+        counted = self.counting and item.index < COUNTED_PAIRS
         contestants = [full_run(steps), *self.contenders]
         full = _drawn(gang, DrawRequest(item, contestants[0], counted))
         fine = None if self.fine is None else _drawn(gang, fine_request(item, self.fine)).frames
@@ -192,7 +201,8 @@ class PeerCalibration:
 
     def __call__(self, gang: Gang, item: None) -> list[Peer | Schedule]:
         """The calibrated peers. Raises GangError."""
-        entrants, _ = gang.run_with_retries(calibrate_peers, self.request)
+        deadline_s = CALIBRATION_VIDEOS * TASK_DEADLINE_S
+        entrants, _ = gang.run_with_retries(calibrate_peers, self.request, deadline_s)
         return list(entrants)
 
 
@@ -224,6 +234,7 @@ def prepare(options: argparse.Namespace) -> Prepared:
     if options.graph is not None:
         graph = _cli.read_graph(options.graph)
         _check_held_out(items, graph)
+        _check_graph(contenders, graph)
         contenders += from_graph(graph, contenders)
     for one in contenders:
         _check_schedule(model, one, arguments)
@@ -262,7 +273,7 @@ def prepare(options: argparse.Namespace) -> Prepared:
         calibration=calibration,
         graph=graph,
         fine=fine,
-        unusable=peers.unusable() if options.peers else [],
+        unusable=_unusable(graph) if options.peers else [],
         spec=spec,
         gangs=gangs,
         dry_run=options.dry_run,
@@ -277,9 +288,15 @@ def _read_schedules(folder: str) -> dict[str, Schedule]:
         if "/" in key or not key.endswith(".json"):
             continue
         try:
-            found[key.removesuffix(".json")] = Schedule.loads(store.get(key))
+            schedule = Schedule.loads(store.get(key))
+            if schedule.method == FULL or schedule.budget > schedule.num_inference_steps:
+                raise ScheduleError(
+                    f"method {schedule.method!r} with budget {schedule.budget} cannot compete: "
+                    f"'{FULL}' is the run of all steps, and no budget exceeds them"
+                )
         except ScheduleError as error:
             raise ScheduleError(f"schedule {store.uri(key)}: {error}") from error
+        found[key.removesuffix(".json")] = schedule
     if not found:
         raise ScheduleError(
             f"there is no schedule (*.json) in {folder}; give the --output of jobs.solve"
@@ -296,6 +313,25 @@ def _check_held_out(items: Sequence[WorkItem], graph: StabilityGraph) -> None:
                 f"the prompt {item.prompt!r} is one of those that the graph was calibrated on: "
                 "evaluate on prompts that no calibration has seen"
             )
+
+
+def _check_graph(contenders: Sequence[Contender], graph: StabilityGraph) -> None:
+    """Refuses a schedule of another graph: its prompts may be among those it is judged on."""
+    for one in contenders:
+        if one.schedule is not None and one.schedule.calibration.get("graph") not in (
+            None,
+            graph.id,
+        ):
+            raise GraphError(
+                f"{one.name} was solved from another graph than --graph, whose prompts are not "
+                "known here: give the graph of all schedules, or leave --graph out"
+            )
+
+
+def _unusable(graph: StabilityGraph | None) -> list[tuple[str, str]]:
+    """The peers that do not compete, and why."""
+    missing = [] if graph else [(NEED_CALIBRATION, "they are calibrated first: give --graph")]
+    return [*peers.unusable(), *missing]
 
 
 def _plain(prompt: str) -> str:
@@ -353,9 +389,7 @@ def perform(prepared: Prepared) -> int:
         print(f"{len(problems)} pairs failed; the same command tries them again")
         return _cli.EXIT_FAILED_ITEMS
     table = scoreboard(row for item in items for row in _pair(store, item).to_pylist())
-    # Where it is already, another version of the Parquet library may have written it.
-    if not store.exists(TABLE_KEY):
-        store.put_new(TABLE_KEY, to_parquet(table))
+    store.put(TABLE_KEY, to_parquet(table))
     schedules = [one.schedule for one in contenders if one.schedule is not None]
     page = evaluation_page(table, schedules, prepared.graph, prepared.unusable)
     store.put(REPORT_KEY, page.encode())
@@ -368,10 +402,14 @@ def _announce(prepared: Prepared, missing: Sequence[WorkItem]) -> None:
     each = steps + (0 if prepared.fine is None else prepared.fine.nfe)
     each += sum(steps if one.schedule is None else one.schedule.nfe for one in prepared.contenders)
     free = any(one.schedule is None for one in prepared.contenders)
+    forwards = each * len(missing)
+    if free:  # the first pairs run once more what does not know its own compute
+        counted = sum(item.index < COUNTED_PAIRS for item in missing)
+        forwards += counted * steps * (1 + sum(one.schedule is None for one in prepared.contenders))
     print(
         f"evaluate: {len(missing)} pairs to do, {len(prepared.items) - len(missing)} already done; "
         f"{len(prepared.contenders)} contenders and the full run, {'at most ' if free else ''}"
-        f"{each * len(missing)} forwards"
+        f"{forwards} forwards"
     )
     if prepared.calibration is not None:
         runs = len(prepared.calibration.trajectories)
@@ -424,6 +462,14 @@ def _conclude(prepared: Prepared, table: pa.Table, schedules: Sequence[Schedule]
         print(f"no {method}: {reason}")
     for margin in margins(found):
         print(margin)
+    error = prediction_error(found, schedules)
+    if error is not None:
+        print(
+            f"measured minus predicted PSNR, over the schedules that predict theirs: {error} dB, "
+            f"lowest {error.worst:+.1f}"
+        )
+    if any(one.schedule is None for one in prepared.contenders):
+        print(f"the compute of what is not a schedule was counted on {COUNTED_PAIRS} pairs")
     print(f"{len(prepared.items)} pairs, {len(found)} contenders: {prepared.store.uri(REPORT_KEY)}")
 
 

@@ -86,15 +86,16 @@ def evaluation_page(
             "fitted": margin.fitted,
             "paper": _comparison(scores, margin.fitted, margin.paper),
             "peer": _comparison(scores, margin.fitted, margin.peer),
+            "refined": _comparison(scores, margin.fitted, margin.refined),
         }
         for margin in ahead
     ]
     chosen = _headline(ahead)
     by_id = {one.id: one for one in schedules}
     predicted = {
-        one.id: float(one.calibration["psnr"])
+        one.id: one.predicted_psnr
         for one in schedules
-        if one.calibration.get("psnr") is not None and not _aims_beyond_the_full_run(one)
+        if one.predicted_psnr is not None and one.reference_steps == one.num_inference_steps
     }
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("jobs"), autoescape=True, undefined=jinja2.StrictUndefined
@@ -117,6 +118,7 @@ def evaluation_page(
         },
         predicted=predicted,
         unusable=unusable,
+        held_out=graph is not None,
     )
 
 
@@ -235,18 +237,19 @@ def _closer_charts(
     schedules: Mapping[str, Schedule],
     graph: StabilityGraph | None,
 ) -> list[Chart]:
-    known = graph if graph is not None and graph.trajectories else None
+    wide = graph is not None and graph.grid.num_inference_steps > figures.WINDOW + 1
+    known = graph if wide and graph is not None and graph.trajectories else None
     return [
         *_chart(
             "Every pair, not only the mean",
             figures.tails(_samples(found, scores)),
-            "A dot a held-out pair, a bar their mean, the number the worst of them. The paper is "
+            "A dot a pair, a bar their mean, the number the worst of them. The paper is "
             "shown by the best of its variants at each budget.",
         ),
         *_chart(
             "Predicted against measured",
             figures.predictions(_promises(found, schedules)),
-            "On the dashed line a schedule does on held-out pairs what its calibration promised, "
+            "On the dashed line a schedule does on these pairs what its calibration promised, "
             "each against the reference that it was fitted to.",
         ),
         *_chart(
@@ -289,21 +292,14 @@ def _promises(
     promises = []
     for one in found:
         schedule = schedules.get(one.schedule_id or "")
-        if schedule is None or schedule.calibration.get("psnr") is None:
+        if schedule is None or schedule.predicted_psnr is None:
             continue
         beyond = _aims_beyond_the_full_run(schedule)
         measured = one.psnr_fine if beyond else one.psnr
         if measured is not None and math.isfinite(measured.mean):
             name = f"B = {schedule.budget}" + (", to fine" if beyond else "")
-            foreseen = float(schedule.calibration["psnr"])
-            promises.append(figures.Promise(name, one.method, foreseen, measured))
+            promises.append(figures.Promise(name, one.method, schedule.predicted_psnr, measured))
     return promises
-
-
-def _aims_beyond_the_full_run(schedule: Schedule) -> bool:
-    """Whether it was fitted to a finer solution: then that is what its prediction is about."""
-    steps = schedule.num_inference_steps
-    return bool(schedule.calibration.get("reference_steps", steps) != steps)
 
 
 def _samples(

@@ -285,7 +285,7 @@ def predictions(promises: Sequence[Promise]) -> str | None:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, prune="lower"))
         axes.yaxis.set_major_locator(MaxNLocator(6, integer=True, prune="lower"))
         axes.set_xlabel("predicted on the calibration trajectories, dB")
-        _say(axes, "measured on held-out pairs, dB")
+        _say(axes, "measured on these pairs, dB")
         return done()
 
 

@@ -1,20 +1,20 @@
 """On-policy fitting over gangs: one budget a task, on trajectories that the gang ran itself.
 
 A gang records its reference trajectories once and keeps them for its next budget; what leaves it
-are weights and scores. Forwards are counted, and shared out so that five budgets cost no more than
-LIMIT_VIDEOS full videos a trajectory: the references, the fit of each budget's path, and with what
-is left the choice between candidate paths and the comparison with the paper's schedule.
+are weights and scores. Forwards are counted, and shared out so that on one gang five budgets cost
+no more than LIMIT_VIDEOS full videos a trajectory: the references, the fit of each budget's path,
+and with what is left the choice between candidate paths and the comparison with the paper's
+schedule. Further gangs save time and change no weight, but each runs the references again.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cluster import fleet
-from cluster.gang import Gang
+from cluster.gang import TASK_DEADLINE_S, Gang
 from cluster.model import Model
 from cluster.renderer import Renderer
 from meancache.fitting import Fitter, check_refines
@@ -32,9 +32,8 @@ from meancache.solver import Steps
 from meancache.stability import GraphError, StabilityGraph
 
 LIMIT_VIDEOS = 3
-# Below this the average over trajectories says too little of others; more gangs do not split them
-# further.
-FEWEST = 3
+# What stands for the infinite PSNR of a video that equals its reference to the last bit.
+MOST_DECIBELS = 100.0
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,13 @@ class FitRequest:
     tried: int
     baseline: Schedule
 
+    @property
+    def videos(self) -> int:
+        """What it may cost, in full videos: the references, and all else within the limit."""
+        reference = self.fine_grid or self.grid
+        finer = reference.num_inference_steps // self.grid.num_inference_steps
+        return len(self.trajectories) * (finer + LIMIT_VIDEOS)
+
 
 @dataclass(frozen=True)
 class FitAnswer:
@@ -111,7 +117,7 @@ def fit_budget(renderer: Renderer, request: FitRequest) -> FitAnswer:
     best = request.candidates[0]
     if request.tried and len(request.candidates) > 1:
         fits = fitter.fit(request.candidates, request.tried)
-        best = max(request.candidates, key=lambda steps: fits[steps].score)
+        best = renderer.agree(max(request.candidates, key=lambda steps: fits[steps].score))
     fit, scores = fitter.fit_and_draw(best)
     baseline = fitter.fidelity(request.baseline, request.tried)
     return FitAnswer(
@@ -137,7 +143,7 @@ def _fitter(renderer: Renderer, request: FitRequest) -> tuple[Fitter, int]:
 
 def fit_on_gang(gang: Gang, request: FitRequest) -> FitAnswer:
     """What the fleet does with each budget; a `fleet.Work`. Raises GangError."""
-    answer, _ = gang.run_with_retries(fit_budget, request)
+    answer, _ = gang.run_with_retries(fit_budget, request, request.videos * TASK_DEADLINE_S)
     return answer
 
 
@@ -161,6 +167,7 @@ def prepare_fitting(
 
     Raises:
         GraphError: the model here is not the graph's, or the graph holds no prompts.
+        ModelError: so many reference steps are beyond any model.
         FittingError: the reference steps do not refine the graph's grid.
         SolverError: a budget or gamma breaks a rule.
     """
@@ -171,10 +178,12 @@ def prepare_fitting(
         )
     chosen = graph.spread(trajectories)
     gammas = CANDIDATE_GAMMAS if gamma is None else (gamma,)
-    fine_grid = None if reference_steps is None else model.grid(reference_steps)
-    if fine_grid is not None:
-        check_refines(graph.grid, fine_grid)
     steps = graph.grid.num_inference_steps
+    fine_grid = None
+    if reference_steps is not None:
+        model.check_arguments({**model.defaults, "num_inference_steps": reference_steps}, 1)
+        fine_grid = model.grid(reference_steps)
+        check_refines(graph.grid, fine_grid)
     conditions = {name: value for name, value in graph.conditions.items() if name in model.defaults}
     return Fitting(
         graph=graph,
@@ -186,32 +195,28 @@ def prepare_fitting(
     )
 
 
-def requests(fitting: Fitting, gangs: int) -> list[FitRequest]:
-    """One request a budget, the longest first, within the limit of forwards.
+def requests(fitting: Fitting) -> list[FitRequest]:
+    """One request a budget, the longest first, within the limit of forwards of one gang.
 
-    Args:
-        fitting: what is to be fitted.
-        gangs: how many will share the budgets. Each runs its own references, so each takes only
-            its share of the trajectories, FEWEST at least.
+    What is left after references and fits is for trying candidates and baseline, on as many of
+    the trajectories as it takes; with nothing left, the favourite is fitted untried.
     """
     steps = fitting.graph.grid.num_inference_steps
-    gangs = min(gangs, len(fitting.candidates))
-    total = len(fitting.trajectories)
-    count = min(total, max(FEWEST, math.ceil(total / gangs)))
-    left = LIMIT_VIDEOS * steps * total - gangs * count * steps - count * sum(fitting.candidates)
-    trial = sum(budget + rollout_forwards(paths) for budget, paths in fitting.candidates.items())
-    tried = min(count, max(0, left // trial))
+    count = len(fitting.trajectories)
+    budgets = sorted(fitting.candidates, reverse=True)
+    left = count * ((LIMIT_VIDEOS - 1) * steps - sum(budgets))
+    trial = sum(budgets) + sum(map(rollout_forwards, fitting.candidates.values()))
     return [
         FitRequest(
             grid=fitting.graph.grid,
             fine_grid=fitting.fine_grid,
             arguments=fitting.arguments,
-            trajectories=tuple(fitting.trajectories[:count]),
+            trajectories=tuple(fitting.trajectories),
             candidates=tuple(fitting.candidates[budget]),
-            tried=tried,
+            tried=min(count, max(0, left // trial)),
             baseline=fitting.baselines[budget],
         )
-        for budget in sorted(fitting.candidates, reverse=True)
+        for budget in budgets
     ]
 
 
@@ -222,12 +227,12 @@ def rollout_forwards(paths: Sequence[Steps]) -> int:
 
 def fit_all(fitting: Fitting, gangs: fleet.Gangs) -> Iterator[FitAnswer]:
     """Fits every budget; yields answers as they come. Raises what `fleet.run` raises."""
-    return fleet.run(fit_on_gang, requests(fitting, fleet.room(gangs)), gangs)
+    return fleet.run(fit_on_gang, requests(fitting), gangs)
 
 
 def fitted_schedule(fitting: Fitting, answer: FitAnswer) -> Schedule:
     """The schedule of an answer, with the fidelity that it had on the calibration trajectories."""
-    fidelity = Summary.of(answer.psnr)
+    fidelity = Summary.of([min(score, MOST_DECIBELS) for score in answer.psnr])
     target = fitting.fine_grid or fitting.graph.grid
     return weighted_schedule(
         fitting.graph,
@@ -237,12 +242,8 @@ def fitted_schedule(fitting: Fitting, answer: FitAnswer) -> Schedule:
         calibration={
             "fitted_on": len(answer.psnr),
             "reference_steps": target.num_inference_steps,
-            "psnr": _finite(fidelity.mean),
-            "psnr_standard_error": _finite(fidelity.standard_error),
-            "psnr_worst": _finite(fidelity.worst),
+            "psnr": fidelity.mean,
+            "psnr_standard_error": fidelity.standard_error if len(answer.psnr) > 1 else None,
+            "psnr_worst": fidelity.worst,
         },
     )
-
-
-def _finite(number: float) -> float | None:
-    return number if math.isfinite(number) else None

@@ -22,7 +22,7 @@ from cluster.prompts import read_prompts
 from cluster.store import MissingKey, Store, StoreError, read
 from jobs import _cli
 from jobs._progress import duration, progress
-from jobs.solve import smallest_budget
+from jobs.solve import prediction, smallest_budget
 from meancache.schedule import Schedule, ScheduleError
 
 SHIPPED = Path(__file__).parent.parent / "schedules"
@@ -116,7 +116,9 @@ def _schedule(options: argparse.Namespace, model: Model, steps: int) -> Schedule
         schedule.budget: schedule for schedule in map(Schedule.load, folder.glob("fitted-b*.json"))
     }
     if options.target_psnr is not None and shipped:
-        return smallest_budget(list(shipped.values()), options.target_psnr)
+        chosen = smallest_budget(list(shipped.values()), options.target_psnr)
+        print(f"render: {chosen.nfe} forwards, predicted{prediction(chosen).removeprefix(',')}")
+        return chosen
     if options.budget not in shipped:
         wanted = "" if options.budget is None else f" of budget {options.budget}"
         raise ScheduleError(

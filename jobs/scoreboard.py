@@ -22,6 +22,9 @@ VERSION = "1"
 FULL = "full"
 OURS = ("fitted", "secant")
 PAPER = "paper"
+# It begins where `fitted` ends and takes gradients through the model: an upper bound to see what
+# better weights would be worth, and named apart, as it is no other way to get there.
+REFINED = "refined"
 # Shares are ratios of whole FLOPs: two that are meant to be equal differ by rounding alone.
 SHARE_TOLERANCE = 1e-6
 
@@ -152,13 +155,15 @@ class Margin:
 
     Attributes:
         fitted: the schedule's standing.
-        peer: the best peer at equal or less compute; None where there is none.
+        peer: the best independent peer at equal or less compute; None where there is none.
         paper: the best of the paper's variants at equal or less compute; None likewise.
+        refined: the best that gradients made of a fitted schedule, at equal or less compute.
     """
 
     fitted: Standing
     peer: Standing | None
     paper: Standing | None
+    refined: Standing | None
 
     def over(self, rival: Standing) -> float:
         """dB ahead of `rival`; negative where behind."""
@@ -166,7 +171,11 @@ class Margin:
         return 0.0 if mine == theirs else mine - theirs  # both may be infinite
 
     def __str__(self) -> str:
-        said = [self._against("peer", self.peer), self._against("paper's variant", self.paper)]
+        said = [
+            self._against("independent peer", self.peer),
+            self._against("paper's variant", self.paper),
+            self._against("refinement of it by gradients", self.refined),
+        ]
         known = "; ".join(sentence for sentence in said if sentence)
         return f"{self.fitted.name}: {known or 'nobody competes at equal or less compute'}"
 
@@ -177,7 +186,7 @@ class Margin:
         place = f"ahead of every {kind}" if gain >= 0 else f"behind the best {kind}"
         return (
             f"{place} at equal or less compute by {abs(gain):.1f} dB "
-            f"({rival.name}: {_mean_psnr(rival):.1f} dB)"
+            f"({rival.name}: {rival.psnr} dB)"
         )
 
 
@@ -186,21 +195,38 @@ def margins(found: Sequence[Standing]) -> list[Margin]:
 
     Compute is the share of transformer FLOPs; who was not counted or not measured is no rival.
     """
+    kinds: dict[str, list[Standing]] = {"peer": [], "paper": [], "refined": []}
+    for one in found:
+        if one.method not in (*OURS, FULL):
+            kinds[one.method if one.method in (PAPER, REFINED) else "peer"].append(one)
     return [
         Margin(
             fitted=mine,
-            peer=_best(
-                other
-                for other in found
-                if other.method not in (*OURS, PAPER, FULL) and _costs_no_more(other, mine)
-            ),
-            paper=_best(
-                other for other in found if other.method == PAPER and _costs_no_more(other, mine)
-            ),
+            **{
+                kind: _best(other for other in others if _costs_no_more(other, mine))
+                for kind, others in kinds.items()
+            },
         )
         for mine in found
         if mine.method == "fitted" and mine.psnr is not None
     ]
+
+
+def prediction_error(found: Sequence[Standing], schedules: Sequence[Schedule]) -> Summary | None:
+    """Measured minus predicted dB, over the schedules whose fidelity was predicted.
+
+    Against the full run, or against the fine solution where a schedule was fitted to one.
+    """
+    by_id = {one.id: one for one in schedules if one.predicted_psnr is not None}
+    errors = []
+    for standing in found:
+        schedule = by_id.get(standing.schedule_id or "")
+        if schedule is not None and schedule.predicted_psnr is not None:
+            fine = schedule.reference_steps != schedule.num_inference_steps
+            measured = standing.psnr_fine if fine else standing.psnr
+            if measured is not None and math.isfinite(measured.mean):
+                errors.append(measured.mean - schedule.predicted_psnr)
+    return Summary.of(errors) if errors else None
 
 
 def text_table(found: Sequence[Standing], schedules: Sequence[Schedule]) -> str:
@@ -213,8 +239,9 @@ def text_table(found: Sequence[Standing], schedules: Sequence[Schedule]) -> str:
     """
     predicted: dict[bool, dict[str, float]] = {False: {}, True: {}}
     for schedule in schedules:
-        if schedule.calibration.get("psnr") is not None:
-            predicted[_aims_at_fine(schedule)][schedule.id] = schedule.calibration["psnr"]
+        if schedule.predicted_psnr is not None:
+            fine = schedule.reference_steps != schedule.num_inference_steps
+            predicted[fine][schedule.id] = schedule.predicted_psnr
     columns = {
         "method": [one.method for one in found],
         "setting": [one.setting or "" for one in found],
@@ -246,11 +273,6 @@ def text_table(found: Sequence[Standing], schedules: Sequence[Schedule]) -> str:
         ).rstrip()
         for line in lines
     )
-
-
-def _aims_at_fine(schedule: Schedule) -> bool:
-    steps = schedule.num_inference_steps
-    return bool(schedule.calibration.get("reference_steps", steps) != steps)
 
 
 def _contender_key(row: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,7 +19,6 @@ from cluster.store import Store
 from jobs import _cli, fitting
 from jobs._progress import progress
 from jobs.fitting import LIMIT_VIDEOS, FitAnswer, Fitting
-from meancache.fitting import FittingError
 from meancache.methods import METHODS, SECANT_GAMMA, paper_gamma, paper_schedules, secant_schedules
 from meancache.schedule import EXECUTIONS, Schedule
 from meancache.solver import SolverError
@@ -47,11 +46,10 @@ def prepare(options: argparse.Namespace) -> Prepared:
     wanted = budgets(options.budgets)
     solved: dict[int, Schedule] = {}
     to_fit = gangs = None
-    if options.method != "fitted":
-        _refuse_options_of_fitted(options)
+    _refuse_foreign_options(options)
     if options.method == "paper":
         gamma = paper_gamma(graph) if options.gamma is None else options.gamma
-        solved = paper_schedules(graph, wanted, gamma, options.execution)
+        solved = paper_schedules(graph, wanted, gamma, options.execution or "jump")
     elif options.method == "secant":
         gamma = SECANT_GAMMA if options.gamma is None else options.gamma
         solved = secant_schedules(graph, wanted, gamma)
@@ -62,9 +60,16 @@ def prepare(options: argparse.Namespace) -> Prepared:
         revision = None if known["id"] == "tiny" else known.get("revision")
         model = find_model(known["id"], revision, graph.conditions.get("dtype"))
         to_fit = fitting.prepare_fitting(
-            graph, model, wanted, options.trajectories, options.gamma, options.reference_steps
+            graph,
+            model,
+            wanted,
+            options.trajectories or TRAJECTORIES,
+            options.gamma,
+            options.reference_steps,
         )
         gangs = _cli.gangs(options, model)
+        if options.gangs is None:  # a second gang would run the references a second time
+            gangs = replace(gangs, least=1, most=1)
         model.check_arguments(to_fit.arguments, gangs.size)
     store = _cli.open_output(options)
     return Prepared(
@@ -80,35 +85,41 @@ def perform(prepared: Prepared) -> int:
         if prepared.dry_run:
             return 0
         results = fitting.fit_all(prepared.fitting, prepared.gangs)
-        answers = sorted(
-            progress(results, len(prepared.fitting.candidates), "budgets fitted"),
-            key=lambda answer: answer.budget,
-        )
-        schedules = {
-            answer.budget: fitting.fitted_schedule(prepared.fitting, answer) for answer in answers
-        }
-    chosen = list(schedules.values())
-    if prepared.target_psnr is not None:
-        chosen = [smallest_budget(chosen, prepared.target_psnr)]
-    for schedule in schedules.values():
-        written = schedule in chosen and not prepared.dry_run
-        if written:
-            prepared.store.put(file_name(schedule), schedule.dumps().encode())
-        decibels = prediction(schedule)
-        left_out = "" if written else ", not written"
-        name = file_name(schedule)
-        print(f"{name:>16} {schedule.strip()} {schedule.nfe} forwards{decibels}{left_out}")
+        for answer in progress(results, len(prepared.fitting.candidates), "budgets fitted"):
+            answers.append(answer)
+            schedules[answer.budget] = fitting.fitted_schedule(prepared.fitting, answer)
+            if prepared.target_psnr is None:  # what is paid for is kept, whatever comes next
+                _write(prepared, schedules[answer.budget])
+        answers.sort(key=lambda answer: answer.budget)
+    ordered = [schedules[budget] for budget in sorted(schedules)]
+    for schedule in ordered:
+        strip, forwards = schedule.strip(), f"{schedule.nfe} forwards"
+        print(f"{file_name(schedule):>16} {strip} {forwards}{prediction(schedule)}")
     if answers and prepared.fitting is not None:
         print(gain(answers))
         print(cost(prepared.fitting, answers))
-    first = chosen[0]
+    if prepared.target_psnr is not None:
+        try:
+            ordered = [smallest_budget(ordered, prepared.target_psnr)]
+        except SolverError as error:
+            print(f"error: {error}; nothing was written", file=sys.stderr)
+            return _cli.EXIT_ERROR
+    if not prepared.dry_run:
+        for schedule in ordered:
+            _write(prepared, schedule)
+    first = ordered[0]
     gamma = "" if first.gamma is None else f", gamma {first.gamma:g}"
     execution = "" if first.execution is None else f", execution {first.execution}"
+    names = "" if len(ordered) == len(schedules) else f", {file_name(first)} alone"
     print(
         f"method {first.method}{gamma}{execution}, from a graph of "
-        f"{first.calibration['trajectories']} trajectories: {prepared.output}"
+        f"{first.calibration['trajectories']} trajectories: {prepared.output}{names}"
     )
     return 0
+
+
+def _write(prepared: Prepared, schedule: Schedule) -> None:
+    prepared.store.put(file_name(schedule), schedule.dumps().encode())
 
 
 def file_name(schedule: Schedule) -> str:
@@ -126,15 +137,13 @@ def smallest_budget(schedules: Sequence[Schedule], target_psnr: float) -> Schedu
     Raises:
         SolverError: none reaches it; names the one that comes closest.
     """
-    known = [schedule for schedule in schedules if schedule.calibration.get("psnr") is not None]
-    reaching = [schedule for schedule in known if schedule.calibration["psnr"] >= target_psnr]
+    known = [(one.predicted_psnr, one) for one in schedules if one.predicted_psnr is not None]
+    reaching = [one for predicted, one in known if predicted >= target_psnr]
     if not reaching:
-        best = max(known, key=lambda schedule: schedule.calibration["psnr"], default=None)
-        closest = (
-            "none has a known fidelity"
-            if best is None
-            else f"{best.budget} forwards come closest, at {best.calibration['psnr']:.1f} dB"
-        )
+        closest = "none has a known fidelity"
+        if known:
+            most, best = max(known, key=lambda pair: pair[0])
+            closest = f"{best.budget} forwards come closest, at {most:.1f} dB"
         raise SolverError(
             f"no budget here reaches {target_psnr:g} dB: {closest}; add larger --budgets"
         )
@@ -143,12 +152,12 @@ def smallest_budget(schedules: Sequence[Schedule], target_psnr: float) -> Schedu
 
 def prediction(schedule: Schedule) -> str:
     """', 53.2 ± 0.9 dB on 10 calibration runs', or nothing where that is not known."""
-    known = schedule.calibration
-    if known.get("psnr") is None:
+    if schedule.predicted_psnr is None:
         return ""
-    error = known.get("psnr_standard_error")
+    error = schedule.calibration.get("psnr_standard_error")
     spread = "" if error is None else f" ± {error:.1f}"
-    return f", {known['psnr']:.1f}{spread} dB on {runs(known['fitted_on'])}"
+    count = schedule.calibration.get("fitted_on", 1)
+    return f", {schedule.predicted_psnr:.1f}{spread} dB on {runs(count)}"
 
 
 def runs(count: int) -> str:
@@ -199,13 +208,22 @@ def _announce(prepared: Fitting) -> None:
     )
 
 
-def _refuse_options_of_fitted(options: argparse.Namespace) -> None:
-    for name in ("target_psnr", "reference_steps"):
-        if getattr(options, name) is not None:
-            raise FittingError(
-                f"--{name.replace('_', '-')} needs --method fitted, which runs the model; "
-                f"{options.method} does not"
-            )
+# Which options only one method has.
+_OPTIONS_OF = {
+    "fitted": ("trajectories", "reference_steps", "target_psnr"),
+    "paper": ("execution",),
+}
+
+
+def _refuse_foreign_options(options: argparse.Namespace) -> None:
+    """An option that a method would ignore was meant for another."""
+    for method, names in _OPTIONS_OF.items():
+        for name in names:
+            if method != options.method and getattr(options, name) is not None:
+                raise SolverError(
+                    f"--{name.replace('_', '-')} needs --method {method}; {options.method} has "
+                    "no use for it"
+                )
 
 
 def parser() -> argparse.ArgumentParser:
@@ -241,7 +259,6 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--execution",
         choices=EXECUTIONS,
-        default="jump",
         help="how the paper's jumps are run: 'jump' (default) is its eq. 10, 'fine-step' what its "
         "authors' scripts do",
     )
@@ -249,7 +266,6 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--trajectories",
         type=_cli.positive,
-        default=TRAJECTORIES,
         metavar="N",
         help=f"how many of the graph's trajectories to fit on (default {TRAJECTORIES})",
     )
@@ -266,7 +282,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="DB",
         help="write only the smallest of the budgets whose fidelity reaches this",
     )
-    _cli.add_fleet(result)
+    _cli.add_fleet(result, gangs="1, as each runs the reference trajectories for itself")
     return result
 
 

@@ -129,9 +129,9 @@ class Fitter:
         self.grid = grid
         self.runs = list(runs)
         self.forwards = 0
-        target = grid if fine_grid is None else fine_grid
-        check_refines(grid, target)
-        self.references = [self._reference(run, target) for run in self.runs]
+        if fine_grid is not None:
+            check_refines(grid, fine_grid)
+        self.references = [self._reference(run, fine_grid or grid) for run in self.runs]
 
     def fit(self, paths: Sequence[Steps], count: int | None = None) -> dict[Steps, Fit]:
         """Weights for several choices of computed steps; what paths begin with alike is run once.
@@ -181,7 +181,7 @@ class Fitter:
         ):
             frames = run(decode=True, num_inference_steps=steps)
         self.forwards += steps
-        trajectory.velocities(steps)  # refuses a run that calls the transformer otherwise
+        trajectory.check_calls(steps)
         position = torch.zeros_like(trajectory.outputs[0])
         path = [position.cpu()]
         for step, (velocity, (here, after)) in enumerate(
@@ -284,7 +284,7 @@ def check_refines(grid: Grid, fine: Grid) -> None:
         FittingError: names both.
     """
     steps, finer = grid.num_inference_steps, fine.num_inference_steps
-    if finer % steps or not grid.matches(fine.sigmas[:: finer // steps]):
+    if finer % steps or finer == steps or not grid.matches(fine.sigmas[:: finer // steps]):
         raise FittingError(
             f"reference steps {finer} must be a multiple of the {steps} steps of the schedule's "
             f"grid, such as {6 * steps}, and pass through its noise levels"

@@ -193,6 +193,18 @@ class Schedule:
         """The steps that run the transformer, ascending."""
         return tuple(edge.start for edge in self.edges)
 
+    @property
+    def reference_steps(self) -> int:
+        """Steps of the run that it was made to follow: T, or more where that was a finer one."""
+        steps = self.calibration.get("reference_steps", self.num_inference_steps)
+        return steps if is_whole_number(steps) else self.num_inference_steps
+
+    @property
+    def predicted_psnr(self) -> float | None:
+        """Mean dB that its videos had on calibration runs, against their reference; if known."""
+        known = self.calibration.get("psnr")
+        return float(known) if is_number(known) and math.isfinite(known) else None
+
     @classmethod
     def from_edges(
         cls,

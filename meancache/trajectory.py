@@ -36,6 +36,15 @@ class Trajectory:
             (T, D) float32, D the number of elements of one latent.
 
         Raises:
+            ValueError: see `check_calls`.
+        """
+        self.check_calls(num_inference_steps)
+        return torch.stack([output.flatten() for output in self.outputs])
+
+    def check_calls(self, num_inference_steps: int) -> None:
+        """Refuses a recording that has not one velocity a step.
+
+        Raises:
             ValueError: the run called the transformer another number of times than once a step,
                 as guidance in two forwards (cond, uncond) does.
         """
@@ -45,7 +54,6 @@ class Trajectory:
                 f"{num_inference_steps} steps; a reference trajectory needs one call a step "
                 "(a guidance-distilled model, or true_cfg_scale 1)"
             )
-        return torch.stack([output.flatten() for output in self.outputs])
 
 
 class _RecordHook(ModelHook):

@@ -221,12 +221,12 @@ def test_a_rival_that_wins_at_no_more_compute_is_marked(page):
         if re.search(r"bad\">B = [\d, ]+</td></tr>", group)
     }
     assert winners == {"refined"}
-    assert "behind the best peer" in page
+    assert page.count("starts from the fitted schedule") == 1
     table, schedules = evaluation()
     without = scoreboard(row for row in table.to_pylist() if row["method"] != "refined")
     honest = evaluation_page(without, schedules, None, [])
     assert not re.search(r"bad\">B = ", honest)
-    assert "ahead of the best peer" in honest
+    assert "ahead of the best independent peer" in honest
 
 
 def test_the_lead_is_paired_so_luck_that_both_share_does_not_blur_it():

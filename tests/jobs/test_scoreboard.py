@@ -168,10 +168,18 @@ def test_a_margin_says_whom_it_is_ahead_of_or_behind_and_by_how_much():
     rows.append(row("paper", budget=10, setting="jump, gamma 3", psnr=41.5))
     (margin,) = margins(standings(scoreboard(rows)))
     assert str(margin) == (
-        "fitted, B=10: ahead of every peer at equal or less compute by 14.0 dB "
+        "fitted, B=10: ahead of every independent peer at equal or less compute by 14.0 dB "
         "(euler: 24.0 dB); behind the best paper's variant at equal or less compute by 3.5 dB "
         "(paper, B=10 (jump, gamma 3): 41.5 dB)"
     )
+
+
+def test_what_gradients_made_of_a_fitted_schedule_is_named_apart_from_the_peers():
+    rows = [row("full"), row("fitted", psnr=38.0), row("euler", psnr=24.0)]
+    (margin,) = margins(standings(scoreboard([*rows, row("refined", psnr=39.0)])))
+    assert (margin.peer.method, margin.refined.method) == ("euler", "refined")
+    assert "behind the best refinement of it by gradients" in str(margin)
+    assert "by 1.0 dB (refined: 39.0 dB)" in str(margin)
 
 
 def test_two_identical_videos_are_neither_ahead_nor_behind():
