@@ -318,10 +318,8 @@ def _check_held_out(items: Sequence[WorkItem], graph: StabilityGraph) -> None:
 def _check_graph(contenders: Sequence[Contender], graph: StabilityGraph) -> None:
     """Refuses a schedule of another graph: its prompts may be among those it is judged on."""
     for one in contenders:
-        if one.schedule is not None and one.schedule.calibration.get("graph") not in (
-            None,
-            graph.id,
-        ):
+        known = None if one.schedule is None else one.schedule.calibration.get("graph")
+        if known not in (None, graph.id):
             raise GraphError(
                 f"{one.name} was solved from another graph than --graph, whose prompts are not "
                 "known here: give the graph of all schedules, or leave --graph out"

@@ -294,7 +294,8 @@ def _promises(
         schedule = schedules.get(one.schedule_id or "")
         if schedule is None or schedule.predicted_psnr is None:
             continue
-        beyond = _aims_beyond_the_full_run(schedule)
+        # Fitted to a finer solution, it predicts how close it comes to that.
+        beyond = schedule.reference_steps != schedule.num_inference_steps
         measured = one.psnr_fine if beyond else one.psnr
         if measured is not None and math.isfinite(measured.mean):
             name = f"B = {schedule.budget}" + (", to fine" if beyond else "")

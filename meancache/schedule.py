@@ -202,7 +202,7 @@ class Schedule:
     @property
     def predicted_psnr(self) -> float | None:
         """Mean dB that its videos had on calibration runs, against their reference; if known."""
-        known = self.calibration.get("psnr")
+        known: Any = self.calibration.get("psnr")
         return float(known) if is_number(known) and math.isfinite(known) else None
 
     @classmethod

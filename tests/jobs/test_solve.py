@@ -112,7 +112,7 @@ class TestFitted:
             assert (root / "again" / first.name).read_bytes() == first.read_bytes()
 
     def test_a_gang_of_two_ranks_comes_to_the_same_weights(self, root):
-        command = ["--graph", str(root / "graph"), "--budgets", "4", "--gang-size", "2"]
+        command = ["--graph", str(root / "graph"), "--budgets", "4,5", "--gang-size", "2"]
         assert solve.main([*command, "--output", str(root / "two")]) == 0
         one, two = (Schedule.load(root / name / "fitted-b4.json") for name in ("fitted", "two"))
         assert one.computed_steps == two.computed_steps
