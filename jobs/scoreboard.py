@@ -186,7 +186,7 @@ class Margin:
         place = f"ahead of every {kind}" if gain >= 0 else f"behind the best {kind}"
         return (
             f"{place} at equal or less compute by {abs(gain):.1f} dB "
-            f"({rival.name}: {rival.psnr} dB)"
+            f"({rival.name}: {_mean_psnr(rival):.1f} dB)"
         )
 
 
