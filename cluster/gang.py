@@ -26,6 +26,8 @@ from typing import Any
 # Loading tens of gigabytes of weights from a cold disk takes a while.
 START_DEADLINE_S = 1800.0
 TASK_DEADLINE_S = 3600.0
+# The kernel counts the milliseconds of a wait in 31 bits.
+MOST_DEADLINE_S = 20 * 24 * 3600.0
 MAX_ATTEMPTS = 3
 _PR_SET_PDEATHSIG = 1
 
@@ -166,7 +168,7 @@ class Gang:
         answers: list[Any] = [None] * self.world_size
         waiting = dict(zip(self._pipes, range(self.world_size), strict=True))
         ends = {process.sentinel: rank for rank, process in enumerate(self._ranks)}
-        deadline = time.monotonic() + deadline_s
+        deadline = time.monotonic() + min(deadline_s, MOST_DEADLINE_S)
         try:
             while waiting:
                 ready = wait([*waiting, *ends], timeout=deadline - time.monotonic())

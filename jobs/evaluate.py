@@ -69,7 +69,7 @@ REPORT_KEY = "report.html"
 COUNTED_PAIRS = 2
 CALIBRATION_RUNS = 10
 # What it may take, in deadlines of a full video: runs of all of them, many times over.
-CALIBRATION_VIDEOS = 1000
+CALIBRATION_VIDEOS = 100
 NEED_CALIBRATION = "magcache, teacache-rescaled, optimal-stepsize, refined"
 
 

@@ -61,6 +61,12 @@ def test_a_rank_that_dies_fails_or_hangs_ends_the_gang_and_the_next_task_rebuild
         assert not set(gang.pids) & set(before)
 
 
+def test_a_deadline_longer_than_the_kernel_can_wait_is_no_error():
+    with Gang(ranks.build, 1) as gang:
+        (built, _, _), attempts = gang.run_with_retries(ranks.who, 1, deadline_s=1e9)
+    assert (built, attempts) == ((0, 1), 1)
+
+
 def test_a_rank_killed_between_tasks_is_noticed_at_the_next():
     with Gang(ranks.build, 2) as gang:
         os.kill(gang.pids[1], signal.SIGKILL)
