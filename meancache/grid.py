@@ -16,7 +16,13 @@ import numpy as np
 
 # float32 sigmas of one scheduler agree exactly; this leaves room for another library's rounding.
 SIGMA_TOLERANCE = 1e-5
-MAX_STEPS = 10_000
+# Running a schedule takes a T x T matrix, so T from outside has a bound.
+MAX_STEPS = 1_000
+# Noise levels closer than this are one level in float32, and slopes over them mean nothing.
+MIN_GAP = 1e-9
+MAX_SIGMA = 1e6
+# Characters of a value from outside that a message repeats.
+SHOWN = 80
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,8 @@ class Grid:
         shift: the scheduler's time shift, or None where it is left open.
 
     Raises:
-        ValueError: the sigmas are not a strictly decreasing finite list that ends in 0.
+        ValueError: the sigmas are not a strictly decreasing finite list that ends in 0, or there
+            are more of them, or larger or closer ones, than a run can compute with.
     """
 
     sigmas: tuple[float, ...]
@@ -49,6 +56,10 @@ class Grid:
             raise ValueError("a grid's sigmas must fall strictly from the first to the last")
         if sigmas[-1] != 0.0:
             raise ValueError(f"a grid's last sigma is {sigmas[-1]!r}; it must be the final 0")
+        if sigmas[0] > MAX_SIGMA:
+            raise ValueError(f"a grid's first sigma is {sigmas[0]:g}; give at most {MAX_SIGMA:g}")
+        if any(before - after < MIN_GAP for before, after in itertools.pairwise(sigmas)):
+            raise ValueError(f"a grid's sigmas must lie at least {MIN_GAP:g} apart")
 
     @property
     def num_inference_steps(self) -> int:
@@ -85,9 +96,9 @@ class Grid:
             raise ValueError("a grid's `scheduler` is a name and its `shift` a number, or null")
         grid = cls(tuple(map(float, sigmas)), scheduler, shift)
         steps = data.get("num_inference_steps")
-        if steps != grid.num_inference_steps:
+        if not is_whole_number(steps) or steps != grid.num_inference_steps:
             raise ValueError(
-                f"a grid says num_inference_steps {steps!r} but lists "
+                f"a grid says num_inference_steps {shown(steps)} but lists "
                 f"{grid.num_inference_steps} steps"
             )
         return grid
@@ -117,6 +128,15 @@ def describe(sigmas: Sequence[float]) -> str:
     if len(levels) > 5:
         levels = [*levels[:2], "...", *levels[-2:]]
     return f"{len(sigmas) - 1} steps, sigma {', '.join(levels)}"
+
+
+def shown(value: object) -> str:
+    """A value from outside as messages repeat it: printable characters alone, one short line."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        text = f"a {type(value).__name__} too long to print"
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
 
 def is_whole_number(value: object) -> bool:

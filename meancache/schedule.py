@@ -18,11 +18,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from meancache.grid import Grid, is_number, is_whole_number
+from meancache.grid import Grid, is_number, is_whole_number, shown
 
 SCHEMA = 1
 MAX_SPAN = 5
 EXECUTIONS = ("jump", "fine-step")
+# A file of MAX_STEPS edges whose weights name every computed step has 13 MB.
+MAX_BYTES = 16 * 2**20
+# Levels of nesting: an edge's weights are at 4, and what reads or writes JSON recurses.
+MAX_DEPTH = 16
+# A method becomes part of file names, store keys and lines in terminals.
+_METHOD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _REQUIRED = ("schema", "grid", "method", "budget", "edges")
 _OPTIONAL = ("model", "conditions", "gamma", "execution", "predicted_cost", "calibration", "id")
 
@@ -98,11 +104,15 @@ class Edge:
     def from_json(cls, data: object) -> Edge:
         """Reads one edge. Raises ScheduleError on anything that is not one."""
         if not isinstance(data, Mapping) or not set(data) <= {"start", "stop", "span", "weights"}:
-            raise ScheduleError(f"an edge must be {{start, stop, span or weights}}, not {data!r}")
+            raise ScheduleError(
+                f"an edge must be {{start, stop, span or weights}}, not {shown(data)}"
+            )
         for name in ("start", "stop", "span"):
             value = data.get(name)
             if not is_whole_number(value) and not (name == "span" and value is None):
-                raise ScheduleError(f"an edge's `{name}` must be a whole number, not {value!r}")
+                raise ScheduleError(
+                    f"an edge's `{name}` must be a whole number, not {shown(value)}"
+                )
         weights = data.get("weights")
         if weights is not None:
             if not isinstance(weights, Mapping):
@@ -170,7 +180,7 @@ class Schedule:
             raise ScheduleError("some edges have spans and some weights; a schedule has one kind")
         if self.edges[0].span is not None and self.execution not in EXECUTIONS:
             raise ScheduleError(
-                f"execution {self.execution!r} must be one of {', '.join(EXECUTIONS)} where "
+                f"execution {shown(self.execution)} must be one of {', '.join(EXECUTIONS)} where "
                 "edges have spans"
             )
         if self.edges[0].weights is not None and self.execution is not None:
@@ -268,6 +278,8 @@ class Schedule:
         """
         if not isinstance(data, Mapping):
             raise ScheduleError("a schedule file must hold one JSON object")
+        if is_deep(data):
+            raise ScheduleError(f"a schedule is nested in more than {MAX_DEPTH} levels; flatten it")
         try:
             written = hashlib.sha256(
                 canonical_json({key: value for key, value in data.items() if key != "id"})
@@ -280,10 +292,10 @@ class Schedule:
             raise ScheduleError(
                 f"a schedule needs the key {missing[0]!r}"
                 if missing
-                else f"a schedule has no key {unknown[0]!r}"
+                else f"a schedule has no key {shown(unknown[0])}"
             )
         if not is_whole_number(data["schema"]) or data["schema"] != SCHEMA:
-            raise ScheduleError(f"schedule schema {data.get('schema')!r} is not {SCHEMA}")
+            raise ScheduleError(f"schedule schema {shown(data['schema'])} is not {SCHEMA}")
         for name in ("model", "grid", "conditions", "calibration"):
             if not isinstance(data.get(name, {}), Mapping):
                 raise ScheduleError(f"a schedule's `{name}` must be a JSON object")
@@ -293,8 +305,11 @@ class Schedule:
             value = data.get(name)
             if value is not None and not (is_number(value) and math.isfinite(value)):
                 raise ScheduleError(f"a schedule's `{name}` must be a finite number or null")
-        if not isinstance(data.get("method"), str):
-            raise ScheduleError("a schedule's `method` must be a string")
+        if not isinstance(data["method"], str) or not _METHOD.fullmatch(data["method"]):
+            raise ScheduleError(
+                f"a schedule's `method` must be a name of letters, digits and . _ + -, at most 64, "
+                f"not {shown(data['method'])}"
+            )
         schedule = cls(
             grid=_grid(lambda: Grid.from_json(data.get("grid", {}))),
             edges=tuple(Edge.from_json(edge) for edge in data["edges"]),
@@ -310,7 +325,7 @@ class Schedule:
         # As it is written, or as it would be written here: 1 and 1.0 are one number.
         if data.get("id", written) not in (written, schedule.id):
             raise ScheduleError(
-                f"the schedule's id {str(data['id'])[:16]}... is not the hash of its content "
+                f"the schedule's id {shown(data['id'])} is not the hash of its content "
                 f"({written[:16]}...): the file was edited; remove `id` if that was meant"
             )
         return schedule
@@ -318,8 +333,16 @@ class Schedule:
     @classmethod
     def loads(cls, text: str | bytes) -> Schedule:
         """Reads a schedule from the text of its JSON file. Raises ScheduleError."""
+        if len(text) > MAX_BYTES:
+            raise ScheduleError(
+                f"a schedule file has at most {MAX_BYTES} bytes, and this one more: it is none"
+            )
         try:
-            data = json.loads(text, parse_constant=_refuse_constant)
+            data = json.loads(
+                text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_repetition
+            )
+        except ScheduleError:
+            raise
         except (ValueError, RecursionError) as error:
             raise ScheduleError(f"a schedule file is not JSON: {error}") from error
         return cls.from_json(data)
@@ -332,7 +355,8 @@ class Schedule:
             ScheduleError: the file is missing or is not a valid schedule; names the file.
         """
         try:
-            return cls.loads(Path(path).read_bytes())
+            with open(path, "rb") as file:
+                return cls.loads(file.read(MAX_BYTES + 1))
         except OSError as error:
             raise ScheduleError(f"schedule {os.fspath(path)}: {error.strerror}") from error
         except ValueError as error:
@@ -361,10 +385,23 @@ def canonical_json(value: object) -> bytes:
     ).encode("utf-8")
 
 
+def is_deep(data: object) -> bool:
+    """Whether a value read from JSON has more than MAX_DEPTH levels of objects and lists."""
+    level = [data]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            child
+            for value in level
+            if isinstance(value, Mapping | list | tuple)
+            for child in (value.values() if isinstance(value, Mapping) else value)
+        ]
+    return bool(level)
+
+
 def _grid(build: Any) -> Grid:
     try:
         return build()
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ScheduleError(str(error)) from error
 
 
@@ -373,11 +410,21 @@ def _weight(step: object, weight: object) -> tuple[int, float]:
         is_whole_number(step)
         or (isinstance(step, str) and re.fullmatch(r"0|[1-9][0-9]{0,5}", step))
     ):
-        raise ScheduleError(f"an edge's weights name {step!r}; name a step by its number")
+        raise ScheduleError(f"an edge's weights name {shown(step)}; name a step by its number")
     if not is_number(weight):
-        raise ScheduleError(f"the weight of step {step} must be a number, not {weight!r}")
+        raise ScheduleError(f"the weight of step {step} must be a number, not {shown(weight)}")
     return int(step), float(weight)  # type: ignore[call-overload,arg-type]
 
 
 def _refuse_constant(name: str) -> float:
     raise ScheduleError(f"a schedule's numbers must be finite, not {name}")
+
+
+def _refuse_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, unless readers could disagree on which of two values counts."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ScheduleError(f"a schedule names the key {shown(key)} twice; keep one")
+        found[key] = value
+    return found

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -22,13 +22,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from meancache.grid import Grid
-from meancache.schedule import MAX_SPAN, canonical_json
+from meancache.grid import Grid, shown
+from meancache.schedule import MAX_DEPTH, MAX_SPAN, canonical_json, is_deep
 from meancache.velocity import average_velocity, estimated_velocity
 
 SCHEMA = "2"
 # Bytes of residuals held at a time while streaming over a trajectory's elements.
 SLICE_BYTES = 64 * 2**20
+# What a graph file may unpack to; 30,000 trajectories of 50 steps.
+MAX_BYTES = 2 * 2**30
+# Trajectories unpacked at a time.
+BATCH = 64
 
 STATISTICS_SCHEMA = pa.schema(
     [
@@ -70,6 +74,14 @@ def edge_list(steps: int) -> tuple[tuple[int, int, int], ...]:
     )
 
 
+def edge_count(steps: int) -> int:
+    """E, the length of `edge_list`, without making it."""
+    return sum(
+        left * (left + 1) // 2
+        for left in (max(0, steps - (0 if span == 1 else span)) for span in range(1, MAX_SPAN + 1))
+    )
+
+
 @dataclass(frozen=True)
 class Statistics:
     """What one reference trajectory says of every jump; under 200 KB for 50 steps.
@@ -84,7 +96,7 @@ class Statistics:
             the order of `edge_list`.
 
     Raises:
-        GraphError: a table has the wrong shape or holds a NaN or an infinity.
+        GraphError: a table has the wrong shape, or holds a number that no trajectory gives.
     """
 
     prompt_id: str
@@ -95,16 +107,24 @@ class Statistics:
     l1: np.ndarray
 
     def __post_init__(self) -> None:
-        steps = self.gram.shape[0]
-        if self.gram.shape != (steps, steps) or self.l1.shape != (len(edge_list(steps)),):
+        whose = f"{shown(self.prompt_id)}, seed {self.seed}"
+        steps = len(self.gram)
+        if self.gram.shape != (steps, steps) or self.l1.shape != (edge_count(steps),):
             raise GraphError(
-                f"the statistics of {self.prompt_id}, seed {self.seed}, have shapes "
-                f"{self.gram.shape} and {self.l1.shape}, which do not belong together"
+                f"the statistics of {whose}, have shapes {self.gram.shape} and {self.l1.shape}, "
+                "which do not belong together"
             )
-        if not (np.isfinite(self.gram).all() and np.isfinite(self.l1).all()):
+        # Squares of what is summed must stay finite too.
+        bound = np.sqrt(np.finfo(np.float64).max)
+        if not ((np.abs(self.gram) < bound).all() and (np.abs(self.l1) < bound).all()):
             raise GraphError(
-                f"the trajectory of {self.prompt_id}, seed {self.seed}, is not finite: its run "
-                "diverged, so it says nothing about stability"
+                f"the trajectory of {whose}, is not finite: its run diverged, so it says nothing "
+                "about stability"
+            )
+        if self.elements < 1 or (self.l1 < 0).any() or (self.gram.diagonal() < 0).any():
+            raise GraphError(
+                f"the statistics of {whose}, hold a negative mean of squares or sizes, or no "
+                "elements: they are of no trajectory"
             )
 
     @property
@@ -183,7 +203,7 @@ class StabilityGraph:
         for statistics in self.trajectories.values():
             if len(statistics.gram) != steps:
                 raise GraphError(
-                    f"the trajectory of {statistics.prompt_id}, seed {statistics.seed}, has "
+                    f"the trajectory of {shown(statistics.prompt_id)}, seed {statistics.seed}, has "
                     f"{len(statistics.gram)} steps; the graph's grid has {steps}"
                 )
 
@@ -205,8 +225,8 @@ class StabilityGraph:
             for key in sorted({*mine, *theirs}):
                 if mine.get(key) != theirs.get(key):
                     raise GraphError(
-                        f"the graphs differ in {name}.{key}: {mine.get(key)!r} and "
-                        f"{theirs.get(key)!r}; only trajectories of one setting can be merged"
+                        f"the graphs differ in {name}.{key}: {shown(mine.get(key))} and "
+                        f"{shown(theirs.get(key))}; only trajectories of one setting can be merged"
                     )
         if not self.grid.matches(other.grid.sigmas):
             raise GraphError(f"the graphs' grids differ: {self.grid} and {other.grid}")
@@ -320,34 +340,60 @@ class StabilityGraph:
             GraphError: the bytes are not such a file, or its content breaks a rule.
         """
         try:
-            table = pq.read_table(io.BytesIO(data))
-            metadata = table.schema.metadata or {}
+            file = pq.ParquetFile(io.BytesIO(data))
+            metadata = file.schema_arrow.metadata or {}
             if metadata.get(b"schema") != SCHEMA.encode():
                 raise GraphError(f"the graph's schema is not version {SCHEMA}")
-            if not table.schema.equals(STATISTICS_SCHEMA, check_metadata=False):
+            if not file.schema_arrow.equals(STATISTICS_SCHEMA, check_metadata=False):
                 raise GraphError("the graph's columns are not those of trajectory statistics")
             setting = json.loads(metadata[b"setting"])
+            if is_deep(setting):
+                raise GraphError(f"the graph's setting is nested in more than {MAX_DEPTH} levels")
+            for name in ("model", "grid", "conditions"):
+                if not isinstance(setting[name], dict):
+                    raise GraphError(f"the graph's {name} must be a JSON object")
             grid = Grid.from_json(setting["grid"])
-            steps = grid.num_inference_steps
-            trajectories = [
-                Statistics(
-                    prompt_id=row["prompt_id"],
-                    prompt=row["prompt"],
-                    seed=row["seed"],
-                    elements=row["elements"],
-                    gram=np.array(row["gram"], dtype=np.float64).reshape(steps, steps),
-                    l1=np.array(row["l1"], dtype=np.float64),
-                )
-                for row in table.to_pylist()
-            ]
-            graph = cls(grid, setting["model"], setting["conditions"]).add(trajectories)
+            graph = cls(grid, setting["model"], setting["conditions"]).add(
+                _trajectories(file, grid.num_inference_steps)
+            )
             if metadata.get(b"id") != graph.id.encode():
                 raise GraphError("the graph's content does not have its id: the file is damaged")
             return graph
         except GraphError:
             raise
         except (*_UNREADABLE, pa.ArrowException) as error:
-            raise GraphError(f"not a graph of trajectory statistics: {error}") from error
+            raise GraphError(
+                f"not a graph of trajectory statistics: {shown(str(error))}"
+            ) from error
+
+
+def _trajectories(file: pq.ParquetFile, steps: int) -> Iterator[Statistics]:
+    """The rows of a statistics file. A few kilobytes can unpack to any size, so that is bounded."""
+    rows = file.metadata.num_rows
+    values = rows * (steps**2 + edge_count(steps))
+    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+    told = sum(
+        group.column(number).num_values for group in groups for number in range(group.num_columns)
+    )
+    if told != values + 4 * rows:
+        raise GraphError(f"the graph's {rows} rows do not hold the statistics of {steps} steps")
+    too_large = GraphError(f"the graph unpacks to more than {MAX_BYTES} bytes; calibrate fewer")
+    if 8 * values > MAX_BYTES:
+        raise too_large
+    unpacked = 0
+    for batch in file.iter_batches(BATCH):
+        unpacked += batch.nbytes
+        if unpacked > MAX_BYTES:  # by its texts, of which the file need not say the length
+            raise too_large
+        for row in batch.to_pylist():
+            yield Statistics(
+                prompt_id=row["prompt_id"],
+                prompt=row["prompt"],
+                seed=row["seed"],
+                elements=row["elements"],
+                gram=np.array(row["gram"], dtype=np.float64).reshape(steps, steps),
+                l1=np.array(row["l1"], dtype=np.float64),
+            )
 
 
 # What a damaged file makes of its readers.
