@@ -7,18 +7,24 @@ mp4, and a leader killed anywhere in between leaves at worst an unreferenced fil
 from __future__ import annotations
 
 import hashlib
+import json
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from cluster import manifest, video
+from cluster import attempts, manifest, video
 from cluster.gang import MAX_ATTEMPTS, Gang, GangTaskError
+from cluster.manifest import Manifest
 from cluster.model import Model
 from cluster.plan import WorkItem
 from cluster.renderer import Renderer, Rendering
-from cluster.store import MissingKey, Store
+from cluster.store import MissingKey
 from meancache import Schedule
+
+# Of a shard's receipts, how many tell a new gang how long a video takes.
+PACE_SAMPLE = 10
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ def render_item(renderer: Renderer, request: RenderRequest) -> Rendering:
 class Delivery:
     """What the fleet does with each item of a render job; a `fleet.Work`."""
 
-    store: Store
+    manifest: Manifest
     model: Model
     schedule: Schedule | None
 
@@ -53,41 +59,71 @@ class Delivery:
             GangStartError: the gang's ranks do not start; the item stays open.
             StoreError: the store failed; nothing is committed and the item stays open.
         """
-        # When a leader dies, Ray hands out its whole block again: what is committed is paid for.
+        # Another driver, or a leader that died a moment too late, may have committed it.
         with suppress(MissingKey):
-            return manifest.read_receipt(self.store, item)
-        try:
-            rendering, attempts = gang.run_with_retries(
-                render_item, RenderRequest(item, self.schedule)
-            )
-        except GangTaskError as error:  # ranks that do not start are no item's failure
-            row = self._row(gang, item, MAX_ATTEMPTS, status=manifest.FAILED, error=str(error))
-            return manifest.commit_receipt(self.store, row)
+            return self.manifest.receipt(item)
+        failures = attempts.failures(self.manifest, item)
+        while len(failures) < MAX_ATTEMPTS:
+            try:
+                return self._deliver(gang, item, len(failures) + 1)
+            except GangTaskError as error:
+                failures.append(str(error))
+                attempts.record_failure(self.manifest, item, str(error))
+        return self._commit(gang, item, len(failures), status=manifest.FAILED, error=failures[-1])
+
+    def lost(self, item: WorkItem, how: str) -> None:
+        """Counts the attempt of a leader that died with the item; a `fleet.Lost`."""
+        attempts.record_failure(self.manifest, item, how)
+
+    def _deliver(self, gang: Gang, item: WorkItem, attempt: int) -> dict[str, Any]:
+        """One attempt. Raises GangTaskError where it fails, perhaps by the item's own fault."""
+        if not gang.pace.known:
+            self._learn_pace(gang, item)
+        size = self._size(item)
+        gang.start()  # a deadline is for the item alone
         started = time.perf_counter()
+        rendering = gang.run(
+            render_item, RenderRequest(item, self.schedule), gang.pace.deadline_s(size)
+        )
+        gang.pace.observe(size, time.perf_counter() - started)
+        rendered = time.perf_counter()
         data = video.encode(rendering.frames, self.model.fps)
         encoded = time.perf_counter()
         sha256 = hashlib.sha256(data).hexdigest()
         key = manifest.video_key(item.id, sha256)
-        self.store.put_new(key, data)
-        row = self._row(
+        store = self.manifest.store
+        store.put_new(key, data)
+        return self._commit(
             gang,
             item,
-            attempts,
+            attempt,
             status=manifest.OK,
-            uri=self.store.uri(key),
+            uri=store.uri(key),
             key=key,
             sha256=sha256,
             bytes=len(data),
             nfe=rendering.nfe,
             render_s=rendering.seconds,
-            encode_s=encoded - started,
+            encode_s=encoded - rendered,
             upload_s=time.perf_counter() - encoded,
         )
-        return manifest.commit_receipt(self.store, row)
 
-    def _row(self, gang: Gang, item: WorkItem, attempts: int, **known: Any) -> dict[str, Any]:
+    def _learn_pace(self, gang: Gang, item: WorkItem) -> None:
+        """A new gang's memory: what others have delivered of the item's shard."""
+        store = self.manifest.store
+        folder = self.manifest.receipt_key(item.shard, "").rpartition("/")[0]
+        for key, _ in zip(store.list(f"{folder}/"), range(PACE_SAMPLE), strict=False):
+            row = json.loads(store.get(key))
+            if row["status"] == manifest.OK:
+                gang.pace.observe(_size(row, row["nfe"]), row["render_s"])
+
+    def _size(self, item: WorkItem) -> float:
+        steps = item.arguments["num_inference_steps"]
+        return _size(item.arguments, steps if self.schedule is None else self.schedule.nfe)
+
+    def _commit(self, gang: Gang, item: WorkItem, attempts_: int, **known: Any) -> dict[str, Any]:
         empty = dict.fromkeys(manifest.SCHEMA.names)
-        return {
+        row = {
             **empty,
             "item_id": item.id,
             "prompt_id": item.prompt_id,
@@ -103,9 +139,15 @@ class Delivery:
                 for name in ("num_frames", "width", "height", "num_inference_steps")
             },
             "world_size": gang.world_size,
-            "attempts": attempts,
+            "attempts": attempts_,
             "fps": self.model.fps,
             "metrics": {},
             "created_at": manifest.now(),
             **known,
         }
+        return self.manifest.commit(row)
+
+
+def _size(of: Mapping[str, Any], forwards: int) -> float:
+    """What a video's time grows with: the pixels of all its forwards."""
+    return float(of["num_frames"] * of["height"] * of["width"] * forwards)

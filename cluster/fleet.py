@@ -1,31 +1,32 @@
-"""Many gangs over one Ray cluster: hands out items, streams back results.
+"""Many gangs over one Ray cluster: hands out items, hands back results.
 
-One Ray Data actor leads each gang; its ranks are its child processes. Knows nothing of what
-is done to an item: that is the job's `Work`.
+One Ray actor leads each gang; its ranks are its child processes. An item is handed to a leader
+only when that leader is idle, so a leader that dies costs the item in its hands and no other, and
+a driver that stops has nothing queued. Knows nothing of what is done to an item: that is the
+job's `Work`.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import pickle
 import re
 import traceback
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import ray
-import ray.data
+from ray.exceptions import RayError, RayTaskError
 
-from cluster.gang import BuildRank, Gang, GangError
+from cluster.draining import Stopped, draining
+from cluster.gang import MAX_ATTEMPTS, BuildRank, Gang, GangError, GangStartError, GangTaskError
 
-# Small blocks spread the items over the gangs; more blocks than this only cost bookkeeping.
-MAX_BLOCKS = 1000
-# Of a machine without GPUs a leader reserves little: the ranks' cores are not Ray's to count,
-# and leaders that took every core would starve the tasks that feed them.
+# Of a machine without GPUs a leader reserves little: the ranks' cores are not Ray's to count.
 CPU_SHARE = 0.01
+# How often a waiting driver looks up, to see whether it has been asked to stop.
+POLL_S = 0.5
 
 
 class FleetError(ValueError):
@@ -34,6 +35,9 @@ class FleetError(ValueError):
 
 Work = Callable[[Gang, Any], Any]
 """What is done to each item, on a gang's leader. Must pickle, and hold no credential."""
+
+Lost = Callable[[Any, str], None]
+"""Told of an item whose leader died, and how, before it is handed out again."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Gangs:
         build_rank: called on each rank of a new gang.
         size: ranks in a gang.
         least: how many gangs to begin with; None for all that there is room for.
-        most: how many gangs autoscaling may reach; None likewise.
+        most: how many gangs to grow to while items wait; None likewise.
     """
 
     build_rank: BuildRank
@@ -64,26 +68,29 @@ def parse_count(text: str) -> tuple[int, int]:
 
 def connect() -> None:
     """Joins the cluster of RAY_ADDRESS or of this machine; where there is none, starts one."""
-    if ray.is_initialized():
-        return
-    # Ray Data's actors make Ray's core complain on every start, at level error, to no effect.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    # What ranks print belongs to Ray's own logs; a job's log is its driver's.
-    ray.init(logging_level=logging.ERROR, log_to_driver=False)
+    if not ray.is_initialized():
+        # What ranks print belongs to Ray's own logs; a job's log is its driver's.
+        ray.init(logging_level=logging.ERROR, log_to_driver=False)
 
 
-def run(work: Work, items: Sequence[Any], gangs: Gangs) -> Iterator[Any]:
+def run(
+    work: Work, items: Sequence[Any], gangs: Gangs, lost: Lost = lambda item, how: None
+) -> Iterator[Any]:
     """Does all items with as many gangs as asked for; yields results as they come, unordered.
+
+    On SIGTERM nothing more is handed out, what the gangs finish within the grace is still
+    yielded, and then `Stopped` is raised.
 
     Args:
         work: what to do with each item.
         items: anything that pickles.
         gangs: who does it.
+        lost: told of each item whose leader died.
 
     Raises:
         FleetError: the cluster has no room for one gang.
-        GangError: the ranks of a gang do not start.
-        ray.exceptions.RayError: leaders died again and again.
+        GangError: the ranks of a gang do not start, or its leader died again and again.
+        Stopped: the driver was asked to stop before all was done.
         Exception: whatever an item's work raised.
     """
     if not items:
@@ -92,34 +99,35 @@ def run(work: Work, items: Sequence[Any], gangs: Gangs) -> Iterator[Any]:
     resources, places = _room(gangs.size)
     least = min(gangs.least or places, len(items))
     most = min(gangs.most or places, len(items))
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_options.preserve_order = False
-    # An item may take an hour, and a row that is lost with its block would be lost for good.
-    context.execution_no_progress_timeout_s = -1
-    context.max_errored_blocks = 0
-    context.max_consecutive_actor_init_deaths = 3
-    # With Ray's default a pool of gangs never grows.
-    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
-    dataset = ray.data.from_items(
-        [{"item": pickle.dumps(item)} for item in items],
-        override_num_blocks=min(len(items), MAX_BLOCKS),
-    ).map_batches(
-        _Leader,
-        fn_constructor_args=(work, gangs),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(
-            min_size=least, max_size=most, max_tasks_in_flight_per_actor=1
-        ),
-        **resources,
-    )
-    for row in dataset.iter_rows():
-        result, error = pickle.loads(row["result"])
-        if error is not None:
-            raise error
-        yield result
+    waiting = deque(range(len(items)))
+    deaths: Counter[int] = Counter()
+    results: list[Any] = []
+    with _Pool(work, gangs, resources) as pool, draining() as drain:
+        for _ in range(least):
+            pool.hire()
+        while waiting or pool.working or results:
+            while waiting and pool.idle and not drain.requested:
+                index = waiting.popleft()
+                pool.assign(index, items[index])
+            if not waiting or drain.requested:
+                pool.dismiss_idle()
+            elif pool.size < most and not pool.starting:
+                pool.hire()
+            # Only now, so that no gang waits for what the job does with a result.
+            yield from results
+            results.clear()
+            if drain.requested and (drain.over or not pool.working):
+                raise Stopped
+            for index, result in pool.finished():
+                if not isinstance(result, _Death):
+                    results.append(result)
+                    continue
+                deaths[index] += 1
+                lost(items[index], result.reason)
+                # `lost` may have noted it, so that the next leader gives the item up.
+                if deaths[index] > MAX_ATTEMPTS:
+                    raise GangTaskError(f"an item's leader died every time: {result.reason}")
+                waiting.appendleft(index)
 
 
 def on_a_worker(check: Callable[[], Any]) -> None:
@@ -134,7 +142,7 @@ def on_a_worker(check: Callable[[], Any]) -> None:
     connect()
     try:
         ray.get(_call.options(num_cpus=0, max_retries=0).remote(check))
-    except ray.exceptions.RayTaskError as error:
+    except RayTaskError as error:
         raise FleetError(
             f"a worker of the cluster fails where this driver does not: {error.cause}. Workers "
             "have their node's environment: start the cluster with it, or use the nodes' role"
@@ -146,33 +154,147 @@ def _call(check: Callable[[], Any]) -> None:
     check()
 
 
+@dataclass(frozen=True)
+class _Death:
+    """In place of a result: the leader died with the item in its hands."""
+
+    reason: str
+
+
+class _Pool:
+    """The leaders that there are, and what each is doing."""
+
+    def __init__(self, work: Work, gangs: Gangs, resources: dict[str, float]) -> None:
+        self._work, self._gangs, self._resources = work, gangs, resources
+        self._starting: dict[Any, Any] = {}  # answer to come -> leader
+        self._working: dict[Any, tuple[Any, int]] = {}  # answer to come -> leader, item
+        self._idle: list[Any] = []
+        self._failed_starts = 0
+
+    def __enter__(self) -> _Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.dismiss_idle()
+        leaders = [*self._starting.values(), *(leader for leader, _ in self._working.values())]
+        for leader in leaders:
+            ray.kill(leader)
+
+    @property
+    def size(self) -> int:
+        return len(self._starting) + len(self._working) + len(self._idle)
+
+    @property
+    def starting(self) -> bool:
+        return bool(self._starting)
+
+    @property
+    def working(self) -> bool:
+        return bool(self._working)
+
+    @property
+    def idle(self) -> bool:
+        return bool(self._idle)
+
+    def hire(self) -> None:
+        """Asks for one leader more; on a cluster that scales, a node more where there is none."""
+        leader = ray.remote(_Leader).options(**self._resources).remote(self._work, self._gangs)
+        self._starting[leader.start.remote()] = leader
+
+    def assign(self, index: int, item: Any) -> None:
+        """Hands an item to an idle leader."""
+        leader = self._idle.pop()
+        self._working[leader.do.remote(item)] = leader, index
+
+    def dismiss_idle(self) -> None:
+        """Frees what idle leaders hold; they end when they have closed their gangs."""
+        for leader in self._idle:
+            leader.close.remote()
+        self._idle.clear()
+
+    def finished(self) -> Iterator[tuple[int, Any]]:
+        """Waits a moment for answers; yields (item's index, result or _Death) of those there."""
+        answers = [*self._starting, *self._working]
+        if not answers:
+            return
+        ready, _ = ray.wait(answers, num_returns=1, timeout=POLL_S)
+        for answer in ready:
+            if answer in self._starting:
+                self._started(self._starting.pop(answer), answer)
+                continue
+            leader, index = self._working.pop(answer)
+            try:
+                result, error = ray.get(answer)
+            except RayTaskError:
+                raise
+            except RayError as death:
+                _bury(leader)
+                yield index, _Death(f"the gang's leader died: {_sentence(death)}")
+                continue
+            self._idle.append(leader)
+            if error is not None:
+                raise error
+            yield index, result
+
+    def _started(self, leader: Any, answer: Any) -> None:
+        try:
+            error = ray.get(answer)
+        except RayTaskError:
+            raise
+        except RayError as death:
+            _bury(leader)
+            self._failed_starts += 1
+            if self._failed_starts == MAX_ATTEMPTS:
+                raise GangStartError(
+                    f"{MAX_ATTEMPTS} gangs' leaders in a row died before their ranks were ready: "
+                    f"{_sentence(death)}"
+                ) from None
+            return
+        if error is not None:
+            raise error
+        self._failed_starts = 0
+        self._idle.append(leader)
+
+
+def _bury(leader: Any) -> None:
+    """Makes sure of a leader that cannot be reached: another will have its item."""
+    with suppress(RayError):
+        ray.kill(leader)
+
+
+def _sentence(error: Exception) -> str:
+    """What Ray says of a death, without its pages of advice."""
+    text = " ".join(str(error).split())
+    return text.partition(" Some common causes")[0].rstrip(".")
+
+
 class _Leader:
     """The actor that holds one gang.
 
-    Errors travel as results: raised here, Ray would wrap them in pages of its own, and would
-    try an actor that cannot start again and again.
+    Errors travel as results: raised here, Ray would wrap them in pages of its own.
     """
 
     def __init__(self, work: Work, gangs: Gangs) -> None:
         self.work = work
         self.gang = Gang(gangs.build_rank, gangs.size)
-        self.failure: GangError | None = None
+
+    def start(self) -> GangError | None:
         try:
             self.gang.start()
         except GangError as error:
-            self.failure = error
+            return error
+        return None
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[bytes]]:
-        return {"result": [pickle.dumps(self._do(pickle.loads(item))) for item in batch["item"]]}
-
-    def _do(self, item: Any) -> tuple[Any, Exception | None]:
-        if self.failure is not None:
-            return None, self.failure
+    def do(self, item: Any) -> tuple[Any, Exception | None]:
         try:
             return self.work(self.gang, item), None
         except Exception as error:
             error.add_note(traceback.format_exc())
             return None, error
+
+    def close(self) -> None:
+        self.gang.close()
+        ray.actor.exit_actor()
 
 
 def _room(gang_size: int) -> tuple[dict[str, float], int]:

@@ -23,9 +23,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from cluster.pace import TASK_DEADLINE_S, Pace
+
 # Loading tens of gigabytes of weights from a cold disk takes a while.
 START_DEADLINE_S = 1800.0
-TASK_DEADLINE_S = 3600.0
 # The kernel counts the milliseconds of a wait in 31 bits.
 MOST_DEADLINE_S = 20 * 24 * 3600.0
 MAX_ATTEMPTS = 3
@@ -56,10 +57,12 @@ class Gang:
         world_size: how many ranks; each sees the GPUs that this process sees.
 
     Use it as a context manager, or call `close`. Ranks die with the leader, whatever ends it.
+    `pace` is for what hands out tasks: it outlives the ranks.
     """
 
     def __init__(self, build_rank: BuildRank, world_size: int) -> None:
         self.world_size = world_size
+        self.pace = Pace()
         self._build_rank = build_rank
         self._ranks: list[SpawnProcess] = []
         self._pipes: list[Connection] = []
@@ -135,6 +138,8 @@ class Gang:
         self, task: Task, payload: Any, deadline_s: float = TASK_DEADLINE_S
     ) -> tuple[Any, int]:
         """`run`, at most MAX_ATTEMPTS times, each on fresh ranks after a failure.
+
+        Counts in memory alone; a render job counts durably, see `attempts`.
 
         Returns:
             The result and the number of attempts it took.

@@ -6,6 +6,9 @@
     failures/part-{shard:06d}.parquet          its shard's rows that were given up
     manifest/_SUCCESS                          once every item is accounted for
 
+The n-th healing of what failed adds the same files beside these, as {id}.r{n}.json,
+part-{shard:06d}-r{n}.parquet and _SUCCESS.r{n}, and rewrites nothing.
+
 Parts are a pure function of receipts, so any driver may write them, twice or at once. A resumed
 job lists parts, then the receipts of open shards alone; videos/ is never listed.
 """
@@ -15,23 +18,31 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.plan import WorkItem
-from cluster.store import AlreadyExists, MissingKey, Store, StoreError
+from cluster.store import AlreadyExists, Store, StoreError
 from meancache.schedule import canonical_json
 
 SUCCESS_KEY = "manifest/_SUCCESS"
 PARTS = "manifest/parts/"
+FAILURES = "failures/"
 OK, FAILED = "ok", "failed"
-MISSING = "is missing"
+# Requests to a store that are under way at once: one S3 request takes tens of milliseconds.
+REQUESTS_AT_ONCE = 16
 # What a damaged JSON file makes of its readers.
-_UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 SCHEMA = pa.schema(
     [
@@ -73,55 +84,195 @@ def video_key(item_id: str, sha256: str) -> str:
     return f"videos/{item_id[:2]}/{item_id}.{sha256[:16]}.mp4"
 
 
-def receipt_key(shard: int, item_id: str) -> str:
-    """Where an item's receipt lies."""
-    return f"receipts/{shard:06d}/{item_id}.json"
+@dataclass(frozen=True)
+class Success:
+    """What is there once every item is accounted for; the content of a `_SUCCESS` file.
 
-
-def part_key(shard: int) -> str:
-    """Where a shard's `ok` rows lie."""
-    return f"{PARTS}part-{shard:06d}.parquet"
-
-
-def failures_key(shard: int) -> str:
-    """Where a shard's `failed` rows lie, if it has any."""
-    return f"failures/part-{shard:06d}.parquet"
-
-
-def commit_receipt(store: Store, row: dict[str, Any]) -> dict[str, Any]:
-    """Commits an item; from here on it is done. Returns the row that counts.
-
-    Another driver may have committed the item first: then its receipt counts, not this one.
+    Attributes:
+        rows: videos that there are.
+        failed: items given up that no healing has rendered since.
+        parts: key and sha256 of every part, those of healings included.
+        failures: key and sha256 of the files that list the `failed` items.
     """
-    key = receipt_key(row["shard"], row["item_id"])
+
+    rows: int
+    failed: int
+    parts: tuple[tuple[str, str], ...]
+    failures: tuple[tuple[str, str], ...]
+
+    def to_json(self) -> bytes:
+        """The file's content."""
+        return canonical_json(
+            {
+                "rows": self.rows,
+                "failed": self.failed,
+                "parts": [{"key": key, "sha256": sha256} for key, sha256 in self.parts],
+                "failures": [{"key": key, "sha256": sha256} for key, sha256 in self.failures],
+            }
+        )
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Success:
+        """Reads a file's content. Raises ValueError where it is no `_SUCCESS`."""
+        try:
+            content = json.loads(data)
+            parts, failures = (
+                tuple((str(entry["key"]), str(entry["sha256"])) for entry in content[name])
+                for name in ("parts", "failures")
+            )
+            return cls(int(content["rows"]), int(content["failed"]), parts, failures)
+        except UNREADABLE as error:
+            raise ValueError("is damaged: not a manifest's success file") from error
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The receipts, parts and `_SUCCESS` of a job, or of a healing of what failed in it.
+
+    Attributes:
+        store: the job's root.
+        healing: 0 for the job itself, n for its n-th healing.
+    """
+
+    store: Store
+    healing: int = 0
+
+    @property
+    def success_key(self) -> str:
+        """Where `_SUCCESS` lies."""
+        return SUCCESS_KEY + self._suffix(".")
+
+    def receipt_key(self, shard: int, item_id: str) -> str:
+        """Where an item's receipt lies."""
+        return f"receipts/{shard:06d}/{item_id}{self._suffix('.')}.json"
+
+    def part_key(self, shard: int) -> str:
+        """Where a shard's `ok` rows lie."""
+        return f"{PARTS}part-{shard:06d}{self._suffix('-')}.parquet"
+
+    def failures_key(self, shard: int) -> str:
+        """Where a shard's `failed` rows lie, if it has any."""
+        return f"{FAILURES}part-{shard:06d}{self._suffix('-')}.parquet"
+
+    def _suffix(self, mark: str) -> str:
+        return f"{mark}r{self.healing}" if self.healing else ""
+
+    def commit(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Commits an item; from here on it is done. Returns the row that counts.
+
+        Another driver may have committed the item first: then its receipt counts, not this one.
+        """
+        key = self.receipt_key(row["shard"], row["item_id"])
+        try:
+            self.store.put_new(key, canonical_json(row))
+        except AlreadyExists:
+            return json.loads(self.store.get(key))
+        return row
+
+    def receipt(self, item: WorkItem) -> dict[str, Any]:
+        """An item's row as it was committed. Raises MissingKey where it is still open."""
+        return json.loads(self.store.get(self.receipt_key(item.shard, item.id)))
+
+    def open_items(self, items: Sequence[WorkItem]) -> list[WorkItem]:
+        """The items without a receipt, in plan order.
+
+        Lists the parts, and the receipts of those shards that have none.
+        """
+        return [item for members in self.open_shards(items).values() for item in members]
+
+    def open_shards(self, items: Sequence[WorkItem]) -> dict[int, list[WorkItem]]:
+        """Shards without a part, and which of their items have no receipt (perhaps none)."""
+        closed = set(self.store.list(PARTS))
+
+        def missing(shard: int) -> list[WorkItem]:
+            receipts = set(self.store.list(f"receipts/{shard:06d}/"))
+            return [
+                item for item in shards[shard] if self.receipt_key(shard, item.id) not in receipts
+            ]
+
+        shards = {
+            shard: members
+            for shard, members in by_shard(items).items()
+            if self.part_key(shard) not in closed
+        }
+        return dict(zip(shards, at_once(missing, shards), strict=True))
+
+    def close_shard(self, shard: int, items: Sequence[WorkItem]) -> None:
+        """Writes a shard's part (and its failures) from its receipts; all must be there.
+
+        Raises:
+            MissingKey: an item of the shard has no receipt yet.
+        """
+        rows = at_once(self.receipt, items)
+        failed = [row for row in rows if row["status"] != OK]
+        # Before the part, which closes its shard. Where a driver that was killed in between has
+        # left them, another version of the Parquet library may have written other bytes.
+        if failed and not self.store.exists(self.failures_key(shard)):
+            self.store.put_new(self.failures_key(shard), to_parquet(failed))
+        if not self.store.exists(self.part_key(shard)):
+            ok = [row for row in rows if row["status"] == OK]
+            self.store.put_new(self.part_key(shard), to_parquet(ok))
+
+    def finish(self, shards: Iterable[int], before: Success | None = None) -> Success:
+        """Writes `_SUCCESS` over all parts, and returns its content.
+
+        Args:
+            shards: of the job, or those that this healing went through.
+            before: of the job or the healing before this healing.
+
+        Raises:
+            MissingKey: a shard has no part yet.
+        """
+        shards = list(shards)
+        written = set(self.store.list(FAILURES))
+        failed = [key for key in map(self.failures_key, shards) if key in written]
+        parts = at_once(self._measure, [self.part_key(shard) for shard in shards])
+        failures = at_once(self._measure, failed)
+        success = Success(
+            rows=sum(rows for _, _, rows in parts) + (before.rows if before else 0),
+            failed=sum(rows for _, _, rows in failures),
+            parts=(before.parts if before else ()) + tuple(part[:2] for part in parts),
+            failures=tuple(part[:2] for part in failures),
+        )
+        self.store.put_new(self.success_key, success.to_json())
+        return success
+
+    def _measure(self, key: str) -> tuple[str, str, int]:
+        """A Parquet file's key, sha256 and number of rows."""
+        data = self.store.get(key)
+        rows = pq.read_metadata(io.BytesIO(data)).num_rows
+        return key, hashlib.sha256(data).hexdigest(), rows
+
+
+def healings(store: Store) -> list[int]:
+    """Which of the job (0) and its healings (1, 2, ...) have a `_SUCCESS`."""
+    names = [key.removeprefix(SUCCESS_KEY) for key in store.list(SUCCESS_KEY)]
+    return [int(name[2:] or 0) for name in names if re.fullmatch(r"|\.r[1-9]\d{0,8}", name)]
+
+
+def finished(store: Store) -> tuple[Manifest, Success] | None:
+    """The job or the last healing of it that came to its end, or None where nothing did.
+
+    Raises:
+        StoreError: its `_SUCCESS` is damaged.
+    """
+    there = healings(store)
+    if not there:
+        return None
+    last = Manifest(store, max(there))
     try:
-        store.put_new(key, canonical_json(row))
-    except AlreadyExists:
-        return json.loads(store.get(key))
-    return row
+        return last, Success.from_json(store.get(last.success_key))
+    except ValueError as error:
+        raise StoreError(f"{store.uri(last.success_key)} {error}; see jobs.verify") from error
 
 
-def read_receipt(store: Store, item: WorkItem) -> dict[str, Any]:
-    """An item's row as it was committed. Raises MissingKey where it is still open."""
-    return json.loads(store.get(receipt_key(item.shard, item.id)))
+def failed_ids(store: Store, success: Success) -> set[str]:
+    """The ids of the items that a finished job has given up."""
+    files = at_once(store.get, [key for key, _ in success.failures])
+    return {row["item_id"] for data in files for row in read_rows(data)}
 
 
-def open_items(store: Store, items: Sequence[WorkItem]) -> list[WorkItem]:
-    """The items without a receipt, in plan order.
-
-    Lists the parts, and the receipts of those shards that have none.
-    """
-    closed = set(store.list(PARTS))
-    found: list[WorkItem] = []
-    for shard, members in by_shard(items).items():
-        if part_key(shard) in closed:
-            continue
-        receipts = set(store.list(f"receipts/{shard:06d}/"))
-        found += [item for item in members if receipt_key(shard, item.id) not in receipts]
-    return found
-
-
-def by_shard(items: Sequence[WorkItem]) -> dict[int, list[WorkItem]]:
+def by_shard(items: Iterable[WorkItem]) -> dict[int, list[WorkItem]]:
     """The plan's items, grouped by shard."""
     shards: dict[int, list[WorkItem]] = {}
     for item in items:
@@ -129,34 +280,10 @@ def by_shard(items: Sequence[WorkItem]) -> dict[int, list[WorkItem]]:
     return shards
 
 
-def commit_shard(store: Store, shard: int, items: Sequence[WorkItem]) -> None:
-    """Writes a shard's part (and its failures) from its receipts, all of which must be there.
-
-    Raises:
-        MissingKey: an item of the shard has no receipt yet.
-    """
-    if store.exists(part_key(shard)):
-        return
-    rows = [read_receipt(store, item) for item in items]
-    failed = [row for row in rows if row["status"] != OK]
-    # Before the part, which closes its shard; a driver killed in between has left them already.
-    if failed and not store.exists(failures_key(shard)):
-        store.put_new(failures_key(shard), to_parquet(failed))
-    store.put_new(part_key(shard), to_parquet([row for row in rows if row["status"] == OK]))
-
-
-def commit_success(store: Store, shards: Sequence[int]) -> dict[str, Any]:
-    """Writes `_SUCCESS` over all parts of the job and returns its content.
-
-    Raises:
-        MissingKey: a shard has no part yet.
-    """
-    incomplete = [failures_key(shard) for shard in shards if store.exists(failures_key(shard))]
-    parts, rows = _tally(store, [part_key(shard) for shard in shards])
-    failures, failed = _tally(store, incomplete)
-    success = {"rows": rows, "failed": failed, "parts": parts, "failures": failures}
-    store.put_new(SUCCESS_KEY, canonical_json(success))
-    return success
+def at_once(request: Callable[[T], R], subjects: Iterable[T]) -> list[R]:
+    """Makes a request about each subject, many at once; the answers in order."""
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        return list(pool.map(request, subjects))
 
 
 def now() -> str:
@@ -192,82 +319,3 @@ def read_rows(data: bytes) -> list[dict[str, Any]]:
     if not table.schema.equals(SCHEMA):
         raise ValueError("its columns are not those of a manifest part")
     return table.to_pylist()
-
-
-def verify(store: Store) -> Iterator[tuple[str, str | None]]:
-    """Re-hashes everything that the manifest names.
-
-    Yields:
-        (uri, None) for each object that is as it should be, (uri, what is wrong) for the others.
-    """
-    data, problem = _fetch(store, SUCCESS_KEY)
-    try:
-        success = json.loads(data) if problem is None else {}
-        listed = [
-            (str(entry["key"]), entry["sha256"])
-            for entry in [*success.get("parts", []), *success.get("failures", [])]
-        ]
-        counts = (success.get("rows"), success.get("failed"))
-    except _UNREADABLE:
-        problem = "is damaged: not a manifest's success file"
-    if problem is not None:
-        unfinished = "; the job has not finished, run it again" if problem == MISSING else ""
-        yield store.uri(SUCCESS_KEY), problem + unfinished
-        return
-    found = {OK: 0, FAILED: 0}
-    for key, sha256 in listed:
-        data, problem = _fetch(store, key, sha256)
-        yield _name(store, key), problem
-        if problem is None:
-            for row in read_rows(data):
-                found[row["status"]] += 1
-                yield from _verify_row(store, row)
-    agree = counts == (found[OK], found[FAILED])
-    yield store.uri(SUCCESS_KEY), None if agree else "is damaged: its counts are not the parts'"
-    for key in sorted(set(store.list(PARTS)) - {key for key, _ in listed}):
-        yield store.uri(key), f"is not named by {SUCCESS_KEY}, but would be read as data"
-
-
-def _verify_row(store: Store, row: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
-    receipt = receipt_key(row["shard"], row["item_id"])
-    data, problem = _fetch(store, receipt)
-    if problem is None:
-        try:
-            kept = read_rows(to_parquet([json.loads(data)]))
-            problem = None if kept == [row] else "is damaged: it contradicts the manifest"
-        except (pa.ArrowException, *_UNREADABLE):
-            problem = "is damaged: not a receipt"
-    yield store.uri(receipt), problem
-    if row["status"] == OK:
-        yield _name(store, row["key"]), _fetch(store, row["key"], row["sha256"])[1]
-
-
-def _fetch(store: Store, key: str, sha256: str | None = None) -> tuple[bytes, str | None]:
-    """An object, and what is wrong with it: MISSING, of another hash, or not to be read."""
-    try:
-        data = store.get(key)
-    except MissingKey:
-        return b"", MISSING
-    except StoreError as error:
-        return b"", f"cannot be read: {error}"
-    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-        return data, f"is damaged: its {len(data)} bytes do not have the sha256 of the manifest"
-    return data, None
-
-
-def _name(store: Store, key: str) -> str:
-    """The uri of a key that a file names, or the key itself where it cannot be one."""
-    try:
-        return store.uri(key)
-    except StoreError:
-        return repr(key)
-
-
-def _tally(store: Store, keys: Sequence[str]) -> tuple[list[dict[str, str]], int]:
-    """Parquet files by key and sha256, and how many rows they hold together."""
-    entries, rows = [], 0
-    for key in keys:
-        data = store.get(key)
-        entries.append({"key": key, "sha256": hashlib.sha256(data).hexdigest()})
-        rows += pq.read_metadata(io.BytesIO(data)).num_rows
-    return entries, rows

@@ -27,9 +27,9 @@ class SpecError(ValueError):
     """A root belongs to another job; the message says in what they differ and what to do."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class WorkItem:
-    """One video to render.
+    """One video to render. There may be a million of them: slots, and arguments that are shared.
 
     Attributes:
         index: place in the plan, from 0.
@@ -87,7 +87,7 @@ def plan_items(
     """
     items: dict[str, WorkItem] = {}
     for prompt in prompts:
-        merged = {**arguments, **prompt.overrides}
+        merged = {**arguments, **prompt.overrides} if prompt.overrides else arguments
         for draw in range(seeds):
             if prompt.seed is None:
                 seed = stable_seed(prompt.prompt_id, draw)

@@ -47,8 +47,8 @@ class Rendering:
 
 
 @dataclass
-class _LoopClock:
-    """Times the denoising loop and counts the transformer's calls, from inside the pipeline."""
+class _LoopWatch:
+    """Times the denoising loop, counts the transformer's calls and looks at what comes out."""
 
     calls: int = 0
     started: float = math.nan
@@ -67,6 +67,8 @@ class _LoopClock:
         # Waiting for the device at every step would slow what is measured.
         if step + 1 == pipeline.num_timesteps:
             self.stopped = _now()
+            latents = tensors["latents"].float().cpu().numpy()
+            video.check_drawn("latents", latents, latents.shape)
         return tensors
 
 
@@ -127,28 +129,33 @@ class Renderer:
 
         Raises:
             ScheduleError: the schedule does not fit the run.
+            ValueError: what came out is no video (NaN, Inf, one value, another shape).
         """
         transformer = self.pipeline.transformer
-        clock = _LoopClock()
-        timing = transformer.register_forward_pre_hook(clock.before_forward)
-        hook = None if schedule is None else apply_mean_cache(transformer, schedule)
+        watch = _LoopWatch()
+        watching = transformer.register_forward_pre_hook(watch.before_forward)
         started = time.perf_counter()
         try:
+            hook = None if schedule is None else apply_mean_cache(transformer, schedule)
             # Decoding is rank 0's alone: the others have the same latents.
             output = self._call(
                 prompt,
                 seed,
-                {**arguments, "callback_on_step_end": clock.after_step},
+                {**arguments, "callback_on_step_end": watch.after_step},
                 "np" if self.rank == 0 else "latent",
             )
         finally:
             remove_mean_cache(transformer)
-            timing.remove()
+            watching.remove()
         seconds = time.perf_counter() - started
-        frames = np.rint(output[0] * 255).astype(np.uint8) if self.rank == 0 else None
         # Of the calls with a schedule, the hook answered some itself.
-        nfe = clock.calls if hook is None else hook.forwards
-        return Rendering(frames, nfe, seconds, clock.stopped - clock.started)
+        nfe = watch.calls if hook is None else hook.forwards
+        loop_s = watch.stopped - watch.started
+        if self.rank != 0:
+            return Rendering(None, nfe, seconds, loop_s)
+        size = tuple(arguments[name] for name in ("num_frames", "height", "width"))
+        video.check_drawn("frames", output[0], (*size, 3))
+        return Rendering(np.rint(output[0] * 255).astype(np.uint8), nfe, seconds, loop_s)
 
     def denoise(self, prompt: str, seed: int, arguments: Mapping[str, Any]) -> torch.Tensor:
         """Runs all steps of one video without decoding it; returns its latents."""

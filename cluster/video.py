@@ -97,6 +97,26 @@ def decode(data: bytes) -> NDArray[np.uint8]:
     return np.stack(frames)
 
 
+def check_drawn(what: str, values: NDArray[np.floating], shape: tuple[int, ...]) -> None:
+    """Refuse what a model returned where it is no picture of anything.
+
+    what: 'latents' or 'frames', for the message.
+    values: floats, as the pipeline returned them, before they are cut to 0..255.
+    shape: what they should have.
+
+    Raises ValueError for another shape, for NaN and Inf, and for one value everywhere.
+    """
+    if values.shape != shape:
+        raise ValueError(f"the model's {what} have shape {values.shape} instead of {shape}")
+    finite = np.isfinite(values)
+    if not finite.all():
+        raise ValueError(
+            f"the model's {what} are NaN or infinite in {1 - finite.mean():.2%} of their values"
+        )
+    if values.min() == values.max():
+        raise ValueError(f"the model's {what} are {values.min():g} everywhere")
+
+
 def _check(frames: NDArray[np.uint8], fps: float) -> None:
     if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8:
         found = getattr(frames, "dtype", type(frames).__name__)

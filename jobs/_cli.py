@@ -1,7 +1,8 @@
 """What the jobs' command lines share: flags, config files, exit codes.
 
 Exit codes: 0 all asked for is there; 1 a real error, or `verify` found damage; 2 the input was
-refused before any rank started; 3 some items failed for good; 130 stopped by hand.
+refused before any rank started; 3 some items failed for good; 130 stopped by hand (Ctrl-C); 143
+stopped on request (SIGTERM, as `ray job stop` sends it).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import configargparse
 import yaml
 from ray.exceptions import RayError
 
+from cluster.draining import Stopped, stoppable
 from cluster.fleet import FleetError, Gangs, parse_count
 from cluster.gang import GangError
 from cluster.model import Model, ModelError, find_model
@@ -33,7 +35,8 @@ from meancache.stability import GraphError, StabilityGraph
 # Set by `ray job submit` in the environment of the job's driver.
 SUBMITTED_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
-EXIT_ERROR, EXIT_REFUSED, EXIT_FAILED_ITEMS, EXIT_STOPPED = 1, 2, 3, 130
+EXIT_ERROR, EXIT_REFUSED, EXIT_FAILED_ITEMS = 1, 2, 3
+EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 
 REFUSALS = (
     FittingError,
@@ -206,6 +209,22 @@ def positive(text: str) -> int:
     return number
 
 
+def share(text: str) -> float:
+    """A part of a whole, above 0 and up to 1, for argparse."""
+    number = float(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} must be above 0 and at most 1")
+    return number
+
+
+def not_negative(text: str) -> int:
+    """A whole number from 0, for argparse."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} must not be negative")
+    return number
+
+
 def model_and_arguments(options: argparse.Namespace) -> tuple[Model, dict[str, Any]]:
     """The model of --model, and the call arguments after the flags. Raises ModelError."""
     model = find_model(options.model, options.revision, options.dtype)
@@ -245,20 +264,27 @@ def run_job(
         sys.stdout.reconfigure(line_buffering=True)
     options = parser.parse_args(argv)
     try:
-        try:
-            prepared = prepare(options)
-        except StoreError as error:
-            return _say(error, EXIT_REFUSED)
-        return perform(prepared)
+        with stoppable():
+            try:
+                prepared = prepare(options)
+            except StoreError as error:
+                return _say(error, EXIT_REFUSED)
+            return perform(prepared)
     except REFUSALS as error:
         return _say(error, EXIT_REFUSED)
     except KeyboardInterrupt:
-        print("stopped: what is committed stays; the same command resumes", file=sys.stderr)
-        return EXIT_STOPPED
+        return _stopped(EXIT_INTERRUPTED)
+    except Stopped:
+        return _stopped(EXIT_TERMINATED)
     except (StoreError, GangError, OSError) as error:
         return _say(error, EXIT_ERROR)
     except RayError as error:
         return _say(next(iter(str(error).split("\n")), "") or type(error).__name__, EXIT_ERROR)
+
+
+def _stopped(code: int) -> int:
+    print("stopped: what is committed stays; the same command resumes", file=sys.stderr)
+    return code
 
 
 def _say(error: object, code: int) -> int:

@@ -6,16 +6,20 @@ Resume is the same command: what has a receipt is done, everything else is open.
 from __future__ import annotations
 
 import argparse
+import secrets
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from cluster import fleet, manifest, plan
 from cluster.delivery import Delivery
+from cluster.manifest import Manifest, Success
 from cluster.model import Model
 from cluster.plan import WorkItem, plan_items, specification
 from cluster.prompts import read_prompts
@@ -42,6 +46,8 @@ class Prepared:
     spec: Mapping[str, Any]
     gangs: fleet.Gangs
     dry_run: bool
+    retry_failed: bool
+    max_failures: int
 
 
 def prepare(options: argparse.Namespace) -> Prepared:
@@ -51,10 +57,11 @@ def prepare(options: argparse.Namespace) -> Prepared:
     schedule = _schedule(options, model, arguments["num_inference_steps"])
     prompts = read_prompts(options.prompts)
     items = plan_items(prompts, model, arguments, schedule)
-    for checked in {tuple(sorted(item.arguments.items())): item for item in items}.values():
-        model.check_arguments(checked.arguments, gangs.size)
+    # Rows share their arguments unless they override some: a million rows are few settings.
+    for setting in {id(item.arguments): item.arguments for item in items}.values():
+        model.check_arguments(setting, gangs.size)
         if schedule is not None:
-            model.check_schedule(schedule, checked.arguments)
+            model.check_schedule(schedule, setting)
     spec = specification("render", items, model, arguments, schedule)
     store = _cli.open_output(options)
     plan.check_spec(store, spec)
@@ -67,37 +74,67 @@ def prepare(options: argparse.Namespace) -> Prepared:
         spec=spec,
         gangs=gangs,
         dry_run=options.dry_run,
+        retry_failed=options.retry_failed,
+        max_failures=options.max_failures,
     )
 
 
 def perform(prepared: Prepared) -> int:
     """Renders what is open, closes shards as they fill, and ends with `_SUCCESS`."""
     store, items = prepared.store, prepared.items
-    todo = manifest.open_items(store, items)
-    _announce(prepared, todo)
-    if prepared.dry_run:
+    there = manifest.finished(store)
+    if there is None:
+        success = _render(prepared, Manifest(store), items)
+    elif prepared.retry_failed and there[1].failed:
+        last, before = there
+        failed = manifest.failed_ids(store, before)
+        again = [item for item in items if item.id in failed]
+        success = _render(prepared, Manifest(store, last.healing + 1), again, before)
+    else:
+        _announce(prepared, items, [])
+        success = there[1]
+    if success is None:
         return 0
+    print(f"{success.rows} videos, {success.failed} failed: {store.uri(manifest.PARTS[:-1])}")
+    if success.failed:
+        print(
+            f"the reasons are in {store.uri(manifest.FAILURES[:-1])}; the same command with "
+            "--retry-failed renders those rows again"
+        )
+    return _cli.EXIT_FAILED_ITEMS if success.failed > prepared.max_failures else 0
+
+
+def _render(
+    prepared: Prepared,
+    here: Manifest,
+    items: Sequence[WorkItem],
+    before: Success | None = None,
+) -> Success | None:
+    """Renders those of `items` that have no receipt here; None where nothing was to be done yet."""
+    missing = here.open_shards(items)
+    todo = [item for members in missing.values() for item in members]
+    _announce(prepared, items, todo)
+    if prepared.dry_run:
+        return None
     if todo:
-        fleet.on_a_worker(partial(store.exists, plan.SPEC_KEY))
-    plan.freeze(store, prepared.spec)
+        fleet.on_a_worker(partial(here.store.exists, plan.SPEC_KEY))
+    plan.freeze(here.store, prepared.spec)
     shards = manifest.by_shard(items)
-    missing = Counter(item.shard for item in todo)
-    work = Delivery(store, prepared.model, prepared.schedule)
-    results = fleet.run(work, todo, prepared.gangs)
+    left = Counter({shard: len(members) for shard, members in missing.items()})
+    for shard in missing:
+        if not left[shard]:  # a driver that was killed filled it and did not close it
+            here.close_shard(shard, shards[shard])
+    work = Delivery(here, prepared.model, prepared.schedule)
+    # Two drivers of one root meet as late as they can when each begins somewhere else.
+    first = secrets.randbelow(len(todo)) if todo else 0
+    results = fleet.run(work, todo[first:] + todo[:first], prepared.gangs, work.lost)
     for row in progress(results, len(todo), "videos"):
         if row["status"] == manifest.FAILED:
             print(f"\nfailed: {row['item_id']}: {row['error']}", file=sys.stderr)
-        missing[row["shard"]] -= 1
-        if missing[row["shard"]] == 0:
-            manifest.commit_shard(store, row["shard"], shards[row["shard"]])
-    for shard, members in shards.items():  # those that a driver filled but did not close
-        manifest.commit_shard(store, shard, members)
-    success = manifest.commit_success(store, list(shards))
-    print(
-        f"{success['rows']} videos, {success['failed']} failed: "
-        f"{store.uri(manifest.PARTS.rstrip('/'))}"
-    )
-    return _cli.EXIT_FAILED_ITEMS if success["failed"] else 0
+        left[row["shard"]] -= 1
+        if not left[row["shard"]]:
+            here.close_shard(row["shard"], shards[row["shard"]])
+    return here.finish(shards, before)
 
 
 def _schedule(options: argparse.Namespace, model: Model, steps: int) -> Schedule | None:
@@ -129,17 +166,17 @@ def _schedule(options: argparse.Namespace, model: Model, steps: int) -> Schedule
     return shipped[options.budget]
 
 
-def _announce(prepared: Prepared, todo: Sequence[WorkItem]) -> None:
-    done = len(prepared.items) - len(todo)
+def _announce(prepared: Prepared, items: Sequence[WorkItem], todo: Sequence[WorkItem]) -> None:
     schedule = prepared.schedule
     forwards = sum(
         schedule.nfe if schedule else item.arguments["num_inference_steps"] for item in todo
     )
+    done = len(items) - len(todo)
     print(f"render: {len(todo)} videos to do ({forwards} forwards), {done} already done")
     repeated = prepared.rows - len(prepared.items)
     if repeated:
         print(f"{repeated} rows repeat another row and are not rendered twice")
-    if prepared.dry_run:
+    if prepared.dry_run and todo:
         seconds = _known_seconds(prepared, todo) if done else None
         if seconds is None:
             print("time: unknown until a first video of this job is rendered")
@@ -151,14 +188,13 @@ def _announce(prepared: Prepared, todo: Sequence[WorkItem]) -> None:
 def _known_seconds(prepared: Prepared, todo: Sequence[WorkItem]) -> float | None:
     """Mean seconds of gang time a video took, over some receipts of this job."""
     left = {item.id for item in todo}
+    done = islice((item for item in prepared.items if item.id not in left), RATE_SAMPLE)
     seconds = []
-    for item in [item for item in prepared.items if item.id not in left][-RATE_SAMPLE:]:
-        try:
-            row = manifest.read_receipt(prepared.store, item)
-        except MissingKey:
-            continue
-        if row["status"] == manifest.OK:
-            seconds.append(row["render_s"] + row["encode_s"] + row["upload_s"])
+    for item in done:
+        with suppress(MissingKey):
+            row = Manifest(prepared.store).receipt(item)
+            if row["status"] == manifest.OK:
+                seconds.append(row["render_s"] + row["encode_s"] + row["upload_s"])
     return sum(seconds) / len(seconds) if seconds else None
 
 
@@ -188,6 +224,19 @@ def parser() -> argparse.ArgumentParser:
     )
     _cli.add_model(result)
     _cli.add_fleet(result)
+    group = result.add_argument_group("failures (a row is given up after 3 attempts)")
+    group.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="render the rows again that a finished job gave up; what is there stays as it is",
+    )
+    group.add_argument(
+        "--max-failures",
+        type=_cli.not_negative,
+        default=0,
+        metavar="N",
+        help="end with exit code 0 with up to N failed rows (default 0: with any, it is 3)",
+    )
     return result
 
 

@@ -5,29 +5,50 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from cluster import manifest
+from cluster import garbage, manifest, verification
 from cluster.store import Store, open_store
 from jobs import _cli
+from jobs._progress import progress
+
+GRACE_H = 24.0
 
 
-def prepare(options: argparse.Namespace) -> Store:
+@dataclass(frozen=True)
+class Prepared:
+    """A root that can be read, and what to do with it."""
+
+    store: Store
+    share: float
+    collect: bool
+    grace_h: float
+
+
+def prepare(options: argparse.Namespace) -> Prepared:
     """Opens the root, and finds out whether it can be read at all."""
     store = open_store(options.root)
     store.exists(manifest.SUCCESS_KEY)
-    return store
+    return Prepared(store, options.sample, options.gc, options.grace)
 
 
-def perform(store: Store) -> int:
+def perform(prepared: Prepared) -> int:
     """Reads every object; names those that are missing or damaged."""
-    checked = 0
-    problems = 0
-    for uri, problem in manifest.verify(store):
-        checked += 1
-        if problem is not None:
-            problems += 1
-            print(f"{uri} {problem}")
+    store = prepared.store
+    checked = problems = 0
+    steps = verification.expected_steps(store)
+    for findings in progress(verification.verify(store, prepared.share), steps, "files"):
+        checked += len(findings)
+        for uri, problem in findings:
+            if problem is not None:
+                problems += 1
+                print(f"{uri} {problem}")
     print(f"{checked} objects checked, {problems} of them missing or damaged")
+    if prepared.collect:
+        freed = removed = 0
+        for _, size in garbage.collect(store, prepared.grace_h * 3600):
+            removed, freed = removed + 1, freed + size
+        print(f"{removed} videos that nothing names removed, {freed / 1e6:.1f} MB")
     return _cli.EXIT_ERROR if problems else 0
 
 
@@ -40,6 +61,27 @@ def parser() -> argparse.ArgumentParser:
         "python -m jobs.verify out",
     )
     result.add_argument("root", metavar="ROOT", help="the --output of a finished jobs.render")
+    result.add_argument(
+        "--sample",
+        type=_cli.share,
+        default=1.0,
+        metavar="SHARE",
+        help="read this share of the receipts and videos, drawn at random, such as 0.01 "
+        "(default: all; the manifest's own files are always read)",
+    )
+    result.add_argument(
+        "--gc",
+        action="store_true",
+        help="also remove videos that no receipt names and none will: what attempts leave that "
+        "were killed between a video and its receipt",
+    )
+    result.add_argument(
+        "--grace",
+        type=_cli.finite,
+        default=GRACE_H,
+        metavar="HOURS",
+        help=f"how old such a video must be to be removed (default {GRACE_H:g})",
+    )
     return result
 
 
