@@ -10,17 +10,25 @@ decisions by themselves and no collective is needed here.
 from __future__ import annotations
 
 import inspect
-import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.hooks.hooks import BaseState, CacheContext, StateManager
+from diffusers.hooks import ModelHook
+from diffusers.hooks.hooks import BaseState, StateManager
 
-from meancache.grid import describe
-from meancache.output import velocity_of, with_velocity
+from meancache.attach import attach, attached, detach
+from meancache.output import velocities_of, velocity_of, with_velocities
+from meancache.pipelines import (
+    Caller,
+    calling_pipeline,
+    check_run,
+    check_transformer,
+    transformers_of,
+)
 from meancache.schedule import Schedule, ScheduleError
 from meancache.velocity import velocities_in_use
 
@@ -30,58 +38,99 @@ NUM_TRAIN_TIMESTEPS = 1000
 TIMESTEP_ROUNDING = 2.0**-8
 
 
-def apply_mean_cache(transformer: torch.nn.Module, schedule: Schedule) -> MeanCacheHook:
+def apply_mean_cache(
+    transformer: torch.nn.Module | DiffusionPipeline, schedule: Schedule
+) -> MeanCacheHook:
     """Makes `transformer` follow `schedule` in every run of its pipeline from now on.
 
     >>> apply_mean_cache(pipe.transformer, Schedule.load("schedule.json"))
     >>> video = pipe(prompt).frames  # same call as before, schedule.nfe forwards
 
+    A step whose velocities are not all known is computed: a run that begins in the middle of the
+    grid, or a branch of guidance that begins later than the others, costs more than NFE forwards.
+
     Args:
-        transformer: the denoiser of a diffusers flow-matching pipeline.
+        transformer: the denoiser of a diffusers flow-matching pipeline. Or the pipeline, for all
+            of its transformers: where several share the steps (Wan 2.2), they are one velocity
+            field, so the one goes on with the velocities of the other.
         schedule: solved for the pipeline's grid of noise levels.
 
     Returns:
-        The hook, whose `forwards` counts how often the transformer really ran.
+        The (first) hook, whose `forwards` counts how often the transformers really ran.
 
     Raises:
         ScheduleError: a schedule or another cache is active on this transformer already. Later,
-            before the first forward of a run: the pipeline runs on another grid.
+            before the first forward of a run: the scheduler, the grid, the shape or the LoRA
+            adapters are not the schedule's, or another cache was enabled since.
     """
-    if getattr(transformer, "is_cache_enabled", False):
-        raise ScheduleError(
-            f"{type(transformer).__name__} has another cache enabled; call its disable_cache() "
-            "before apply_mean_cache"
-        )
-    registry = HookRegistry.check_if_exists_or_initialize(transformer)
-    if registry.get_hook(HOOK_NAME) is not None:
-        raise ScheduleError(
-            f"{type(transformer).__name__} follows a schedule already; call remove_mean_cache "
-            "before applying another"
-        )
-    hook = MeanCacheHook(schedule)
-    registry.register_hook(hook, HOOK_NAME)
-    return hook
+    modules = transformers_of(transformer)
+    for module in modules:
+        check_transformer(module, schedule)
+        if attached(module, HOOK_NAME) is not None:
+            raise ScheduleError(
+                f"{type(module).__name__} follows a schedule already; call remove_mean_cache "
+                "before applying another"
+            )
+    hooks = attach_hooks(modules, schedule)
+    return hooks[0]
 
 
-def remove_mean_cache(transformer: torch.nn.Module) -> None:
+def remove_mean_cache(transformer: torch.nn.Module | DiffusionPipeline) -> None:
     """Makes `transformer` compute every step again; nothing happens where no schedule is."""
-    registry = getattr(transformer, "_diffusers_hook", None)
-    if registry is not None:
-        registry.remove_hook(HOOK_NAME, recurse=False)
+    for module in transformers_of(transformer):
+        detach(module, HOOK_NAME)
 
 
-class _Run(BaseState):
-    """One denoising run in one cache context: where it is, and the velocities still needed."""
+@dataclass
+class _Branch:
+    """One of the calls that every step makes, such as cond: the velocities still needed of it."""
 
-    def __init__(self) -> None:
-        self.reset()
+    step: int = 0
+    shape: torch.Size | None = None
+    history: dict[int, list[torch.Tensor]] = field(default_factory=dict)
+    # The weights of the newest estimate, and what they came to.
+    estimate: tuple[dict[int, float], list[torch.Tensor]] | None = None
+    output: Any = None
 
-    def reset(self, *args: Any, **kwargs: Any) -> None:
-        self.step = 0
-        self.shape: torch.Size | None = None
-        self.history: dict[int, torch.Tensor] = {}
-        self.estimate: torch.Tensor | None = None
-        self.output: Any = None
+    def forget(self) -> None:
+        self.__init__()  # type: ignore[misc]
+
+
+@dataclass
+class _Progress:
+    """A pipeline's run: where it is and what each call of a step knows.
+
+    Calls of one step are told apart by their cache context and, where a pipeline makes several
+    calls in one context or in none, by their order.
+
+    Attributes:
+        grid: the very tensor of noise levels that the scheduler made for this run.
+        modules: the transformers that share the run.
+        forwards: how often they ran, in all runs.
+    """
+
+    modules: Sequence[torch.nn.Module]
+    grid: torch.Tensor | None = None
+    step: int = -1
+    calls: dict[str | None, int] = field(default_factory=dict)
+    branches: dict[tuple[str | None, int], _Branch] = field(default_factory=dict)
+    forwards: int = 0
+
+    def forget(self) -> None:
+        self.grid, self.step = None, -1
+        self.calls.clear()
+        self.branches.clear()
+
+    def branch(self, context: str | None, step: int) -> tuple[int, _Branch]:
+        """The call that is next in this context, by its number and what it knows."""
+        if step != self.step:
+            self.step = step
+            self.calls.clear()
+        number = self.calls.get(context, 0)
+        self.calls[context] = number + 1
+        branch = self.branches.setdefault((context, number), _Branch())
+        branch.step = step
+        return number, branch
 
 
 class MeanCacheHook(ModelHook):
@@ -89,104 +138,127 @@ class MeanCacheHook(ModelHook):
 
     _is_stateful = True
 
-    def __init__(self, schedule: Schedule) -> None:
+    def __init__(self, schedule: Schedule, progress: _Progress) -> None:
         super().__init__()
         self.schedule = schedule
-        self.forwards = 0
-        self.runs = StateManager(_Run)
+        self.progress = progress
+        # diffusers' cache_context names the call here; what a call knows is in `progress`.
+        self.context = StateManager(BaseState)
         rows = velocities_in_use(schedule)
         self._computed = frozenset(schedule.computed_steps)
         self._weights = [{int(n): float(row[n]) for n in np.flatnonzero(row)} for row in rows]
         self._last_use = {n: k for k, weights in enumerate(self._weights) for n in weights}
 
+    @property
+    def forwards(self) -> int:
+        """How often the transformer ran, or all that share the schedule, since it was applied."""
+        return self.progress.forwards
+
     def initialize_hook(self, module: torch.nn.Module) -> torch.nn.Module:
         """Notes the names of the forward's arguments, which a caller may give by position."""
-        self._names = tuple(inspect.signature(module.forward).parameters)
+        # The class's own: an instance's forward may be somebody's wrapper.
+        self._names = tuple(inspect.signature(type(module).forward).parameters)[1:]
         return module
 
+    # Where the whole module is compiled, dynamo leaves the decisions here alone.
+    @torch.compiler.disable(recursive=False)
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Stands in for the transformer's forward; see the module's docstring."""
-        run = self._current_run()
         try:
-            return self._step(run, *args, **kwargs)
+            number, branch = self._locate(*args, **kwargs)
+            return self._answer(number, branch, *args, **kwargs)
         except BaseException:
-            run.reset()
+            self.progress.forget()
             raise
 
     def reset_state(self, module: torch.nn.Module) -> torch.nn.Module:
         """Forgets all runs in progress (diffusers calls this between pipeline calls)."""
-        self.runs.reset()
+        self.progress.forget()
+        self.context.reset()
         return module
 
-    def _current_run(self) -> _Run:
-        try:
-            return self.runs.get_state()
-        except ValueError:  # no cache context is set: a bare loop, or a model that has none
-            self.runs.set_context(CacheContext("bare"))
-            return self.runs.get_state()
+    def compute(self, step: int, number: int, *args: Any, **kwargs: Any) -> Any:
+        """The transformer's own output, for the call of that number in the step."""
+        self.progress.forwards += 1
+        return self.fn_ref.original_forward(*args, **kwargs)
 
-    def _step(self, run: _Run, *args: Any, **kwargs: Any) -> Any:
-        given = dict(zip(self._names, args, strict=False)) | kwargs
-        self._synchronise(run, given["hidden_states"], given.get("timestep"))
-        step = run.step
-        if step in self._computed:
-            run.output = self.fn_ref.original_forward(*args, **kwargs)
-            self.forwards += 1
-            velocity = velocity_of(run.output)
-            if self._last_use.get(step, step) > step or self._weights[step] != {step: 1.0}:
-                run.history[step] = velocity.to(torch.float32, copy=True)
-        output = self._answer(run)
-        run.step += 1
-        run.history = {n: v for n, v in run.history.items() if self._last_use.get(n, -1) > step}
-        if run.step == self.schedule.num_inference_steps:
-            run.reset()
+    def _answer(self, number: int, branch: _Branch, *args: Any, **kwargs: Any) -> Any:
+        """The output of the branch's step: the transformer's own, or the estimate's."""
+        step, weights = branch.step, self._weights[branch.step]
+        computed = step in self._computed
+        known = all(n in branch.history for n in weights if n != step)
+        if computed or not known:
+            branch.output = self.compute(step, number, *args, **kwargs)
+            branch.estimate = None
+        if computed and (self._last_use.get(step, step) > step or weights != {step: 1.0}):
+            branch.history[step] = [
+                velocity.to(torch.float32, copy=True) for velocity in velocities_of(branch.output)
+            ]
+        if known and weights != {step: 1.0}:
+            if branch.estimate is None or branch.estimate[0] != weights:
+                total = _weighted_sum(weights, branch.history, branch.output)
+                branch.estimate = weights, total
+            # Schedulers may write into what they are given; the next step needs it unharmed.
+            output = with_velocities(branch.output, [v.clone() for v in branch.estimate[1]])
+        else:
+            output = branch.output
+        branch.history = {
+            n: v for n, v in branch.history.items() if self._last_use.get(n, -1) > step
+        }
+        branch.step += 1
+        if branch.step == self.schedule.num_inference_steps:
+            branch.forget()
         return output
 
-    def _answer(self, run: _Run) -> Any:
-        """The output of the current step: the transformer's own, or the estimate's."""
-        weights = self._weights[run.step]
-        if weights == {run.step: 1.0}:
-            run.estimate = None
-            return run.output
-        if run.estimate is None or weights != self._weights[run.step - 1]:
-            like = velocity_of(run.output)
-            run.estimate = _weighted_sum(weights, run.history, like).to(like.dtype)
-        # Schedulers may write into what they are given; the next step needs it unharmed.
-        return with_velocity(run.output, run.estimate.clone())
+    def _locate(self, *args: Any, **kwargs: Any) -> tuple[int, _Branch]:
+        """Finds which call of which step this is, and that it is one the schedule knows."""
+        given = dict(zip(self._names, args, strict=False)) | kwargs
+        latents = velocity_of(given[self._names[0]])
+        caller, context = calling_pipeline(), self._context()
+        if caller is None:
+            branch = self.progress.branches.setdefault((context, 0), _Branch())
+            self._synchronise(branch, latents, given.get("timestep"))
+            return 0, branch
+        grid = getattr(caller.scheduler, "sigmas", None)
+        if grid is None or grid is not self.progress.grid:
+            self._begin(caller)
+        number, branch = self.progress.branch(context, caller.step)
+        if branch.shape not in (None, latents.shape):
+            branch.forget()
+            branch.step = caller.step
+        branch.shape = latents.shape
+        return number, branch
 
-    def _synchronise(self, run: _Run, latents: torch.Tensor, timestep: Any) -> None:
-        """Finds the start of a run, and checks that it is where the schedule thinks it is."""
-        pipeline = _calling_pipeline()
-        if pipeline is not None:
-            # The scheduler's own counter: exact, and read without waiting for the device.
-            step = pipeline.scheduler.step_index or 0
-            if step == 0:
-                run.reset()
-                self._check_grid(pipeline.scheduler)
-            found, expected = f"the scheduler is at step {step}", step == run.step
-        else:
-            if run.shape not in (None, latents.shape):
-                run.reset()
-            # An unfinished run, begun again, is nearer to the first step's timestep.
-            if self._distance(timestep, 0) < self._distance(timestep, run.step):
-                run.reset()
-            expected = self._distance(timestep, run.step) <= TIMESTEP_ROUNDING
-            found = f"the timestep is {timestep}"
-        if not expected:
-            raise ScheduleError(
-                f"the schedule is at step {run.step} of {self.schedule.grid}, but {found}: run "
-                "the pipeline on the schedule's grid, from its first step"
-            )
-        run.shape = latents.shape
+    def _begin(self, caller: Caller) -> None:
+        """A new run: its scheduler has made its noise levels anew."""
+        check_run(caller, self.schedule)
+        for module in self.progress.modules:
+            check_transformer(module, self.schedule)
+        self.progress.forget()
+        self.progress.grid = caller.scheduler.sigmas
 
-    def _check_grid(self, scheduler: Any) -> None:
-        sigmas = scheduler.sigmas.tolist()
-        if not self.schedule.grid.matches(sigmas):
+    def _context(self) -> str | None:
+        try:
+            return self.context.context.name
+        except ValueError:  # no cache context is set: a bare loop, or a model that has none
+            return None
+
+    def _synchronise(self, branch: _Branch, latents: torch.Tensor, timestep: Any) -> None:
+        """In a loop without a pipeline: finds the start of a run, and checks that it is there."""
+        if branch.step == 0 or branch.shape != latents.shape:
+            branch.forget()
+            for module in self.progress.modules:
+                check_transformer(module, self.schedule)
+        # An unfinished run, begun again, is nearer to the first step's timestep.
+        if self._distance(timestep, 0) < self._distance(timestep, branch.step):
+            branch.forget()
+        if self._distance(timestep, branch.step) > TIMESTEP_ROUNDING:
             raise ScheduleError(
-                f"the schedule is for a grid of {self.schedule.grid}, but the pipeline runs "
-                f"{describe(sigmas)}: set num_inference_steps and the scheduler's shift to the "
-                "schedule's, or solve a schedule for this grid"
+                f"the schedule is at step {branch.step} of {self.schedule.grid}, but the timestep "
+                f"is {timestep}: run on the schedule's grid from its first step, one call a step "
+                "in each cache context"
             )
+        branch.shape = latents.shape
 
     def _distance(self, timestep: Any, step: int) -> float:
         """How far a bare loop's timestep, in units of 1 or of 1000, is from that of `step`.
@@ -204,25 +276,28 @@ class MeanCacheHook(ModelHook):
         return min(abs(value - expected) / max(expected, sigma) for expected in rounded)
 
 
+def attach_hooks(
+    modules: Sequence[torch.nn.Module],
+    schedule: Schedule,
+    kind: type[MeanCacheHook] = MeanCacheHook,
+    **options: Any,
+) -> list[Any]:
+    """Puts a hook that follows `schedule` on each module; they share the run."""
+    progress = _Progress(modules)
+    hooks = [kind(schedule, progress, **options) for _ in modules]
+    for module, hook in zip(modules, hooks, strict=True):
+        attach(module, hook, HOOK_NAME)
+    return hooks
+
+
 def _weighted_sum(
-    weights: dict[int, float], history: dict[int, torch.Tensor], like: torch.Tensor
-) -> torch.Tensor:
-    total = torch.zeros_like(like, dtype=torch.float32)
-    for step, weight in weights.items():
-        total.add_(history[step], alpha=weight)
-    return total
-
-
-def _calling_pipeline() -> Any:
-    """The diffusers pipeline whose `__call__` is running the transformer, or None.
-
-    A transformer does not know its pipeline, and its timestep alone cannot tell 50 steps from
-    30: both begin at 1000. The pipeline's scheduler can, before a forward is spent.
-    """
-    frame = sys._getframe(1)
-    while frame is not None:
-        caller = frame.f_locals.get("self") if "self" in frame.f_code.co_varnames else None
-        if isinstance(caller, DiffusionPipeline) and hasattr(caller, "scheduler"):
-            return caller
-        frame = frame.f_back  # type: ignore[assignment]
-    return None
+    weights: dict[int, float], history: dict[int, list[torch.Tensor]], like: Any
+) -> list[torch.Tensor]:
+    """Sum of weights x velocities in fp32, a tensor for each of `like`, in its dtype."""
+    sums = []
+    for index, velocity in enumerate(velocities_of(like)):
+        total = torch.zeros_like(velocity, dtype=torch.float32)
+        for step, weight in weights.items():
+            total.add_(history[step][index], alpha=weight)
+        sums.append(total.to(velocity.dtype))
+    return sums
