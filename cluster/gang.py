@@ -86,13 +86,16 @@ class Gang:
         return [rank.pid for rank in self._ranks if rank.pid is not None]
 
     def start(self) -> None:
-        """Starts the ranks and waits until all are ready; nothing happens when they run.
+        """Starts the ranks and waits until all are ready; nothing happens when all run.
+
+        A rank that has died since the last task is no fault of the next: all are started anew.
 
         Raises:
             GangStartError: a rank failed to start.
         """
-        if self._ranks:
+        if self._ranks and all(rank.is_alive() for rank in self._ranks):
             return
+        self.close()
         context = multiprocessing.get_context("spawn")
         # A file as rendezvous: a port probed and then bound may be taken in between.
         self._folder = tempfile.TemporaryDirectory(prefix="gang-")
@@ -114,7 +117,7 @@ class Gang:
             raise GangStartError(str(error)) from error
 
     def run(self, task: Task, payload: Any, deadline_s: float = TASK_DEADLINE_S) -> Any:
-        """Runs task(built, payload) on every rank and returns rank 0's result.
+        """Runs task(built, payload) on every rank, started if need be; returns rank 0's result.
 
         Args:
             task: a function that pickles by name; `built` is what `build_rank` returned.

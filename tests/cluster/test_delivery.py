@@ -3,34 +3,50 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from cluster import manifest, video
+from cluster import attempts, manifest, video
 from cluster.delivery import Delivery
 from cluster.gang import Gang, GangStartError
+from cluster.manifest import Manifest
+from cluster.model import find_model
 from cluster.plan import plan_items
 from cluster.prompts import Prompt
 from cluster.renderer import rank_builder
 from cluster.store import open_store
+from meancache import Schedule, tiny
 from tests.cluster import ranks
+from tests.cluster.test_gang import gone
 
 
-@pytest.fixture
-def item(model):
-    arguments = {**model.defaults, "num_inference_steps": 4}
+def planned(model):
+    arguments = {**tiny.DEFAULTS, "num_inference_steps": 4}
     prompt = Prompt(1, "a red circle moving left on a dark background", "one", 3)
     return plan_items([prompt], model, arguments)[0]
 
 
+@pytest.fixture
+def item(model):
+    return planned(model)
+
+
+@pytest.fixture
+def job(tmp_path):
+    return Manifest(open_store(str(tmp_path / "out")))
+
+
 def test_a_delivered_item_has_its_video_and_a_receipt_that_describes_it(
-    tmp_path, model, item, gang_of_two
+    job, model, item, gang_of_two
 ):
-    store = open_store(str(tmp_path))
-    row = Delivery(store, model, None)(gang_of_two, item)
-    assert row == manifest.read_receipt(store, item)
-    data = store.get(row["key"])
+    row = Delivery(job, model, None)(gang_of_two, item)
+    assert row == job.receipt(item)
+    data = job.store.get(row["key"])
     assert row["sha256"] == hashlib.sha256(data).hexdigest()
     assert row["key"] == f"videos/{item.id[:2]}/{item.id}.{row['sha256'][:16]}.mp4"
     assert video.decode(data).shape == (9, 64, 64, 3)
@@ -44,36 +60,132 @@ def test_a_delivered_item_has_its_video_and_a_receipt_that_describes_it(
     assert list(row) == manifest.SCHEMA.names
 
 
-def test_a_rank_killed_before_an_item_costs_one_attempt_and_no_row(tmp_path, model, item):
-    store = open_store(str(tmp_path))
+def test_a_rank_that_died_between_two_items_costs_neither_an_attempt(job, model, item):
     with Gang(rank_builder(model), 1) as gang:
         os.kill(gang.pids[0], signal.SIGKILL)
-        row = Delivery(store, model, None)(gang, item)
-    assert (row["status"], row["attempts"]) == ("ok", 2)
-    assert len(list(store.list("receipts/"))) == len(list(store.list("videos/"))) == 1
+        assert gone(gang.pids[0])
+        row = Delivery(job, model, None)(gang, item)
+    assert (row["status"], row["attempts"]) == ("ok", 1)
+    assert attempts.failures(job, item) == []
 
 
-def test_an_item_that_fails_three_times_is_committed_as_failed_with_the_reason(
-    tmp_path, model, item
-):
-    store = open_store(str(tmp_path))
+@dataclass(frozen=True)
+class KillingOnce(Schedule):
+    """A schedule that kills the rank which reads it, the first time."""
+
+    mark: Path = Path()
+
+    def __getattribute__(self, name):
+        mark = object.__getattribute__(self, "mark")
+        if name == "computed_steps" and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return object.__getattribute__(self, name)
+
+
+def test_a_rank_killed_during_an_item_costs_one_attempt_and_no_row(job, model, item, tmp_path):
+    grid = model.grid(4)
+    plain = Schedule.from_edges(grid.sigmas, [{"start": 0, "stop": 4, "span": 1}])
+    fields = {name: getattr(plain, name) for name in plain.__dataclass_fields__}
+    schedule = KillingOnce(**fields, mark=tmp_path / "killed")
+    with Gang(rank_builder(model), 1) as gang:
+        row = Delivery(job, model, schedule)(gang, item)
+    assert (row["status"], row["attempts"], row["nfe"]) == ("ok", 2, 1)
+    assert len(list(job.store.list("receipts/"))) == len(list(job.store.list("videos/"))) == 1
+    assert attempts.failures(job, item) == ["rank 0 died with exit code -9"]
+
+
+def test_an_item_that_fails_three_times_is_committed_as_failed_with_the_reason(job, model, item):
     with Gang(ranks.build, 1) as gang:  # ranks that have no pipeline to render with
-        row = Delivery(store, model, None)(gang, item)
+        row = Delivery(job, model, None)(gang, item)
     assert (row["status"], row["attempts"], row["key"]) == ("failed", 3, None)
     assert "rank 0 failed: AttributeError" in row["error"]
-    assert json.loads(store.get(manifest.receipt_key(0, item.id)))["status"] == "failed"
-    assert not list(store.list("videos/"))
+    receipt = job.store.get(job.receipt_key(0, item.id))
+    assert json.loads(receipt)["status"] == "failed"
+    assert not list(job.store.list("videos/"))
 
 
-def test_ranks_that_do_not_start_use_up_no_item(tmp_path, model, item):
-    store = open_store(str(tmp_path))
-    with pytest.raises(GangStartError, match="no weights here"):
-        Delivery(store, model, None)(Gang(ranks.build_fails, 1), item)
-    assert manifest.open_items(store, [item]) == [item]
+def test_an_item_that_has_failed_elsewhere_has_only_the_attempts_left_over(job, model, item):
+    delivery = Delivery(job, model, None)
+    delivery.lost(item, "the gang's leader died: killed")
+    attempts.record_failure(job, item, "rank 0 did not answer within 60 s")
+    with Gang(ranks.build, 1) as gang:
+        row = delivery(gang, item)
+    assert row["attempts"] == 3
+    assert "AttributeError" in row["error"]
 
 
-def test_an_item_that_is_committed_is_not_paid_for_again(tmp_path, model, item, gang_of_one):
-    store = open_store(str(tmp_path))
-    first = Delivery(store, model, None)(gang_of_one, item)
+def test_an_item_that_killed_its_leader_every_time_is_given_up_without_a_rank(job, model, item):
+    delivery = Delivery(job, model, None)
+    for _ in range(3):
+        delivery.lost(item, "the gang's leader died: killed")
     nobody = Gang(ranks.build_fails, 1)  # would fail, were it asked
-    assert Delivery(store, model, None)(nobody, item) == first
+    row = delivery(nobody, item)
+    assert (row["status"], row["attempts"]) == ("failed", 3)
+    assert row["error"] == "the gang's leader died: killed"
+
+
+@pytest.fixture
+def spoiled_model(tmp_path):
+    """A real pipeline in a folder, one of whose weights was set to a value of the test's."""
+
+    def spoil(part: str, weight: str, value: float):
+        folder = tmp_path / "spoiled"
+        shutil.copytree(tiny.WEIGHTS, folder)
+        (file,) = (folder / part).glob("*.safetensors")
+        weights = load_file(file)
+        for name in weights:
+            if weight in name:
+                weights[name] = weights[name] * 0 + value
+        save_file(weights, file, metadata={"format": "pt"})
+        return find_model(str(folder), dtype="float32")
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("part", "weight", "value", "sentence"),
+    [
+        ("transformer", "proj_out.bias", float("nan"), "latents are NaN or infinite in 100.00%"),
+        ("vae", "decoder.conv_out", float("inf"), "frames are NaN or infinite"),
+        ("vae", "decoder.conv_out", 0.0, "frames are 0.5 everywhere"),
+    ],
+)
+def test_what_a_broken_model_draws_becomes_a_failed_row(
+    job, spoiled_model, part, weight, value, sentence
+):
+    model = spoiled_model(part, weight, value)
+    item = planned(model)
+    delivery = Delivery(job, model, None)
+    for _ in range(2):  # each attempt takes a gang of its own: spare all but the last
+        delivery.lost(item, "earlier")
+    with Gang(rank_builder(model), 1) as gang:
+        row = delivery(gang, item)
+    assert (row["status"], row["attempts"]) == ("failed", 3)
+    assert sentence in row["error"]
+    assert not list(job.store.list("videos/"))
+
+
+def test_ranks_that_do_not_start_use_up_no_item(job, model, item):
+    with pytest.raises(GangStartError, match="no weights here"):
+        Delivery(job, model, None)(Gang(ranks.build_fails, 1), item)
+    assert job.open_items([item]) == [item]
+    assert attempts.failures(job, item) == []
+
+
+def test_an_item_that_is_committed_is_not_paid_for_again(job, model, item, gang_of_one):
+    first = Delivery(job, model, None)(gang_of_one, item)
+    nobody = Gang(ranks.build_fails, 1)  # would fail, were it asked
+    assert Delivery(job, model, None)(nobody, item) == first
+
+
+def test_a_new_gang_learns_from_receipts_how_long_a_video_takes(job, model, gang_of_one):
+    delivery = Delivery(job, model, None)
+    arguments = {**model.defaults, "num_inference_steps": 4}
+    prompts = [Prompt(line, f"prompt {line}", str(line)) for line in (1, 2)]
+    first, second = plan_items(prompts, model, arguments)
+    row = delivery(gang_of_one, first)
+    with Gang(rank_builder(model), 1) as gang:
+        delivery(gang, second)
+        size = 9 * 64 * 64 * 4
+        assert list(gang.pace._known)[0] == (size, row["render_s"])
