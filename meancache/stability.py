@@ -225,8 +225,9 @@ class StabilityGraph:
             for key in sorted({*mine, *theirs}):
                 if mine.get(key) != theirs.get(key):
                     raise GraphError(
-                        f"the graphs differ in {name}.{key}: {shown(mine.get(key))} and "
-                        f"{shown(theirs.get(key))}; only trajectories of one setting can be merged"
+                        f"the graphs differ in {name}.{shown(key)[1:-1]}: "
+                        f"{shown(mine.get(key))} and {shown(theirs.get(key))}; only trajectories "
+                        "of one setting can be merged"
                     )
         if not self.grid.matches(other.grid.sigmas):
             raise GraphError(f"the graphs' grids differ: {self.grid} and {other.grid}")
