@@ -27,6 +27,7 @@ EXECUTIONS = ("jump", "fine-step")
 MAX_BYTES = 16 * 2**20
 # Levels of nesting: an edge's weights are at 4, and what reads or writes JSON recurses.
 MAX_DEPTH = 16
+_TOO_DEEP = f"a schedule is nested in more than {MAX_DEPTH} levels; flatten it"
 # A method becomes part of file names, store keys and lines in terminals.
 _METHOD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _REQUIRED = ("schema", "grid", "method", "budget", "edges")
@@ -279,7 +280,7 @@ class Schedule:
         if not isinstance(data, Mapping):
             raise ScheduleError("a schedule file must hold one JSON object")
         if is_deep(data):
-            raise ScheduleError(f"a schedule is nested in more than {MAX_DEPTH} levels; flatten it")
+            raise ScheduleError(_TOO_DEEP)
         try:
             written = hashlib.sha256(
                 canonical_json({key: value for key, value in data.items() if key != "id"})
@@ -343,7 +344,9 @@ class Schedule:
             )
         except ScheduleError:
             raise
-        except (ValueError, RecursionError) as error:
+        except RecursionError as error:
+            raise ScheduleError(_TOO_DEEP) from error
+        except ValueError as error:
             raise ScheduleError(f"a schedule file is not JSON: {error}") from error
         return cls.from_json(data)
 
@@ -378,11 +381,14 @@ class Schedule:
         )
 
 
+_CANONICAL = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+)
+
+
 def canonical_json(value: object) -> bytes:
     """JSON with sorted keys and no spaces, UTF-8: equal values give equal bytes."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode("utf-8")
+    return _CANONICAL.encode(value).encode("utf-8")
 
 
 def is_deep(data: object) -> bool:

@@ -89,9 +89,9 @@ def test_odd_but_valid_text_is_kept_as_it_is(tmp_path):
         ({"prompt": "a \ud800"}, "line 2: prompt holds a lone surrogate"),
         ({"prompt": "a", "seed": -1}, "line 2: seed -1 must be between 0"),
         ({"prompt": "a", "seed": 2**63}, "line 2: seed"),
-        ({"prompt": "a", "seed": 1.5}, "line 2: seed '1.5' must be a whole number"),
+        ({"prompt": "a", "seed": 1.5}, "line 2: seed 1.5 must be a whole number"),
         ({"prompt": "a", "seed": "x"}, "line 2: seed 'x' must be a whole number"),
-        ({"prompt": "a", "guidance_scale": float("nan")}, "line 2: guidance_scale 'nan'"),
+        ({"prompt": "a", "guidance_scale": float("nan")}, "line 2: guidance_scale nan"),
         ({"prompt": "a", "height": True}, "line 2: height"),
         ({"prompt": "a", "prompt_id": ""}, "line 2: prompt_id has 0 characters"),
         (["a"], "line 2: not a JSON object"),
@@ -116,8 +116,11 @@ def test_many_bad_rows_are_named_together(tmp_path):
         ("p.jsonl", b"\n\n", "there is no prompt in it"),
         ("p.txt", b"fine\n\xed\xa0\x80\n", "line 2: not UTF-8"),
         ("p.jsonl", b"{\n", "line 1: not JSON"),
-        ("p.csv", b"prompt,seed\na\n", "line 2: not as many fields"),
-        ("p.csv", b"prompt,prompt\na,b\n", "a column is named twice"),
+        ("p.csv", b"prompt,seed\na\n", "line 2: 1 fields where the header has 2"),
+        ("p.csv", b"prompt,prompt\na,b\n", "line 1: a column is named twice"),
+        ("p.csv", b"prompt\nfine\n\xff\n", "line 3: not UTF-8 at byte 12"),
+        ("p.csv", b'prompt,seed\n"two\nlines",1\na,b\n', "line 4: seed 'b' must be"),
+        ("p.jsonl", b'{"prompt": "a", "prompt": "b"}', "line 1: a column is named twice"),
         ("p.parquet", b"PAR1", "not a Parquet file"),
         ("p.parquet", SURROGATE, "not UTF-8, such as a lone surrogate"),
         ("p.doc", b"a", "ending must be one of .txt, .jsonl, .csv, .parquet"),
@@ -126,6 +129,26 @@ def test_many_bad_rows_are_named_together(tmp_path):
 def test_a_file_that_cannot_be_used_is_refused_in_a_sentence(tmp_path, name, data, sentence):
     with pytest.raises(PromptsError, match=sentence):
         read_prompts(written(tmp_path, name, data))
+
+
+def test_a_byte_order_mark_is_one_at_the_start_of_the_file_alone(tmp_path):
+    file = written(tmp_path, "p.txt", "\ufeffone\n\ufefftwo\n")
+    assert [prompt.prompt for prompt in read_prompts(file)] == ["one", "\ufefftwo"]
+
+
+def test_rows_that_override_nothing_share_one_mapping(tmp_path):
+    one, two = read_prompts(written(tmp_path, "p.txt", "one\ntwo\n"))
+    assert one.overrides is two.overrides
+
+
+@pytest.mark.parametrize(("seed", "kept"), [("7", 7), (" +7 ", 7), ("٣", None), ("1_0", None)])
+def test_a_number_in_text_is_of_plain_digits(tmp_path, seed, kept):
+    file = written(tmp_path, "p.csv", f"prompt,seed\na,{seed}\n")
+    if kept is None:
+        with pytest.raises(PromptsError, match="must be a whole number"):
+            read_prompts(file)
+    else:
+        assert read_prompts(file)[0].seed == kept
 
 
 def test_a_missing_file_is_named(tmp_path):

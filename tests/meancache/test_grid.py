@@ -34,6 +34,9 @@ def test_grids_match_up_to_float32_rounding():
         ([1.0, 0.5], "final 0"),
         ([1.0, 1.0, 0.0], "fall strictly"),
         ([float("inf"), 0.0], "finite"),
+        ([1e7, 0.0], "at most 1e\\+06"),
+        ([1.0, 1.0 - 1e-10, 0.0], "at least 1e-09 apart"),
+        (np.linspace(1, 0, 1002), "1002 sigmas; give between 2 and 1001"),
         ([float("nan"), 0.0], "finite"),
     ],
 )

@@ -123,6 +123,8 @@ def test_edges_that_cannot_run_are_refused_in_a_sentence(edges, sentence):
         ({"conditions": {"height": float("inf")}}, "cannot be written as JSON"),
         ({"model": {"id": "\ud800"}}, "cannot be written as JSON"),
         ({"method": 1}, "`method`"),
+        ({"method": "../fitted"}, "a name of letters, digits"),
+        ({"model": {"id": [[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]}}, "more than 16 levels"),
         ({"gamma": "4"}, "`gamma`"),
         ({"model": []}, "`model`"),
         ({"grid": {"num_inference_steps": 10, "sigmas": SIGMAS[::-1]}}, "fall strictly"),
@@ -165,6 +167,24 @@ def test_edges_made_in_code_save_and_load_whatever_their_numbers_are(tmp_path):
 def test_text_that_is_no_schedule_is_refused(text):
     with pytest.raises(ScheduleError):
         Schedule.loads(text)
+
+
+def test_a_file_of_any_size_is_read_no_further_than_a_schedule_can_be(tmp_path):
+    with open(tmp_path / "large.json", "wb") as file:
+        file.truncate(2**40)  # a hole: the file takes no space
+    with pytest.raises(ScheduleError, match=r"large\.json.*at most 16777216 bytes"):
+        Schedule.load(tmp_path / "large.json")
+
+
+def test_a_key_given_twice_is_refused_as_readers_could_disagree_on_it():
+    text = json.dumps(valid())
+    with pytest.raises(ScheduleError, match="names the key 'budget' twice"):
+        Schedule.loads('{"budget": 9, ' + text[1:])
+
+
+def test_sigmas_too_large_for_a_float_are_refused():
+    with pytest.raises(ScheduleError, match="too large"):
+        Schedule.from_edges([10**400, 0], [])
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -1,5 +1,6 @@
 """Statistics against their definition, element by element; graphs merge like sets."""
 
+import dataclasses
 import io
 
 import numpy as np
@@ -14,6 +15,7 @@ from meancache.stability import (
     MULTIGRAPH_SCHEMA,
     GraphError,
     StabilityGraph,
+    edge_count,
     edge_list,
     trajectory_statistics,
 )
@@ -129,6 +131,23 @@ def test_a_diverged_trajectory_is_refused(torch_velocities):
     velocities[3, 7] = float("nan")
     with pytest.raises(GraphError, match="not finite"):
         trajectory_statistics(velocities, GRID, "p", 0)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 6, 50])
+def test_edges_are_counted_without_being_listed(steps):
+    assert edge_count(steps) == len(edge_list(steps))
+
+
+def test_statistics_that_no_trajectory_gives_are_refused(statistics):
+    good = statistics[0]
+    for change in (
+        {"elements": 0},
+        {"l1": -good.l1},
+        {"gram": -good.gram},
+        {"gram": np.full_like(good.gram, 1e300)},
+    ):
+        with pytest.raises(GraphError, match=r"the (statistics|trajectory) of 'p0', seed 0"):
+            dataclasses.replace(good, **change)
 
 
 def test_an_empty_graph_has_no_costs():
