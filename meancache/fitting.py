@@ -6,15 +6,16 @@ there, the estimate u_hat = sum_j c_j v_{n_{k-j}} of the last three velocities i
 velocity that would lead to the reference, z_ref[s] = z_t + (sigma_s - sigma_t) u, by least squares
 over all trajectories, and the run goes on with it. What comes out is at most 3 B numbers.
 
-The rollout is the unmodified pipeline's, started anew for every computed step: a hook answers the
-steps before with estimates already known, lets the model run once, and ends the call. So whatever
-a pipeline does around its transformer is done here as it will be in use. Knows no gang: every
-rank of one makes the same calls and comes to the same weights.
+The rollout is the unmodified pipeline's, started anew for every computed step: the schedule so far
+runs with the transformer's outputs already known, lets the model compute one step more, and ends
+the call. So whatever a pipeline does around its transformer, guidance in two forwards and its
+renormalisation too, is done here as it will be in use. What is fitted is the velocity that the
+sampler integrates. Knows no gang: every rank of one makes the same calls and comes to the same
+weights.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,21 +25,20 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers import DiffusionPipeline
 
 from meancache.grid import Grid
-from meancache.hook import apply_mean_cache, remove_mean_cache
-from meancache.output import velocity_of
+from meancache.hook import Call, MeanCacheHook, attach_hooks, remove_mean_cache
+from meancache.output import velocities_of, with_velocities
+from meancache.pipelines import transformers_of
 from meancache.quality import psnr
 from meancache.reference import fine_schedule
 from meancache.schedule import Edge, Schedule
 from meancache.solver import Steps
-from meancache.trajectory import record_trajectory
+from meancache.trajectory import watch_velocities
 
 ORDER = 3
 RIDGE = 1e-6
-HOOK_NAME = "mean_cache_replay"
 
 
 class FittingError(ValueError):
@@ -94,8 +94,8 @@ class _State:
     """One trajectory of a rollout, at its newest computed step."""
 
     position: torch.Tensor  # z_t - z_0
-    estimates: tuple[tuple[int, torch.Tensor], ...]  # (stop, u_hat) of the jumps behind it
-    outputs: Mapping[int, torch.Tensor]  # velocities that the next weights may name
+    velocities: Mapping[int, torch.Tensor]  # of computed steps that the next weights may name
+    outputs: dict[int, dict[Call, Any]]  # of the transformer, at all computed steps
 
 
 _Rollout = tuple[Steps, tuple[Edge, ...], list[_State]]
@@ -104,8 +104,11 @@ _Rollout = tuple[Steps, tuple[Edge, ...], list[_State]]
 class Fitter:
     """A pipeline's transformer and the calibration trajectories to fit on.
 
+    Attributes:
+        forwards: how often the transformer has run.
+
     Args:
-        transformer: the denoiser that `runs` call.
+        transformer: the denoiser that `runs` call, or the pipeline where it has several.
         grid: the noise levels of the schedules.
         runs: at least one.
         fine_grid: aim at the flow itself, by a run on these noise levels (`reference`), which cut
@@ -113,19 +116,19 @@ class Fitter:
 
     Raises:
         FittingError: there is no run, or the fine grid does not cut the grid's steps evenly.
-        ValueError: the pipeline calls its transformer more than once a step.
+        ScheduleError: the runs are on other noise levels, or not of a flow-matching pipeline.
     """
 
     def __init__(
         self,
-        transformer: torch.nn.Module,
+        transformer: torch.nn.Module | DiffusionPipeline,
         grid: Grid,
         runs: Sequence[Run],
         fine_grid: Grid | None = None,
     ) -> None:
         if not runs:
             raise FittingError("there is no trajectory to fit on; give at least one")
-        self.transformer = transformer
+        self.transformers = transformers_of(transformer)
         self.grid = grid
         self.runs = list(runs)
         self.forwards = 0
@@ -152,10 +155,11 @@ class Fitter:
         ranks that do not decode.
         """
         ((_, edges, states),) = self._rollouts([path], None)
-        scores = [
-            _psnr(self._replay(run, _ReplayHook(state.estimates, None), decode=True), reference)
-            for run, state, reference in zip(self.runs, states, self.references, strict=True)
-        ]
+        schedule = self._schedule(edges)
+        scores = []
+        for run, state, reference in zip(self.runs, states, self.references, strict=True):
+            with self._following(schedule, dict(state.outputs)):
+                scores.append(_psnr(run(decode=True), reference))
         return Fit(edges, tuple(self._errors(states))), scores
 
     def fidelity(self, schedule: Schedule, count: int | None = None) -> list[float]:
@@ -166,36 +170,23 @@ class Fitter:
         """
         scores = []
         for run, reference in list(zip(self.runs, self.references, strict=True))[:count]:
-            with _following(self.transformer, schedule):
+            with self._following(schedule):
                 scores.append(_psnr(run(decode=True), reference))
-            self.forwards += schedule.nfe
         return scores
 
     def _reference(self, run: Run, grid: Grid) -> Reference:
         steps = grid.num_inference_steps
         every = steps // self.grid.num_inference_steps
-        fine = every > 1
-        with (
-            _following(self.transformer, fine_schedule(grid) if fine else None),
-            record_trajectory(self.transformer) as trajectory,
-        ):
+        walk = _Walk(grid, every)
+        schedule = fine_schedule(grid) if every > 1 else _all_steps(grid)
+        with self._following(schedule), watch_velocities(self.transformers[0], walk.take):
             frames = run(decode=True, num_inference_steps=steps)
-        self.forwards += steps
-        trajectory.check_calls(steps)
-        position = torch.zeros_like(trajectory.outputs[0])
-        path = [position.cpu()]
-        for step, (velocity, (here, after)) in enumerate(
-            zip(trajectory.outputs, pairwise(grid.sigmas), strict=True), start=1
-        ):
-            position = position + (after - here) * velocity
-            if step % every == 0:
-                path.append(position.cpu())
-        return Reference(path, frames)
+        return Reference(walk.path, frames)
 
     def _rollouts(self, paths: Sequence[Steps], count: int | None) -> Iterator[_Rollout]:
         """The rollouts of all paths by the first `count` trajectories, in step with each other."""
         zero = torch.zeros_like(self.references[0].path[0])
-        states = [_State(zero, (), {}) for _ in self.runs[:count]]
+        states = [_State(zero, {}, {}) for _ in self.runs[:count]]
         return self._descend((0,), states, (), set(paths))
 
     def _descend(
@@ -204,7 +195,8 @@ class Fitter:
         """Runs the model at the newest step of `prefix`, then every jump that some path makes."""
         start, end = prefix[-1], self.grid.num_inference_steps
         states = [
-            self._computed(run, state, start) for run, state in zip(self.runs, states, strict=False)
+            self._computed(run, state, edges, start)
+            for run, state in zip(self.runs, states, strict=False)
         ]
         stops = {(*path, end)[len(prefix)] for path in paths}
         for stop in sorted(stops):
@@ -222,11 +214,11 @@ class Fitter:
     ) -> tuple[dict[int, float], list[_State]]:
         """Fits u_hat of the jump over all trajectories, and takes it."""
         length = self.grid.sigmas[stop] - self.grid.sigmas[start]
-        known = sorted(states[0].outputs, reverse=True)[:ORDER]
+        known = sorted(states[0].velocities, reverse=True)[:ORDER]
         normal, right = np.zeros((len(known), len(known))), np.zeros(len(known))
         for state, reference in zip(states, self.references, strict=False):
             target = reference.path[stop].to(state.position) - state.position
-            features = torch.stack([state.outputs[step].flatten() for step in known]).double()
+            features = torch.stack([state.velocities[step].flatten() for step in known]).double()
             # Beyond v_t itself, so that the ridge pulls towards holding the velocity.
             missing = target.flatten().double() / length - features[0]
             normal += (features @ features.T).cpu().numpy()
@@ -238,14 +230,14 @@ class Fitter:
         jumped = []
         for state in states:
             estimate = sum(
-                (state.outputs[step] * weight for step, weight in weights.items()),
+                (state.velocities[step] * weight for step, weight in weights.items()),
                 torch.zeros_like(state.position),
             )
             jumped.append(
                 _State(
                     position=state.position + length * estimate,
-                    estimates=(*state.estimates, (stop, estimate)),
-                    outputs={step: state.outputs[step] for step in known[: ORDER - 1]},
+                    velocities={step: state.velocities[step] for step in known[: ORDER - 1]},
+                    outputs=state.outputs,
                 )
             )
         return weights, jumped
@@ -255,26 +247,43 @@ class Fitter:
             missed = state.position - reference.path[-1].to(state.position)
             yield float(missed.square().mean(dtype=torch.float64))
 
-    def _computed(self, run: Run, state: _State, step: int) -> _State:
-        """The state with the model's velocity at `step`, where its estimates have led."""
-        replay = _ReplayHook(state.estimates, step)
-        self._replay(run, replay)
-        if replay.velocity is None:
-            raise FittingError(f"the run ended before step {step}: it has another number of steps")
-        self.forwards += 1
-        position = state.position.to(replay.velocity)
-        return _State(position, state.estimates, {**state.outputs, step: replay.velocity})
+    def _computed(self, run: Run, state: _State, edges: tuple[Edge, ...], step: int) -> _State:
+        """The state with the model's velocity at `step`, where the edges so far have led."""
+        ahead = Edge(step, self.grid.num_inference_steps, weights={step: 1.0})
+        schedule = self._schedule((*edges, ahead))
+        walk, outputs = _Walk(self.grid, last=step), dict(state.outputs)
+        with self._following(schedule, outputs), watch_velocities(self.transformers[0], walk.take):
+            try:
+                run()
+            except _ReachedError:
+                velocities = {**state.velocities, step: walk.velocity}
+                return _State(walk.position, velocities, outputs)
+        raise FittingError(f"the run ended before step {step}: it has another number of steps")
 
-    def _replay(self, run: Run, replay: _ReplayHook, decode: bool = False) -> np.ndarray | None:
-        """The run under `replay`; None where that ended it."""
-        registry = HookRegistry.check_if_exists_or_initialize(self.transformer)
-        registry.register_hook(replay, HOOK_NAME)
+    def _schedule(self, edges: tuple[Edge, ...]) -> Schedule:
+        return Schedule(self.grid, edges, method="fitted", budget=len(edges))
+
+    @contextmanager
+    def _following(
+        self, schedule: Schedule, outputs: dict[int, dict[Call, Any]] | None = None
+    ) -> Iterator[None]:
+        """The transformers follow the schedule, while open.
+
+        Args:
+            schedule: what they follow.
+            outputs: of the transformer by step, which are not computed again; those that had to be
+                computed are added. None computes all and keeps nothing.
+        """
+        if outputs is None:
+            hooks = attach_hooks(self.transformers, schedule)
+        else:
+            hooks = attach_hooks(self.transformers, schedule, _ReplayHook, outputs=outputs)
         try:
-            return run(decode=decode)
-        except _ReachedError:
-            return None
+            yield
         finally:
-            registry.remove_hook(HOOK_NAME, recurse=False)
+            for transformer in self.transformers:
+                remove_mean_cache(transformer)
+            self.forwards += hooks[0].forwards
 
 
 def check_refines(grid: Grid, fine: Grid) -> None:
@@ -291,61 +300,68 @@ def check_refines(grid: Grid, fine: Grid) -> None:
         )
 
 
-@contextmanager
-def _following(transformer: torch.nn.Module, schedule: Schedule | None) -> Iterator[None]:
-    """`transformer` follows the schedule, if there is one, while the context is open."""
-    if schedule is None:
-        yield
-        return
-    apply_mean_cache(transformer, schedule)
-    try:
-        yield
-    finally:
-        remove_mean_cache(transformer)
-
-
 class _ReachedError(Exception):
     """Ends a pipeline's call once the step in question has been computed."""
 
 
-class _ReplayHook(ModelHook):
-    """Answers steps with known estimates; at `step`, if given, runs the model and ends the call."""
+class _Walk:
+    """Adds up the velocities that a sampler is given: where it is, relative to its noise.
 
-    def __init__(self, estimates: Sequence[tuple[int, torch.Tensor]], step: int | None) -> None:
-        super().__init__()
-        self.answers = [velocity for _, velocity in _spread(estimates)]
-        self.step = step
-        self.calls = 0
-        self.velocity: torch.Tensor | None = None
+    Args:
+        grid: its noise levels.
+        every: note the position in `path` after each so many steps.
+        last: keep the velocity of that step, and end the run there.
+    """
 
-    def initialize_hook(self, module: torch.nn.Module) -> torch.nn.Module:
-        self._names = tuple(inspect.signature(module.forward).parameters)
-        return module
+    def __init__(self, grid: Grid, every: int = 0, last: int | None = None) -> None:
+        self.lengths = [after - here for here, after in pairwise(grid.sigmas)]
+        self.every = every
+        self.last = last
+        self.step = 0
+        self.path: list[torch.Tensor] = []
 
-    def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        step, self.calls = self.calls, self.calls + 1
-        if step == self.step:
-            output = self.fn_ref.original_forward(*args, **kwargs)
-            self.velocity = velocity_of(output).detach().to(torch.float32, copy=True)
+    def take(self, velocity: torch.Tensor) -> None:
+        """One step, as `watch_velocities` shows it."""
+        if self.step == 0:
+            self.position = torch.zeros_like(velocity, dtype=torch.float32)
+            self._note()
+        if self.step == self.last:
+            self.velocity = velocity.to(torch.float32, copy=True)
             raise _ReachedError
-        given = dict(zip(self._names, args, strict=False)) | kwargs
-        # A copy, as schedulers may write into what they are given; in the latents' dtype, as the
-        # model itself would answer.
-        answer = self.answers[step].to(given["hidden_states"].dtype, copy=True)
-        return Transformer2DModelOutput(answer) if given.get("return_dict", True) else (answer,)
+        self.position = self.position + self.lengths[self.step] * velocity.float()
+        self.step += 1
+        self._note()
+
+    def _note(self) -> None:
+        if self.every and self.step % self.every == 0:
+            self.path.append(self.position.cpu())
+
+
+class _ReplayHook(MeanCacheHook):
+    """Follows a schedule with outputs that are known, and keeps those that it has to compute."""
+
+    def __init__(
+        self, *arguments: Any, outputs: dict[int, dict[Call, Any]], **options: Any
+    ) -> None:
+        super().__init__(*arguments, **options)
+        self.outputs = outputs
+
+    def compute(self, step: int, call: Call, *args: Any, **kwargs: Any) -> Any:
+        known = self.outputs.setdefault(step, {})
+        if call not in known:
+            output = super().compute(step, call, *args, **kwargs)
+            # A copy, as a pipeline or its scheduler may write into what it is given.
+            copies = [velocity.detach().clone() for velocity in velocities_of(output)]
+            known[call] = with_velocities(output, copies)
+        return known[call]
+
+
+def _all_steps(grid: Grid) -> Schedule:
+    steps = grid.num_inference_steps
+    edges = tuple(Edge(step, step + 1, weights={step: 1.0}) for step in range(steps))
+    return Schedule(grid, edges, method="fitted", budget=steps)
 
 
 def _psnr(frames: np.ndarray | None, reference: Reference) -> float:
     known = frames is not None and reference.frames is not None
     return psnr(frames, reference.frames) if known else math.nan  # type: ignore[arg-type]
-
-
-def _spread(
-    estimates: Sequence[tuple[int, torch.Tensor]],
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """(step, u_hat) for every fine step of the jumps."""
-    start = 0
-    for stop, estimate in estimates:
-        for step in range(start, stop):
-            yield step, estimate
-        start = stop

@@ -37,6 +37,9 @@ NUM_TRAIN_TIMESTEPS = 1000
 # A timestep may reach the transformer rounded to bf16: 8 bits of precision.
 TIMESTEP_ROUNDING = 2.0**-8
 
+# One of the calls that a step makes: its cache context, and its number among those in there.
+Call = tuple[str | None, int]
+
 
 def apply_mean_cache(
     transformer: torch.nn.Module | DiffusionPipeline, schedule: Schedule
@@ -113,7 +116,7 @@ class _Progress:
     grid: torch.Tensor | None = None
     step: int = -1
     calls: dict[str | None, int] = field(default_factory=dict)
-    branches: dict[tuple[str | None, int], _Branch] = field(default_factory=dict)
+    branches: dict[Call, _Branch] = field(default_factory=dict)
     forwards: int = 0
 
     def forget(self) -> None:
@@ -121,16 +124,14 @@ class _Progress:
         self.calls.clear()
         self.branches.clear()
 
-    def branch(self, context: str | None, step: int) -> tuple[int, _Branch]:
-        """The call that is next in this context, by its number and what it knows."""
+    def next_call(self, context: str | None, step: int) -> Call:
+        """Which call of the step it is that comes now, in this context."""
         if step != self.step:
             self.step = step
             self.calls.clear()
         number = self.calls.get(context, 0)
         self.calls[context] = number + 1
-        branch = self.branches.setdefault((context, number), _Branch())
-        branch.step = step
-        return number, branch
+        return context, number
 
 
 class MeanCacheHook(ModelHook):
@@ -165,8 +166,8 @@ class MeanCacheHook(ModelHook):
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Stands in for the transformer's forward; see the module's docstring."""
         try:
-            number, branch = self._locate(*args, **kwargs)
-            return self._answer(number, branch, *args, **kwargs)
+            call = self._locate(*args, **kwargs)
+            return self._answer(call, *args, **kwargs)
         except BaseException:
             self.progress.forget()
             raise
@@ -177,18 +178,19 @@ class MeanCacheHook(ModelHook):
         self.context.reset()
         return module
 
-    def compute(self, step: int, number: int, *args: Any, **kwargs: Any) -> Any:
-        """The transformer's own output, for the call of that number in the step."""
+    def compute(self, step: int, call: Call, *args: Any, **kwargs: Any) -> Any:
+        """The transformer's own output for a call of the step."""
         self.progress.forwards += 1
         return self.fn_ref.original_forward(*args, **kwargs)
 
-    def _answer(self, number: int, branch: _Branch, *args: Any, **kwargs: Any) -> Any:
-        """The output of the branch's step: the transformer's own, or the estimate's."""
+    def _answer(self, call: Call, *args: Any, **kwargs: Any) -> Any:
+        """The output of the call: the transformer's own, or the estimate's."""
+        branch = self.progress.branches[call]
         step, weights = branch.step, self._weights[branch.step]
         computed = step in self._computed
         known = all(n in branch.history for n in weights if n != step)
         if computed or not known:
-            branch.output = self.compute(step, number, *args, **kwargs)
+            branch.output = self.compute(step, call, *args, **kwargs)
             branch.estimate = None
         if computed and (self._last_use.get(step, step) > step or weights != {step: 1.0}):
             branch.history[step] = [
@@ -210,7 +212,7 @@ class MeanCacheHook(ModelHook):
             branch.forget()
         return output
 
-    def _locate(self, *args: Any, **kwargs: Any) -> tuple[int, _Branch]:
+    def _locate(self, *args: Any, **kwargs: Any) -> Call:
         """Finds which call of which step this is, and that it is one the schedule knows."""
         given = dict(zip(self._names, args, strict=False)) | kwargs
         latents = velocity_of(given[self._names[0]])
@@ -218,16 +220,16 @@ class MeanCacheHook(ModelHook):
         if caller is None:
             branch = self.progress.branches.setdefault((context, 0), _Branch())
             self._synchronise(branch, latents, given.get("timestep"))
-            return 0, branch
+            return context, 0
         grid = getattr(caller.scheduler, "sigmas", None)
         if grid is None or grid is not self.progress.grid:
             self._begin(caller)
-        number, branch = self.progress.branch(context, caller.step)
+        call = self.progress.next_call(context, caller.step)
+        branch = self.progress.branches.setdefault(call, _Branch())
         if branch.shape not in (None, latents.shape):
             branch.forget()
-            branch.step = caller.step
-        branch.shape = latents.shape
-        return number, branch
+        branch.step, branch.shape = caller.step, latents.shape
+        return call
 
     def _begin(self, caller: Caller) -> None:
         """A new run: its scheduler has made its noise levels anew."""
