@@ -19,74 +19,25 @@ from pathlib import Path
 import boto3
 import pytest
 
-# moto looks up a key and then writes it, in threads: two conditional puts could both succeed, as
-# they cannot on S3. One request at a time makes it honest. It ends with its parent's pipe.
-_MOTO = """
-import os, sys, threading
-from moto.moto_server.werkzeug_app import (
-    DomainDispatcherApplication, MotoRequestHandler, create_backend_app,
-)
-from werkzeug.serving import make_server
-
-moto, turn = DomainDispatcherApplication(create_backend_app), threading.Lock()
-
-def one_at_a_time(environ, start_response):
-    with turn:
-        return moto(environ, start_response)
-
-server = make_server(
-    "127.0.0.1", 0, one_at_a_time, threaded=True, request_handler=MotoRequestHandler
-)
-threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
-print(server.server_port, flush=True)
-server.serve_forever()
-"""
-
-
-def _serve_moto(**environment: str) -> Iterator[str]:
-    """Yield the URL of a moto server of its own process."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", _MOTO],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=os.environ | environment,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    with process:
-        try:
-            port = process.stdout.readline().strip()
-            assert port, "moto did not start: pip install 'moto[server]'"
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.kill()
+from tests.s3_server import s3_environment, serve_s3
 
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     """URL of an empty S3 server, named by AWS_* in os.environ until the session ends."""
-    for endpoint in _serve_moto():
-        with pytest.MonkeyPatch.context() as patch:
-            for name in [name for name in os.environ if name.startswith("AWS_")]:
-                patch.delenv(name)
-            patch.setenv("AWS_ENDPOINT_URL", endpoint)
-            patch.setenv("AWS_ACCESS_KEY_ID", "tester")
-            patch.setenv("AWS_SECRET_ACCESS_KEY", "not-a-secret")
-            patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-            patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-            patch.setenv("AWS_CONFIG_FILE", os.devnull)
-            patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
-            for name in ("NO_PROXY", "no_proxy"):
-                patch.setenv(name, ",".join(filter(None, [os.environ.get(name), "127.0.0.1"])))
-            yield endpoint
+    with serve_s3() as endpoint, pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        for name, value in s3_environment(endpoint).items():
+            patch.setenv(name, value)
+        yield endpoint
 
 
 @pytest.fixture(scope="session")
 def strict_s3_endpoint() -> Iterator[str]:
     """URL of an S3 server that checks credentials and knows none; sets no environment."""
-    yield from _serve_moto(INITIAL_NO_AUTH_ACTION_COUNT="0")
+    with serve_s3(INITIAL_NO_AUTH_ACTION_COUNT="0") as endpoint:
+        yield endpoint
 
 
 @pytest.fixture(scope="session")

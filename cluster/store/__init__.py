@@ -18,12 +18,13 @@ part of a pickle, a repr or a message.
 
 from __future__ import annotations
 
-from cluster.store.base import AlreadyExists, MissingKey, Store, StoreError
+from cluster.store.base import AlreadyExists, Entry, MissingKey, Store, StoreError
 from cluster.store.local import LocalStore, local_path, read_file
 from cluster.store.s3 import S3Store, split_s3
 
 __all__ = [
     "AlreadyExists",
+    "Entry",
     "LocalStore",
     "MissingKey",
     "S3Store",

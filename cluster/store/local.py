@@ -13,6 +13,7 @@ from pathlib import Path
 from cluster.store.base import (
     TEMPORARY,
     UNSAFE,
+    Entry,
     MissingKey,
     Store,
     StoreError,
@@ -72,20 +73,33 @@ class LocalStore(Store):
         folder, slash, start = prefix.rpartition("/")
         return self._walk(folder + slash, start)
 
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        keys = self.list(prefix)
+        with _explaining_os(self.root, "listed"):
+            for key in keys:
+                try:
+                    found = os.stat(f"{self.root}/{key}")
+                except FileNotFoundError:
+                    continue  # deleted since
+                yield Entry(key, found.st_size, found.st_mtime)
+
     def _walk(self, folder: str, start: str) -> Iterator[str]:
-        """Yield the keys under `folder` ('' or 'a/b/') whose next name begins with `start`."""
+        """Yield the keys under `folder` ('' or 'a/b/') whose next name begins with `start`.
+
+        A folder of a million files is one pass of scandir and one sort: no file is looked up.
+        """
         path = self.root / folder
         with _explaining_os(path, "listed"):
             try:
                 with os.scandir(path) as entries:
-                    names = [e.name + "/" * e.is_dir(follow_symlinks=False) for e in entries]
+                    names = [name for entry in entries if (name := _listed(entry, start))]
             except (FileNotFoundError, NotADirectoryError):
                 return
-        # With its slash a directory sorts where its keys belong: "a-b" before "a/b" before "a0".
-        for name in sorted(name for name in names if name.startswith(start)):
+        names.sort()  # with its slash a directory comes where its keys do: a-b, then a/b, then a0
+        for name in names:
             if name.endswith("/"):
                 yield from self._walk(folder + name, "")
-            elif is_key(folder + name) and (path / name).is_file():
+            else:
                 yield folder + name
 
     def delete(self, key: str) -> None:
@@ -106,15 +120,31 @@ class LocalStore(Store):
         return self.root / key
 
 
+def _listed(entry: os.DirEntry[str], start: str) -> str | None:
+    """Return the name of an object, or of a directory with a slash, if it begins with `start`."""
+    name = entry.name
+    if not name.startswith(start) or not is_key(name):
+        return None
+    if entry.is_dir(follow_symlinks=False):
+        return name + "/"
+    return name if entry.is_file() else None
+
+
 _OS_FIXES = {
     errno.EACCES: "change its permissions or use another root",
     errno.EEXIST: "a file is in the way of a directory, use another root",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f) or use another root",
+    errno.EIO: "check the disk or use another root",
     errno.EISDIR: "a directory is in the way of a file, use another key",
     errno.ENOTDIR: "a file is in the way of a directory, use another root",
     errno.EDQUOT: "free some space or use another root",
     errno.ENOSPC: "free some space or use another root",
     errno.EPERM: "use a root you may write to, on a file system with hard links",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENAMETOOLONG: "use a root with a shorter path",
+    errno.EOPNOTSUPP: "use a root on a file system with hard links",
     errno.EROFS: "use a root you may write to",
+    errno.ESTALE: "mount the file system again and run it again",
 }
 
 

@@ -1,4 +1,10 @@
-"""A store in a bucket of any S3 that honours conditional puts; boto3 for every byte."""
+"""A store in a bucket of any S3 that honours conditional puts; boto3 for every byte.
+
+S3's protocol guards less than it seems to: over plain HTTP a flipped bit in a body, or a body cut
+short, is found only by a checksum. Uploads carry Content-MD5; objects carry the sha256 of their
+bytes as metadata, which every reading is compared with. Lists have no checksum: their pages are
+checked for being whole, and only TLS keeps the letters of their keys.
+"""
 
 from __future__ import annotations
 
@@ -7,33 +13,17 @@ import hashlib
 import logging
 import mimetypes
 import os
-import random
 import re
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any, TypeVar
 
-import boto3
-from botocore.config import Config
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    CredentialRetrievalError,
-    FlexibleChecksumError,
-    HTTPClientError,
-    IncompleteReadError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    ProfileNotFound,
-    ReadTimeoutError,
-    ResponseStreamingError,
-)
-from botocore.exceptions import ConnectionError as NoConnectionError
-from urllib3.exceptions import HTTPError
+from botocore.exceptions import ClientError
 
+from cluster.store import s3_client
 from cluster.store.base import (
+    Entry,
     MissingKey,
     Store,
     StoreError,
@@ -43,14 +33,13 @@ from cluster.store.base import (
     probe,
     without_secrets,
 )
+from cluster.store.s3_errors import EXPECTED, Again, Damaged, code_of, judge, status_of
 
-_TRUNCATED = (
-    FlexibleChecksumError,
-    HTTPError,
-    IncompleteReadError,
-    ReadTimeoutError,
-    ResponseStreamingError,
-)
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_CREDENTIAL_READINGS = 3  # besides the first: enough to outlast a file being rewritten
 
 
 class S3Store(Store):
@@ -58,7 +47,7 @@ class S3Store(Store):
 
     `patient=False` gives up on a silent or absent endpoint after seconds instead of minutes. Only
     bucket, prefix and patience are pickled; each process makes its own client when it first needs
-    one.
+    one, and another when its credentials are refused: they may have been renewed.
     """
 
     def __init__(self, bucket: str, prefix: str = "", *, patient: bool = True) -> None:
@@ -75,76 +64,92 @@ class S3Store(Store):
 
     def get(self, key: str) -> bytes:
         place = self._place(key)
-        with self._explaining(key):
-            for attempt in range(10 if self._patient else 3):
-                answer = self._s3().get_object(**place)
-                # botocore retries requests, but not a body that breaks off after its headers.
-                with suppress(*_TRUNCATED):
-                    data = answer["Body"].read()
-                    if len(data) == answer.get("ContentLength", len(data)):
-                        return data
-                _back_off(attempt)
-        raise StoreError(f"{self.uri(key)} broke off in every reading: check the network to S3")
+
+        def read_whole(client: Any) -> bytes:
+            answer = client.get_object(**place)
+            data: bytes = answer["Body"].read()  # raises if it has not the announced length
+            stored = answer.get("Metadata", {}).get("sha256", "")
+            if re.fullmatch("[0-9a-f]{64}", stored) and hashlib.sha256(data).hexdigest() != stored:
+                raise Damaged(
+                    f"never has the sha256 {stored[:16]}... that it was stored with: check the "
+                    "network to S3, or delete the object if it is damaged there"
+                )
+            return data
+
+        return self._ask(key, read_whole)
 
     def put_new(self, key: str, data: bytes) -> bool:
-        with self._explaining(key):
-            for attempt in range(10):
-                try:
-                    self._put(key, data, IfNoneMatch="*")
-                    return True
-                except ClientError as error:
-                    status = _status(error)
-                    if status not in (409, 412):
-                        raise
-                # 412: there is an object, unless it was deleted since. 409: another writer is
-                # busy with the key, which botocore does not retry.
-                if status == 412:
-                    with suppress(MissingKey):
-                        return self._same_or_raise(key, data)
-                _back_off(attempt)
-        raise StoreError(f"{self.uri(key)} stayed in conflict with other writers: run it again")
+        request = self._upload(key, data) | {"IfNoneMatch": "*"}
+
+        def create(client: Any) -> bool:
+            try:
+                client.put_object(**request)
+            except ClientError as error:
+                if status_of(error) == 412:
+                    return False
+                raise
+            return True
+
+        for _ in range(10):
+            if self._ask(key, create):
+                return True
+            with suppress(MissingKey):  # it was in the way, and has been deleted since
+                return self._same_or_raise(key, data)
+        raise StoreError(f"{self.uri(key)} is created and deleted all the time: use another root")
 
     def put(self, key: str, data: bytes) -> None:
-        with self._explaining(key):
-            self._put(key, data)
+        request = self._upload(key, data)
+        self._ask(key, lambda client: client.put_object(**request))
 
-    def _put(self, key: str, data: bytes, **condition: Any) -> None:
-        place = self._place(key)
-        self._s3().put_object(
-            **place,
-            Body=data,
-            ContentMD5=base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode(),
-            ContentType=mimetypes.guess_type(key)[0] or "application/octet-stream",
-            **condition,
-        )
+    def _upload(self, key: str, data: bytes) -> dict[str, Any]:
+        md5 = hashlib.md5(data, usedforsecurity=False).digest()
+        return self._place(key) | {
+            "Body": data,
+            "ContentMD5": base64.b64encode(md5).decode(),
+            "ContentType": mimetypes.guess_type(key)[0] or "application/octet-stream",
+            "Metadata": {"sha256": hashlib.sha256(data).hexdigest()},
+        }
 
     def exists(self, key: str) -> bool:
         place = self._place(key)
+
+        def head(client: Any) -> None:
+            try:
+                client.head_object(**place)
+            except ClientError as error:
+                if status_of(error) in (400, 403):  # HEAD has no body to say why: a list has
+                    client.list_objects_v2(Bucket=self.bucket, Prefix=place["Key"], MaxKeys=1)
+                raise
+
         try:
-            with self._explaining(key):
-                self._s3().head_object(**place)
+            self._ask(key, head)
         except MissingKey:
             return False
         return True
 
     def list(self, prefix: str = "") -> Iterator[str]:
-        check_prefix(prefix)
-        return self._pages(prefix)
+        return (entry.key for entry in self.entries(prefix))
 
-    def _pages(self, prefix: str) -> Iterator[str]:
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        check_prefix(prefix)
+        return self._entries(prefix)
+
+    def _entries(self, prefix: str) -> Iterator[Entry]:
         root = f"{self.prefix}/" if self.prefix else ""
-        with self._explaining(prefix):
-            pages = self._s3().get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=self.bucket, Prefix=root + prefix):
-                for found in page.get("Contents", []):
-                    key = found["Key"].removeprefix(root)
-                    if is_key(key):  # consoles put "folder/" objects beside ours
-                        yield key
+        request = {"Bucket": self.bucket, "Prefix": root + prefix}
+        while True:
+            page = self._ask(prefix, lambda client: _whole_page(client, request))
+            for found in page.get("Contents", []):
+                key = found["Key"].removeprefix(root)
+                if is_key(key):  # consoles put "folder/" objects beside ours
+                    yield Entry(key, found["Size"], found["LastModified"].timestamp())
+            if not page["IsTruncated"]:
+                return
+            request["ContinuationToken"] = page["NextContinuationToken"]
 
     def delete(self, key: str) -> None:
         place = self._place(key)
-        with self._explaining(key):
-            self._s3().delete_object(**place)
+        self._ask(key, lambda client: client.delete_object(**place))
 
     def uri(self, key: str) -> str:
         check_key(key)
@@ -157,29 +162,53 @@ class S3Store(Store):
     def _root(self) -> str:
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
 
-    def _place(self, key: str) -> dict[str, str]:
+    def _place(self, key: str) -> dict[str, Any]:
         check_key(key)
         return {"Bucket": self.bucket, "Key": f"{self.prefix}/{key}".lstrip("/")}
 
+    def _ask(self, key: str, request: Callable[[Any], T]) -> T:
+        """Return what `request` makes of a client, asking again while that can help.
+
+        All that is asked here may be asked twice: a create that succeeded unheard meets its own
+        bytes. Raises StoreError, outside of any `except`: botocore's errors carry key ids, and
+        would come along as its context.
+        """
+        patience = s3_client.PATIENT if self._patient else s3_client.HASTY
+        renewals = 0
+        for attempt in range(patience.attempts):
+            client = None
+            try:
+                client = self._s3()
+                return request(client)
+            except EXPECTED as error:
+                verdict = judge(error, f"{self._root}/{key}", self.bucket)
+            if verdict.again is Again.NO:
+                break
+            if verdict.again is Again.WITH_FRESH_CREDENTIALS:
+                self._forget(client)
+                renewals += 1
+                if renewals > _CREDENTIAL_READINGS:
+                    break
+            if attempt + 1 < patience.attempts:
+                level = logging.INFO if attempt < 3 else logging.WARNING
+                log.log(level, "%s (attempt %d, asking again)", verdict.error, attempt + 1)
+                patience.wait(attempt)
+        raise verdict.error
+
     def _s3(self) -> Any:
         """Return this process's client: safe to share between threads, never across a fork."""
+        s3_client.quieten()
         with _client_lock:
             if self._client is None or self._client[0] != os.getpid():
-                self._client = os.getpid(), _make_client(self._patient)
+                patience = s3_client.PATIENT if self._patient else s3_client.HASTY
+                self._client = os.getpid(), s3_client.make_client(patience)
             return self._client[1]
 
-    @contextmanager
-    def _explaining(self, key: str) -> Iterator[None]:
-        """Turn botocore's errors into StoreErrors about `key`.
-
-        The cause is cut off: botocore's errors carry key ids and, in redirects, signatures.
-        """
-        try:
-            yield
-        except ClientError as error:
-            raise _explain_answer(error, f"{self._root}/{key}", self.bucket) from None
-        except (BotoCoreError, HTTPError) as error:
-            raise _explain_client(error, f"{self._root}/{key}") from None
+    def _forget(self, client: Any) -> None:
+        """Have the next request make a new client, unless another thread already did."""
+        with _client_lock:
+            if self._client is not None and self._client[1] is client:
+                self._client = None
 
 
 _client_lock = threading.Lock()
@@ -194,95 +223,27 @@ def _renew_client_lock() -> None:
 os.register_at_fork(after_in_child=_renew_client_lock)
 
 
-def _make_client(patient: bool) -> Any:
-    """Make a client from the AWS_* environment as it is now."""
-    botocore_log = logging.getLogger("botocore")
-    if botocore_log.level < logging.INFO:  # at DEBUG it writes the key id and the session token
-        botocore_log.setLevel(logging.WARNING)
-    endpoint = _endpoint()
-    config = Config(
-        retries={"mode": "standard", "total_max_attempts": 11 if patient else 3},
-        connect_timeout=10 if patient else 5,
-        read_timeout=60 if patient else 8,
-        max_pool_connections=32,
-        # Buckets of other endpoints seldom have host names of their own.
-        s3={"addressing_style": "path" if endpoint else "auto"},
-        # Content-MD5 guards every upload; the trailing checksums of newer SDKs would add nothing
-        # and keep out stores that do not know them, such as radosgw.
-        request_checksum_calculation="when_required",
-    )
+def _whole_page(client: Any, request: dict[str, str]) -> dict[str, Any]:
+    """Return a page of a list; raise Damaged where anything says that keys are missing from it."""
     try:
-        # A session of its own: the default one is shared, and not safe to share.
-        return boto3.session.Session().client("s3", config=config)
-    except ValueError:
-        raise StoreError(
-            f"AWS_ENDPOINT_URL is {endpoint!r}, which is not a URL: give http(s)://host[:port]"
-        ) from None
-
-
-def _endpoint() -> str:
-    """Return the endpoint the environment names, without any credentials in it, or ''."""
-    named = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    return without_secrets(named)
-
-
-_ANSWERS = {
-    "AccessDenied": "access is denied: grant s3:GetObject, s3:PutObject and s3:ListBucket there",
-    "ExpiredToken": "the credentials have expired: renew them",
-    "InvalidAccessKeyId": "the endpoint does not know this access key: check AWS_ACCESS_KEY_ID",
-    "InvalidToken": "the session token is not valid: renew AWS_SESSION_TOKEN",
-    "NotImplemented": "the store lacks an operation we need (conditional puts?): use another",
-    "RequestTimeTooSkewed": "this machine's clock is wrong: set it",
-    "SignatureDoesNotMatch": "the secret key is not this access key's: check AWS_SECRET_ACCESS_KEY",
-}
-
-
-def _explain_answer(error: ClientError, uri: str, bucket: str) -> StoreError:
-    """Say in a sentence what the store's refusal means."""
-    code = error.response.get("Error", {}).get("Code", "")
-    status = _status(error)
-    if code == "NoSuchBucket":
-        where = _endpoint() or "AWS"
-        return StoreError(
-            f"bucket {bucket!r} does not exist at {where}: create it or correct the s3:// root"
+        page: dict[str, Any] = client.list_objects_v2(**request)
+        found = page.get("Contents", [])
+        whole = (
+            len(found) + len(page.get("CommonPrefixes", [])) == page.get("KeyCount", len(found))
+            # A mangled "true" reads as false, and an empty answer as a list of nothing.
+            and page["IsTruncated"] == ("NextContinuationToken" in page)
+            and all(entry["Key"].startswith(request["Prefix"]) for entry in found)
+            and all(entry["Size"] >= 0 and entry["LastModified"].timestamp() for entry in found)
         )
-    if status == 404:
-        return MissingKey(f"there is no object {uri}: check the key")
-    if status == 403:  # the answer to HEAD has a status and no code
-        return StoreError(f"{uri} was refused, {_ANSWERS.get(code, _ANSWERS['AccessDenied'])}")
-    if code in _ANSWERS:
-        return StoreError(f"{uri} was refused, {_ANSWERS[code]}")
-    if status == 301 or code == "AuthorizationHeaderMalformed":
-        return StoreError(f"{uri} is in another region: set AWS_DEFAULT_REGION to the bucket's")
-    fix = "try again later" if status >= 500 or status == 429 else "check the store's documentation"
-    return StoreError(f"{uri} failed, the store answers {status} {code}: {fix}")
-
-
-def _explain_client(error: Exception, uri: str) -> StoreError:
-    """Say in a sentence why no answer came."""
-    if isinstance(error, NoCredentialsError | PartialCredentialsError | CredentialRetrievalError):
-        return StoreError(
-            f"no credentials were found for {uri}: set AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-        )
-    if isinstance(error, ProfileNotFound):
-        return StoreError(
-            f"AWS_PROFILE is {os.environ.get('AWS_PROFILE')!r}, which the AWS configuration files "
-            "lack: correct it"
-        )
-    if isinstance(error, NoConnectionError | HTTPClientError | HTTPError):
-        where = _endpoint() or "the AWS endpoint"
-        return StoreError(
-            f"{where} cannot be reached for {uri} ({type(error).__name__}): check AWS_ENDPOINT_URL "
-            "and the network"
-        )
-    return StoreError(
-        f"{uri} failed in the S3 client ({type(error).__name__}): check the AWS_* settings"
-    )
-
-
-def _status(error: ClientError) -> int:
-    return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    except (ArithmeticError, LookupError, ValueError):  # numbers and times that are none
+        whole = False
+    except ClientError as error:
+        if status_of(error) != 500 or code_of(error):
+            raise
+        whole = False  # botocore makes this of XML that it cannot read
+    if not whole:
+        raise Damaged("was listed with damaged XML in every reading: check the network to S3")
+    return page
 
 
 def split_s3(uri: str) -> tuple[str, str]:
@@ -296,8 +257,3 @@ def split_s3(uri: str) -> tuple[str, str]:
     key = key.removesuffix("/")
     check_prefix(key)
     return bucket, key
-
-
-def _back_off(attempt: int) -> None:
-    """Wait a random time that grows with the attempts, 5 s at most."""
-    time.sleep(random.uniform(0, min(0.1 * 2**attempt, 5)))

@@ -1,0 +1,220 @@
+"""What an error of botocore means: a sentence, and whether asking again can help.
+
+The sentences quote nothing but error codes: botocore's own messages carry key ids, signatures (in
+redirects) and whole answers.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from enum import Enum
+
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConfigParseError,
+    CredentialRetrievalError,
+    HTTPClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    ResponseStreamingError,
+    SSLError,
+    SSOError,
+    TokenRetrievalError,
+)
+from botocore.exceptions import ConnectionError as NoConnectionError
+from botocore.parsers import ResponseParserError
+from urllib3.exceptions import HTTPError
+
+from cluster.store.base import MissingKey, StoreError
+from cluster.store.s3_client import endpoint_url
+
+
+class Damaged(Exception):  # noqa: N818
+    """An answer came that cannot be what the store sent; says what was wrong with it, and a fix."""
+
+
+EXPECTED = (BotoCoreError, ClientError, Damaged, HTTPError, OSError, ResponseParserError)
+
+
+class Again(Enum):
+    """Whether a failed request is worth repeating."""
+
+    NO = "it would fail again"
+    LATER = "the network or the store may recover"
+    WITH_FRESH_CREDENTIALS = "they may have been renewed since they were read"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    error: StoreError
+    again: Again = Again.NO
+
+
+def judge(error: Exception, uri: str, bucket: str) -> Verdict:
+    """Return what an `EXPECTED` error of a request about `uri` means."""
+    if isinstance(error, ClientError):
+        return _judge_refusal(error, uri, bucket)
+    if isinstance(error, Damaged):
+        return Verdict(StoreError(f"{uri} {error}"), Again.LATER)
+    if isinstance(error, IncompleteReadError | ResponseStreamingError):
+        return Verdict(
+            StoreError(f"{uri} broke off in every reading: check the network to S3"), Again.LATER
+        )
+    if isinstance(error, ResponseParserError):
+        return Verdict(
+            StoreError(f"{uri} was answered with damaged XML: check the network to S3"),
+            Again.LATER,
+        )
+    return _judge_client(error, uri)
+
+
+def code_of(error: ClientError) -> str:
+    """Return the error code of an answer, or '' for what cannot be one, as the status of a HEAD."""
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    return code if re.fullmatch(r"[A-Za-z][A-Za-z0-9.]{,63}", code) else ""
+
+
+def status_of(error: ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+_REFUSALS = {
+    "AccessDenied": "access is denied: grant s3:GetObject, s3:PutObject and s3:ListBucket there",
+    "NotImplemented": "the store lacks an operation we need (conditional puts?): use another",
+    "RequestTimeTooSkewed": "this machine's clock is wrong: set it",
+}
+
+# Also what a file of credentials that was half rewritten leads to.
+_CREDENTIALS = {
+    "ExpiredToken": "the credentials have expired: renew them",
+    "ExpiredTokenException": "the credentials have expired: renew them",
+    "InvalidAccessKeyId": "the endpoint does not know this access key: check AWS_ACCESS_KEY_ID",
+    "InvalidToken": "the session token is not valid: renew AWS_SESSION_TOKEN",
+    "RequestExpired": "the credentials have expired: renew them",
+    "SignatureDoesNotMatch": "the secret key is not this access key's: check AWS_SECRET_ACCESS_KEY",
+    "TokenRefreshRequired": "the credentials have expired: renew them",
+}
+
+_PASSING_STATUSES = {408, 409, 429, 499}  # and those from 500
+_PASSING_CODES = {
+    "BadDigest": "was damaged on its way in every attempt: check the network to S3",
+    "IncompleteBody": "broke off on its way in every attempt: check the network to S3",
+    "XAmzContentSHA256Mismatch": "was damaged on its way in every attempt: check the network to S3",
+    "ConditionalRequestConflict": "stayed in conflict with other writers: run it again",
+    "OperationAborted": "stayed in conflict with other writers: run it again",
+    "RequestTimeout": "took too long on its way in every attempt: check the network to S3",
+}
+
+
+def _judge_refusal(error: ClientError, uri: str, bucket: str) -> Verdict:
+    """Say what a status other than 2xx means."""
+    code, status = code_of(error), status_of(error)
+    if code == "NoSuchBucket":
+        where = endpoint_url() or "AWS"
+        return Verdict(
+            StoreError(
+                f"bucket {bucket!r} does not exist at {where}: create it or correct the s3:// root"
+            )
+        )
+    if code in _PASSING_CODES:
+        return Verdict(StoreError(f"{uri} {_PASSING_CODES[code]}"), Again.LATER)
+    if code in _CREDENTIALS:
+        return Verdict(
+            StoreError(f"{uri} was refused, {_CREDENTIALS[code]}"), Again.WITH_FRESH_CREDENTIALS
+        )
+    if status == 404:
+        return Verdict(MissingKey(f"there is no object {uri}: check the key"))
+    if code in _REFUSALS or status == 403:
+        said = _REFUSALS.get(code, _REFUSALS["AccessDenied"])
+        return Verdict(StoreError(f"{uri} was refused, {said}"))
+    if status == 301 or code == "AuthorizationHeaderMalformed":
+        return Verdict(
+            StoreError(f"{uri} is in another region: set AWS_DEFAULT_REGION to the bucket's")
+        )
+    passing = status in _PASSING_STATUSES or (status >= 500 and status != 501)
+    fix = "try again later" if passing else "check the store's documentation"
+    answer = f"{status} {code}".strip()
+    return Verdict(
+        StoreError(f"{uri} failed, the store answers {answer}: {fix}"),
+        Again.LATER if passing else Again.NO,
+    )
+
+
+_NO_CREDENTIALS = (
+    ConfigParseError,
+    CredentialRetrievalError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    SSOError,
+    TokenRetrievalError,
+)
+
+
+def _judge_client(error: Exception, uri: str) -> Verdict:
+    """Say why no answer came."""
+    where = endpoint_url() or "the AWS endpoint"
+    if isinstance(error, _NO_CREDENTIALS):
+        return Verdict(
+            StoreError(
+                f"no credentials were found for {uri}: set AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            ),
+            Again.WITH_FRESH_CREDENTIALS,
+        )
+    if isinstance(error, ProfileNotFound):
+        return Verdict(
+            StoreError(
+                f"AWS_PROFILE is {os.environ.get('AWS_PROFILE')!r}, which the AWS configuration "
+                "files lack: correct it"
+            ),
+            Again.WITH_FRESH_CREDENTIALS,
+        )
+    if found := re.search(r"CERTIFICATE_VERIFY_FAILED\]? certificate verify failed", str(error)):
+        reason = re.match(r": ([A-Za-z0-9 .,:'\-]+)", str(error)[found.end() :])
+        return Verdict(
+            StoreError(
+                f"the certificate of {where} is not trusted "
+                f"({reason[1].strip() if reason else 'verification failed'}), needed for {uri}: "
+                "set AWS_CA_BUNDLE to a file with the certificate of the authority that signed it"
+            )
+        )
+    bundle = os.environ.get("AWS_CA_BUNDLE")
+    if bundle and not where.startswith("http:") and _lacks_certificates(bundle):
+        return Verdict(
+            StoreError(
+                f"AWS_CA_BUNDLE is {bundle!r}, which is no readable file of certificates: "
+                "correct it"
+            )
+        )
+    if isinstance(error, SSLError) and re.search(
+        "WRONG_VERSION_NUMBER|UNKNOWN_PROTOCOL", str(error)
+    ):
+        return Verdict(
+            StoreError(f"{where} does not speak TLS, needed for {uri}: give it as http://host:port")
+        )
+    if isinstance(error, NoConnectionError | HTTPClientError | HTTPError | OSError):
+        return Verdict(
+            StoreError(
+                f"{where} cannot be reached for {uri} ({type(error).__name__}): check "
+                "AWS_ENDPOINT_URL and the network"
+            ),
+            Again.LATER,
+        )
+    return Verdict(
+        StoreError(
+            f"{uri} failed in the S3 client ({type(error).__name__}): check the AWS_* settings"
+        )
+    )
+
+
+def _lacks_certificates(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return b"CERTIFICATE" not in file.read()
+    except OSError:
+        return True
