@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 FUZZ = settings(
     derandomize=True,
     deadline=None,
-    max_examples=150,
+    max_examples=100,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 ESCAPE = "\x1b[2J\x1b[31m\u202egnp.exe\r\n\x00"

@@ -3,13 +3,16 @@
 import hashlib
 import re
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster import manifest
+from cluster import attempts
+from cluster.manifest import Manifest, video_key
 from cluster.model import find_model
 from cluster.plan import plan_items
 from cluster.prompts import Prompt
+from cluster.store import open_store
 from cluster.store.base import is_key
 from tests.security.hostile import ESCAPE, FUZZ
 
@@ -19,25 +22,42 @@ HOSTILE = st.sampled_from(["../../etc/passwd", "/etc/passwd", "..", ".tmp-", "a\
 MODEL = find_model("tiny")
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return open_store(str(tmp_path_factory.mktemp("root")))
+
+
 @FUZZ
 @given(
     prompt=HOSTILE,
     prompt_id=HOSTILE,
     negative=HOSTILE,
     seed=st.none() | st.integers(0, 2**63 - 1),
-    sha256=st.binary().map(lambda data: hashlib.sha256(data).hexdigest()),
+    healing=st.integers(0, 9),
+    video=st.binary(),
 )
-def test_keys_hold_hex_digits_alone(prompt, prompt_id, negative, seed, sha256):
+def test_keys_hold_hex_digits_alone(store, prompt, prompt_id, negative, seed, healing, video):
     row = Prompt(1, prompt, prompt_id, seed, {"negative_prompt": negative})
     (item,) = plan_items([row], MODEL, MODEL.defaults)
+    manifest = Manifest(store, healing)
     keys = {
-        manifest.video_key(item.id, sha256): r"videos/[0-9a-f]{2}/[0-9a-f]{32}\.[0-9a-f]{16}\.mp4",
-        manifest.receipt_key(item.shard, item.id): r"receipts/[0-9]{6}/[0-9a-f]{32}\.json",
-        manifest.part_key(item.shard): r"manifest/parts/part-[0-9]{6}\.parquet",
-        manifest.failures_key(item.shard): r"failures/part-[0-9]{6}\.parquet",
+        video_key(item.id, hashlib.sha256(video).hexdigest()): (
+            r"videos/[0-9a-f]{2}/[0-9a-f]{32}\.[0-9a-f]{16}\.mp4"
+        ),
+        manifest.receipt_key(item.shard, item.id): r"receipts/0{6}/[0-9a-f]{32}(\.r[1-9])?\.json",
+        manifest.part_key(item.shard): r"manifest/parts/part-0{6}(-r[1-9])?\.parquet",
+        manifest.failures_key(item.shard): r"failures/part-0{6}(-r[1-9])?\.parquet",
+        manifest.success_key: r"manifest/_SUCCESS(\.r[1-9])?",
     }
     for key, pattern in keys.items():
         assert re.fullmatch(pattern, key)
         assert is_key(key)
-    assert item.prompt == prompt
-    assert item.prompt_id == prompt_id
+    assert (item.prompt, item.prompt_id) == (prompt, prompt_id)
+
+
+def test_a_failed_attempt_is_counted_under_hex_digits_too(store):
+    row = Prompt(1, ESCAPE, "../../etc/passwd")
+    (item,) = plan_items([row], MODEL, MODEL.defaults)
+    attempts.record_failure(Manifest(store), item, f"{ESCAPE} \ud800")
+    (key,) = store.list("attempts/")
+    assert re.fullmatch(r"attempts/0{6}/[0-9a-f]{32}\.r0\.1\.json", key)
