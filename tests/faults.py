@@ -29,8 +29,8 @@ import socket
 import ssl
 import threading
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -94,7 +94,8 @@ class FaultProxy(ThreadingHTTPServer):
     `behind` is the URL of an S3 server, addressed by path. `tls` makes it an https:// server.
     `patience` is how many seconds a stall holds a client that does not give up; it is then closed
     without an answer. `counts` says how often each kind was done: a fault that cannot be (an empty
-    body has no bit to flip) is passed on unharmed and not counted.
+    body has no bit to flip) is passed on unharmed and not counted. What `decide` or `kill` raises
+    closes the connection, and is raised again on leaving.
     """
 
     daemon_threads = True
@@ -117,6 +118,7 @@ class FaultProxy(ThreadingHTTPServer):
         self.counts: Counter[str] = Counter()
         self._decide = decide
         self._kill = kill
+        self._errors: list[Exception] = []
         self._lock = threading.Lock()
         self._live: set[socket.socket] = set()
         self._thread = threading.Thread(target=self.serve_forever, args=(0.01,))
@@ -125,7 +127,7 @@ class FaultProxy(ThreadingHTTPServer):
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.shutdown()
         self._thread.join()
         self.server_close()
@@ -133,19 +135,30 @@ class FaultProxy(ThreadingHTTPServer):
             for connection in self._live:  # wakes the threads that stall or wait for a request
                 with suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
+            if self._errors and kind is None:
+                raise self._errors[0]
 
     def decide(self, request: Request) -> Fault | None:
-        with self._lock:
+        with self._lock, self._keeping_errors():
             return self._decide(request)
+
+    def kill(self, address: Address) -> None:
+        with self._keeping_errors():
+            if self._kill is None:
+                raise ValueError("a kill needs a function that does it: FaultProxy(kill=...)")
+            self._kill(address)
+
+    @contextmanager
+    def _keeping_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._errors.append(error)
+            raise
 
     def did(self, fault: Fault) -> None:
         with self._lock:
             self.counts[fault.kind] += 1
-
-    def kill(self, address: Address) -> None:
-        if self._kill is None:
-            raise ValueError("a 'kill' fault needs a function that kills: FaultProxy(kill=...)")
-        self._kill(address)
 
     def live(self, connection: socket.socket, alive: bool) -> None:
         with self._lock:
@@ -163,12 +176,9 @@ class _Handler(BaseHTTPRequestHandler):
     server: FaultProxy
 
     def setup(self) -> None:
-        self.server.live(self.request, True)
         if self.server.tls:  # here and not in the one thread that accepts
-            plain = self.request
-            self.request = self.server.tls.wrap_socket(plain, server_side=True)
-            self.server.live(plain, False)
-            self.server.live(self.request, True)
+            self.request = self.server.tls.wrap_socket(self.request, server_side=True)
+        self.server.live(self.request, True)
         super().setup()
 
     def finish(self) -> None:

@@ -3,7 +3,8 @@
 Knows bytes and keys; knows nothing of videos, receipts or manifests. The one promise the rest of
 `cluster` builds on is `Store.put_new`: of any number of writers racing for a key exactly one
 creates it, whole, and nobody ever overwrites it. `Store.probe` refuses, before any money is spent,
-a store that does not keep that promise.
+a store that does not keep that promise. Networks and stores that misbehave cost repetitions, for
+about a minute, and then a StoreError: bytes damaged on their way are neither stored nor returned.
 
 S3 endpoints and credentials come from the standard AWS_* environment alone (AWS_ENDPOINT_URL,
 AWS_ACCESS_KEY_ID, AWS_PROFILE, ...). They are read in each process that talks to S3 and are never

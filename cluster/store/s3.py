@@ -1,4 +1,4 @@
-"""A store in a bucket of any S3 that honours conditional puts; boto3 for every byte.
+"""A store in a bucket of any S3 that honours conditional puts; boto3's client for every byte.
 
 S3's protocol guards less than it seems to: over plain HTTP a flipped bit in a body, or a body cut
 short, is found only by a checksum. Uploads carry Content-MD5; objects carry the sha256 of their
@@ -190,8 +190,8 @@ class S3Store(Store):
                 if renewals > _CREDENTIAL_READINGS:
                     break
             if attempt + 1 < patience.attempts:
-                level = logging.INFO if attempt < 3 else logging.WARNING
-                log.log(level, "%s (attempt %d, asking again)", verdict.error, attempt + 1)
+                level = logging.INFO if attempt < 6 else logging.WARNING  # some seconds in
+                log.log(level, "attempt %d failed and is repeated: %s", attempt + 1, verdict.error)
                 patience.wait(attempt)
         raise verdict.error
 

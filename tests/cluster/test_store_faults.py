@@ -186,6 +186,46 @@ def test_each_good_request_is_one_request(store: Store, script: Script) -> None:
 
 
 @pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        ("400", "BadDigest"),
+        ("400", "IncompleteBody"),
+        ("400", "RequestTimeout"),
+        ("400", "XAmzContentSHA256Mismatch"),
+        ("503", "ServiceUnavailable"),
+    ],
+)
+def test_refusals_that_pass_are_repeated_whatever_their_status(
+    store: Store, script: Script, status: str, code: str
+) -> None:
+    script.faults = [("PUT", Fault(status, code=code))] * 3
+    assert store.put_new("a", b"data") is True
+    assert not script.faults
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "says"),
+    [
+        ("400", "AuthorizationHeaderMalformed", "is in another region: set AWS_DEFAULT_REGION"),
+        ("400", "InvalidToken", "the session token is not valid: renew AWS_SESSION_TOKEN"),
+        ("400", "RequestTimeout", "took too long on its way in every attempt: check the network"),
+        ("403", "AccessDenied", "access is denied: grant s3:GetObject"),
+        ("403", "RequestTimeTooSkewed", "this machine's clock is wrong: set it"),
+        ("403", "SignatureDoesNotMatch", "check AWS_SECRET_ACCESS_KEY"),
+        ("404", "NoSuchBucket", "does not exist at http"),
+        ("418", "X-Amz-Signature=ab", "the store answers 418: check the store's documentation"),
+    ],
+)
+def test_refusals_that_stay_are_sentences(
+    store: Store, script: Script, status: str, code: str, says: str
+) -> None:
+    script.faults = [("PUT", Fault(status, code=code))] * 20
+    with pytest.raises(StoreError, match=re.escape(says)) as error:
+        store.put_new("a", b"data")
+    sentence(error)
+
+
+@pytest.mark.parametrize(
     ("kind", "use", "says"),
     [
         ("truncate", "GET", "broke off in every reading: check the network"),
@@ -446,6 +486,22 @@ def test_many_threads_renew_credentials_together(
     assert len(made) == 2
 
 
+def test_a_credential_process_that_fails_once_is_run_again(
+    s3_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, ran = tmp_path / "program", tmp_path / "ran"
+    program.write_text(
+        f"[ -e {ran} ] || {{ touch {ran}; exit 1; }}\n"
+        'echo \'{"Version": 1, "AccessKeyId": "FROMPROCESS", "SecretAccessKey": "hidden"}\'\n'
+    )
+    (tmp_path / "config").write_text(f"[default]\ncredential_process = sh {program}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    assert open_store(s3_root).put_new("a", b"data") is True
+    assert ran.exists()
+
+
 SECRETS = ("AKIALEAKTESTKEY00001", "secret/value+of/the/key", "session-token-value", "X-Amz-")
 
 
@@ -466,7 +522,8 @@ def test_no_error_log_or_pickle_holds_credentials(
     logging.getLogger("botocore").setLevel(logging.DEBUG)  # as a user may at any time
     fault = Fault("400", code="ExpiredToken") if kind == "expired" else None
     errors: list[StoreError] = []
-    for method, use in [*METHODS.items(), ("GET", lambda store: list(store.list()))]:
+    uses = [*METHODS.items(), ("GET", lambda store: list(store.list()))]
+    for method, use in uses[:1] if fault else uses:  # which makes four clients a use
         if kind != "200":
             script.faults = [(method, fault or Fault(kind))] * 50
         try:
@@ -671,6 +728,21 @@ def test_leaving_the_proxy_ends_its_stalls(s3_root: str, s3_endpoint: str) -> No
         threading.Thread(target=wait).start()
         assert asked.wait(30)
     assert ended.wait(30)
+
+
+def test_an_error_of_the_plan_is_raised_on_leaving_the_proxy(s3_endpoint: str) -> None:
+    def decide(request: Request) -> Fault | None:
+        raise RuntimeError("a plan that has run out")
+
+    def ask() -> None:
+        with FaultProxy(s3_endpoint, decide) as proxy:
+            client = http.client.HTTPConnection(f"127.0.0.1:{proxy.server_port}")
+            client.request("GET", "/bucket")
+            with pytest.raises(ConnectionError):
+                client.getresponse()
+
+    with pytest.raises(RuntimeError, match="a plan that has run out"):
+        ask()
 
 
 @pytest.mark.parametrize("kind", ["flood", "200", "99", ""])
