@@ -346,10 +346,11 @@ class _ReplayHook(MeanCacheHook):
         super().__init__(*arguments, **options)
         self.outputs = outputs
 
-    def compute(self, step: int, call: Call, *args: Any, **kwargs: Any) -> Any:
-        known = self.outputs.setdefault(step, {})
+    @torch.compiler.disable(recursive=False)
+    def compute(self, call: Call, *args: Any, **kwargs: Any) -> Any:
+        known = self.outputs.setdefault(self.progress.branches[call].step, {})
         if call not in known:
-            output = super().compute(step, call, *args, **kwargs)
+            output = super().compute(call, *args, **kwargs)
             # A copy, as a pipeline or its scheduler may write into what it is given.
             copies = [velocity.detach().clone() for velocity in velocities_of(output)]
             known[call] = with_velocities(output, copies)

@@ -161,13 +161,15 @@ class MeanCacheHook(ModelHook):
         self._names = tuple(inspect.signature(type(module).forward).parameters)[1:]
         return module
 
-    # Where the whole module is compiled, dynamo leaves the decisions here alone.
     @torch.compiler.disable(recursive=False)
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Stands in for the transformer's forward; see the module's docstring."""
+        # Where the whole module is compiled, the transformer itself is; decisions are not.
         try:
             call = self._locate(*args, **kwargs)
-            return self._answer(call, *args, **kwargs)
+            if self._must_compute(call):
+                self._keep(call, self.compute(call, *args, **kwargs))
+            return self._answer(call)
         except BaseException:
             self.progress.forget()
             raise
@@ -178,32 +180,43 @@ class MeanCacheHook(ModelHook):
         self.context.reset()
         return module
 
-    def compute(self, step: int, call: Call, *args: Any, **kwargs: Any) -> Any:
-        """The transformer's own output for a call of the step."""
+    @torch.compiler.disable(recursive=False)
+    def compute(self, call: Call, *args: Any, **kwargs: Any) -> Any:
+        """The transformer's own output for the call."""
         self.progress.forwards += 1
         return self.fn_ref.original_forward(*args, **kwargs)
 
-    def _answer(self, call: Call, *args: Any, **kwargs: Any) -> Any:
+    @torch.compiler.disable
+    def _must_compute(self, call: Call) -> bool:
+        branch = self.progress.branches[call]
+        return branch.step in self._computed or not self._known(branch)
+
+    def _known(self, branch: _Branch) -> bool:
+        """Whether all velocities of earlier steps are there that the step's own weights name."""
+        return all(n in branch.history for n in self._weights[branch.step] if n != branch.step)
+
+    @torch.compiler.disable
+    def _keep(self, call: Call, output: Any) -> None:
+        """Notes what the transformer has returned, as far as it will be needed."""
+        branch = self.progress.branches[call]
+        step = branch.step
+        branch.output, branch.estimate = output, None
+        needed = self._last_use.get(step, step) > step or self._weights[step] != {step: 1.0}
+        if step in self._computed and needed:
+            branch.history[step] = [
+                velocity.to(torch.float32, copy=True) for velocity in velocities_of(output)
+            ]
+
+    @torch.compiler.disable
+    def _answer(self, call: Call) -> Any:
         """The output of the call: the transformer's own, or the estimate's."""
         branch = self.progress.branches[call]
-        step, weights = branch.step, self._weights[branch.step]
-        computed = step in self._computed
-        known = all(n in branch.history for n in weights if n != step)
-        if computed or not known:
-            branch.output = self.compute(step, call, *args, **kwargs)
-            branch.estimate = None
-        if computed and (self._last_use.get(step, step) > step or weights != {step: 1.0}):
-            branch.history[step] = [
-                velocity.to(torch.float32, copy=True) for velocity in velocities_of(branch.output)
-            ]
-        if known and weights != {step: 1.0}:
+        step, weights, output = branch.step, self._weights[branch.step], branch.output
+        if weights != {step: 1.0} and self._known(branch):
             if branch.estimate is None or branch.estimate[0] != weights:
-                total = _weighted_sum(weights, branch.history, branch.output)
-                branch.estimate = weights, total
+                branch.estimate = weights, _weighted_sum(weights, branch.history, output)
             # Schedulers may write into what they are given; the next step needs it unharmed.
-            output = with_velocities(branch.output, [v.clone() for v in branch.estimate[1]])
-        else:
-            output = branch.output
+            output = with_velocities(output, [v.clone() for v in branch.estimate[1]])
         branch.history = {
             n: v for n, v in branch.history.items() if self._last_use.get(n, -1) > step
         }
@@ -212,6 +225,7 @@ class MeanCacheHook(ModelHook):
             branch.forget()
         return output
 
+    @torch.compiler.disable
     def _locate(self, *args: Any, **kwargs: Any) -> Call:
         """Finds which call of which step this is, and that it is one the schedule knows."""
         given = dict(zip(self._names, args, strict=False)) | kwargs
