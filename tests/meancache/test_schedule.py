@@ -118,6 +118,8 @@ def test_edges_that_cannot_run_are_refused_in_a_sentence(edges, sentence):
         ({"budget": 3}, "exceed the budget of 3"),
         ({"budget": "4"}, "whole number `budget`"),
         ({"execution": "leap"}, "execution 'leap'"),
+        ({"edges": {}}, "needs a list `edges`"),
+        ({"grid": {"sigmas": SIGMAS, "shift": "7"}}, "its `shift` a number"),
         ({"surprise": 1}, "no key 'surprise'"),
         ({"schema": True}, "schema True"),
         ({"conditions": {"height": float("inf")}}, "cannot be written as JSON"),
@@ -138,6 +140,19 @@ def test_a_file_that_breaks_the_format_is_refused_in_a_sentence(change, sentence
     data = {key: value for key, value in valid().items() if key != "id"}
     with pytest.raises(ScheduleError, match=sentence):
         Schedule.from_json({**data, **change})
+
+
+@pytest.mark.parametrize("key", ["schema", "grid", "method", "budget", "edges"])
+def test_a_missing_key_is_named(key):
+    data = {name: value for name, value in valid().items() if name not in ("id", key)}
+    with pytest.raises(ScheduleError, match=f"needs the key '{key}'"):
+        Schedule.from_json(data)
+
+
+def test_weights_have_no_execution_rule():
+    edges = [{"start": 0, "stop": 10, "weights": {"0": 1.0}}]
+    with pytest.raises(ScheduleError, match="`execution` belongs to edges with spans"):
+        Schedule.from_edges(SIGMAS, edges, "jump")
 
 
 def test_an_edited_file_no_longer_has_its_id():

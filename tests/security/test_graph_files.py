@@ -74,6 +74,12 @@ def test_a_damaged_footer(place, change):
     reads_or_refuses(DATA[:start] + change + DATA[start + len(change) :])
 
 
+def test_every_byte_of_the_footer_damaged():
+    """Damage that pyarrow's C++ did not expect has ended the process, so that every byte counts."""
+    for place in range(len(DATA) - 8 - int.from_bytes(DATA[-8:-4], "little"), len(DATA)):
+        reads_or_refuses(DATA[:place] + bytes([DATA[place] ^ 16]) + DATA[place + 1 :])
+
+
 @FUZZ
 @given(st.binary(max_size=50) | JSON.map(json.dumps) | mutated(SETTING))
 def test_any_setting(setting):
@@ -107,12 +113,15 @@ HOSTILE_ROWS = [
     ({"gram": [1e308] * STEPS**2}, "not finite"),
     ({"gram": [-1.0] * STEPS**2}, "of no trajectory"),
     ({"gram": [None] * STEPS**2}, "not finite"),
-    ({"gram": [1.0]}, "do not hold the statistics of 6 steps"),
-    ({"gram": []}, "do not hold the statistics of 6 steps"),
+    ({"gram": [1.0]}, "does not hold the statistics of 6 steps"),
+    ({"gram": []}, "does not hold the statistics of 6 steps"),
     ({"l1": [-1.0] * edge_count(STEPS)}, "of no trajectory"),
     ({"l1": [float("nan")] * edge_count(STEPS)}, "not finite"),
-    ({"l1": [1.0] * STEPS**2}, "do not hold the statistics of 6 steps"),
-    ({"gram": [1.0] * edge_count(STEPS), "l1": [1.0] * STEPS**2}, "cannot reshape"),
+    ({"l1": [1.0] * STEPS**2}, "does not hold the statistics of 6 steps"),
+    (
+        {"gram": [1.0] * edge_count(STEPS), "l1": [1.0] * STEPS**2},
+        "does not hold the statistics of 6 steps",
+    ),
     ({"elements": 0}, "of no trajectory"),
     ({"elements": -1}, "of no trajectory"),
     ({"seed": -5}, "does not have its id"),
@@ -131,7 +140,7 @@ def test_the_right_columns_with_hostile_values(change, sentence):
 
 def test_a_grid_of_other_steps_than_the_rows_have():
     grid = Grid.from_sigmas(np.linspace(1, 0, 1001).tolist()).to_json()
-    with pytest.raises(GraphError, match="do not hold the statistics of 1000 steps"):
+    with pytest.raises(GraphError, match="does not hold the statistics of 1000 steps"):
         StabilityGraph.from_parquet(described(json.dumps({**SETTING, "grid": grid})))
 
 
