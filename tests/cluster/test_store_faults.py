@@ -15,7 +15,6 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -707,27 +706,20 @@ def test_a_kill_is_told_the_address_of_the_live_connection(
 
 
 def test_leaving_the_proxy_ends_its_stalls(s3_root: str, s3_endpoint: str) -> None:
-    client = http.client.HTTPConnection("")
-    ended = threading.Event()
+    asked = threading.Event()
 
-    def wait() -> None:
-        with pytest.raises(OSError):  # noqa: PT011  # closed in one of several ways
-            client.getresponse()
-        ended.set()
+    def decide(request: Request) -> Fault:
+        asked.set()
+        return Fault("stall")
 
-    with ExitStack() as stack:
-        asked = threading.Event()
-
-        def decide(request: Request) -> Fault:
-            asked.set()
-            return Fault("stall")
-
-        proxy = stack.enter_context(FaultProxy(s3_endpoint, decide))
-        client = http.client.HTTPConnection(f"127.0.0.1:{proxy.server_port}")
-        client.request("GET", f"/{plain(s3_root)[0]}/k")
-        threading.Thread(target=wait).start()
-        assert asked.wait(30)
-    assert ended.wait(30)
+    with ThreadPoolExecutor(1) as pool:
+        with FaultProxy(s3_endpoint, decide) as proxy:
+            client = http.client.HTTPConnection(f"127.0.0.1:{proxy.server_port}")
+            client.request("GET", f"/{plain(s3_root)[0]}/k")
+            answer = pool.submit(client.getresponse)
+            assert asked.wait(30)
+        with pytest.raises(ConnectionError):
+            answer.result(30)
 
 
 def test_an_error_of_the_plan_is_raised_on_leaving_the_proxy(s3_endpoint: str) -> None:
