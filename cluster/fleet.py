@@ -198,7 +198,9 @@ class _Pool:
 
     def hire(self) -> None:
         """Asks for one leader more; on a cluster that scales, a node more where there is none."""
-        leader = ray.remote(_Leader).options(**self._resources).remote(self._work, self._gangs)
+        # Spread over the nodes, so that the loss of one costs as few gangs as can be.
+        options = {**self._resources, "scheduling_strategy": "SPREAD"}
+        leader = ray.remote(_Leader).options(**options).remote(self._work, self._gangs)
         self._starting[leader.start.remote()] = leader
 
     def assign(self, index: int, item: Any) -> None:

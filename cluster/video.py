@@ -14,7 +14,7 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace, Interpolation
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 _BT709 = 1  # the code H.264 gives the BT.709 matrix, primaries and transfer
@@ -53,9 +53,12 @@ def encode(frames: NDArray[np.uint8], fps: float) -> bytes:
             # Said in the file, since players guess the matrix of a silent one by its height.
             context.colorspace = context.color_primaries = context.color_trc = _BT709
             context.color_range = ColorRange.MPEG
+            # One for all frames: each would otherwise set up its conversion again.
+            reformatter = VideoReformatter()
             for frame in frames:
                 rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-                yuv = rgb.reformat(
+                yuv = reformatter.reformat(
+                    rgb,
                     format="yuv420p",
                     dst_colorspace=Colorspace.ITU709,
                     dst_color_range=ColorRange.MPEG,

@@ -2,12 +2,14 @@
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import ray
 
 from cluster import fleet
-from cluster.gang import Gang, GangError
+from cluster.draining import Stopped
+from cluster.gang import Gang, GangError, GangStartError, GangTaskError
 from cluster.store import StoreError
 from tests.cluster import ranks
 
@@ -24,6 +26,13 @@ def identify(gang: Gang, item: int) -> tuple[int, int, int]:
     return item, os.getpid(), gang.run(ranks.who, None)[0][1]
 
 
+def meet(gang: Gang, item: tuple[Path, str]) -> int:
+    """Waits at one end of a pipe until another leader is at the other end."""
+    pipe, mode = item
+    pipe.open(mode).close()
+    return os.getpid()
+
+
 def die_once(gang: Gang, item) -> int:
     """Kills its leader the first time that item 3 is tried."""
     number, folder = item
@@ -34,9 +43,27 @@ def die_once(gang: Gang, item) -> int:
     return number
 
 
+def die(gang: Gang, item) -> None:
+    """Kills its leader every time."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def refuse(gang: Gang, item: int) -> None:
     """An item's work that raises."""
     raise ValueError("a bug")
+
+
+def terminate_driver(gang: Gang, item: tuple[int, int]) -> int:
+    """Sends the driver a SIGTERM from inside the first item."""
+    number, driver = item
+    if number == 0:
+        os.kill(driver, signal.SIGTERM)
+    return number
+
+
+def build_dies(rank: int, world_size: int, init_method: str) -> None:
+    """A rank whose leader is killed while it starts."""
+    os.kill(os.getppid(), signal.SIGKILL)
 
 
 @pytest.mark.usefixtures("cluster")
@@ -48,11 +75,37 @@ def test_every_item_is_done_once_by_gangs_of_the_asked_size():
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_leader_that_is_killed_loses_no_item(tmp_path):
+def test_a_fleet_grows_while_items_wait(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    items = [(tmp_path / "pipe", "r"), (tmp_path / "pipe", "w")]
+    leaders = list(fleet.run(meet, items, fleet.Gangs(ranks.build, 1, 1, 2)))
+    assert len(set(leaders)) == 2
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_leader_that_is_killed_loses_no_item_and_its_death_is_told(tmp_path):
     items = [(number, tmp_path) for number in range(6)]
-    results = list(fleet.run(die_once, items, fleet.Gangs(ranks.build, 1, 1, 1)))
-    assert (tmp_path / "died").exists()
+    told = []
+    results = fleet.run(
+        die_once, items, fleet.Gangs(ranks.build, 1, 1, 1), lambda *death: told.append(death)
+    )
     assert sorted(results) == list(range(6))
+    ((item, how),) = told
+    assert item == items[3]
+    assert how.startswith("the gang's leader died: The actor ")
+    assert len(how) < 400
+
+
+@pytest.mark.usefixtures("cluster")
+def test_an_item_that_kills_every_leader_ends_and_is_told_each_time(monkeypatch):
+    monkeypatch.setattr(fleet, "MAX_ATTEMPTS", 1)  # each takes a leader's start
+    told = []
+    results = fleet.run(
+        die, ["poison"], fleet.Gangs(ranks.build, 1, 1, 1), lambda item, how: told.append(item)
+    )
+    with pytest.raises(GangTaskError, match="an item's leader died every time"):
+        list(results)
+    assert told == ["poison"] * 2
 
 
 @pytest.mark.usefixtures("cluster")
@@ -65,6 +118,26 @@ def test_work_that_raises_ends_the_job():
 def test_ranks_that_cannot_start_end_the_job_with_their_reason():
     with pytest.raises(GangError, match="rank 0 failed: RuntimeError: no weights here"):
         list(fleet.run(identify, [1], fleet.Gangs(ranks.build_fails, 1, 1, 1)))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_leaders_that_die_before_their_ranks_are_ready_end_the_job(monkeypatch):
+    monkeypatch.setattr(fleet, "MAX_ATTEMPTS", 2)
+    with pytest.raises(GangStartError, match="2 gangs' leaders in a row died before"):
+        list(fleet.run(identify, [1], fleet.Gangs(build_dies, 1, 1, 1)))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_sigterm_hands_out_nothing_more_and_yields_what_is_in_flight(monkeypatch):
+    monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "300")
+    items = [(number, os.getpid()) for number in range(50)]
+    done: list[int] = []
+    with pytest.raises(Stopped):
+        for result in fleet.run(terminate_driver, items, fleet.Gangs(ranks.build, 1, 1, 1)):
+            done.append(result)
+    # While the signal was on its way the leader may have been handed an item or two more.
+    assert done == list(range(len(done)))
+    assert 1 <= len(done) < 10
 
 
 def look_for_a_variable() -> None:

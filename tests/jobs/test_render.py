@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from cluster import manifest, video
+from cluster import verification, video
+from cluster.manifest import Manifest
 from cluster.store import open_store
 from jobs import render
 from tests.jobs.conftest import PROMPTS
@@ -42,6 +43,11 @@ def root(tmp_path, rendered) -> Path:
 def rows(root: Path) -> list[dict]:
     files = sorted((root / "manifest" / "parts").glob("*.parquet"))
     return [row for file in files for row in pq.read_table(file).to_pylist()]
+
+
+def problems(root: str) -> list[str]:
+    findings = verification.verify(open_store(root))
+    return [problem for found in findings for _, problem in found if problem]
 
 
 def contents(root: Path) -> dict[Path, bytes]:
@@ -101,7 +107,7 @@ def test_a_damaged_video_is_rendered_again_as_the_readme_says(root, command):
     ):
         (root / key).unlink()
     assert render.main(command) == 0
-    assert [problem for _, problem in manifest.verify(open_store(str(root))) if problem] == []
+    assert problems(str(root)) == []
 
 
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path, command, capsys):
@@ -136,7 +142,7 @@ def test_an_s3_root_holds_the_same_dataset(s3_root, prompts):
     command = ["--model", "tiny", "--prompts", prompts, "--steps", "4", "--output", s3_root]
     assert render.main(command) == 0
     store = open_store(s3_root)
-    part = pq.read_table(io.BytesIO(store.get(manifest.part_key(0)))).to_pylist()
+    part = pq.read_table(io.BytesIO(store.get(Manifest(store).part_key(0)))).to_pylist()
     assert [row["prompt"] for row in part] == PROMPTS
     assert all(row["uri"] == f"{s3_root}/{row['key']}" for row in part)
-    assert [problem for _, problem in manifest.verify(store) if problem] == []
+    assert problems(s3_root) == []

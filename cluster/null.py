@@ -1,0 +1,36 @@
+"""A renderer that renders nothing, behind the same gang interface: what a job costs without GPUs.
+
+Everything around the model stays real: ranks, pipes, mp4, store, receipts. For `jobs.benchmark
+scale`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from cluster.renderer import Rendering
+from meancache import Schedule
+
+SIDE = 16  # pixels; the smallest that H.264 takes
+
+
+class NullRenderer:
+    """Stands where a `Renderer` stands; its videos are one small frame that tells seeds apart."""
+
+    def __init__(self, rank: int, world_size: int, init_method: str) -> None:
+        self.rank = rank
+        self.world_size = world_size
+
+    def render(
+        self,
+        prompt: str,
+        seed: int,
+        arguments: Mapping[str, Any],
+        schedule: Schedule | None = None,
+    ) -> Rendering:
+        """A frame of 16x16 pixels, at once."""
+        frame = np.full((1, SIDE, SIDE, 3), seed % 256, np.uint8)
+        return Rendering(frame, 0, 0.0, 0.0)

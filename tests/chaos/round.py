@@ -1,0 +1,256 @@
+"""One round of chaos: a job on a fresh root, blows until it is done, and what is there then."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import boto3
+from ray.cluster_utils import Cluster
+
+from cluster import manifest, verification
+from cluster.store import open_store
+from jobs import render
+from tests.chaos import processes
+from tests.chaos.blows import SECOND_DRIVER, Blow, Trap, kind_of, store_fault, where
+from tests.faults import Fault, FaultProxy, Request
+from tests.s3_server import s3_environment
+
+MARK = "MEANCACHE_CHAOS"
+STEPS = 2
+# At which guidance overflows and the latents are NaN: a row that can only fail.
+HOPELESS = 1e38
+POLL_S = 0.2
+# Shorter than a client's own patience, which the store's tests try: rounds would take hours.
+STALL_S = 5.0
+MOST_RESTARTS = 80
+FINISHED = (0, 3)
+
+
+class Nodes:
+    """A Ray cluster of real raylets on this machine: a head that only manages, and workers."""
+
+    def __init__(self, workers: int) -> None:
+        os.environ["RAY_AUTH_MODE"] = "disabled"
+        head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 100 * 2**20}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.workers = [self._add() for _ in range(workers)]
+
+    def _add(self):
+        return self.cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+
+    def kill_one(self) -> None:
+        """Kills a worker's raylet, as a reclaimed machine goes, and brings up another."""
+        victim = self.workers.pop(0)
+        self.cluster.remove_node(victim, allow_graceful=False)
+        self.workers.append(self._add())
+
+
+@dataclass
+class Round:
+    """A job under attack. `tally` counts what was done to it, by kind."""
+
+    nodes: Nodes
+    folder: Path
+    endpoint: str
+    seed: int
+    items: int
+    gangs: str
+    gang_size: int
+    blows: list[Blow]
+    traps: list[Trap]
+    stalls: int = 0
+    tally: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.draw = random.Random(self.seed)
+        self.bucket = f"chaos-{self.seed}-{os.getpid()}"
+        self.root = f"s3://{self.bucket}/run"
+        self.receipts: set[str] = set()
+        self.drivers: list[subprocess.Popen[bytes]] = []
+        self.started = 0
+        self.calm = threading.Event()
+        self.log = self.folder / f"drivers-{self.seed}.log"
+        self.prompts = self.folder / f"prompts-{self.seed}.jsonl"
+        rows = [{"prompt": f"round {self.seed} video {n}", "seed": n} for n in range(self.items)]
+        rows[self.items // 2]["guidance_scale"] = HOPELESS
+        self.prompts.write_text("\n".join(json.dumps(row) for row in rows))
+
+    def run(self) -> None:
+        """Attacks until the job is done, then lets one driver finish it in peace."""
+        boto3.client("s3").create_bucket(Bucket=self.bucket)
+        with FaultProxy(
+            self.endpoint, self.decide, kill=self.kill_sender, patience=STALL_S
+        ) as proxy:
+            environment = {**os.environ, "AWS_ENDPOINT_URL": proxy.url}
+            while self.blows or self.traps or not self._finished():
+                self._drive(environment)
+                self._strike()
+                if self._finished() and not self._alive():
+                    break  # what is left of the plan found nothing to do
+                self._wait()
+            self.calm.set()
+            for driver in self._alive():
+                driver.wait()
+            self.tally.update({k: n for k, n in proxy.counts.items() if not k.startswith("kill")})
+
+    def decide(self, request: Request) -> Fault | None:
+        """What the proxy does with a request."""
+        if self.calm.is_set():
+            return None
+        if request.method == "PUT" and "/receipts/" in f"/{request.key}":
+            self.receipts.add(request.key)
+        for trap in self.traps:
+            if trap.catches(request, "run"):
+                self.traps.remove(trap)
+                self.tally[f"{trap.kind} {trap.step}"] += 1
+                return Fault(trap.kind)
+        if self.stalls and kind_of(request) == "PUT" and where(request).startswith("run/videos/"):
+            self.stalls -= 1
+            return Fault("stall")
+        return store_fault(self.draw, request)
+
+    def kill_sender(self, address: tuple[str, int]) -> None:
+        """Kills the process whose request the proxy holds."""
+        pid = processes.owner(address)
+        if pid is not None:
+            processes.send(pid, signal.SIGKILL)
+
+    def _drive(self, environment: dict[str, str]) -> None:
+        """Starts the driver again where none runs: the same command, as a person would."""
+        if self._alive() or self._finished():
+            return
+        assert self.started < MOST_RESTARTS, f"no end in sight; see {self.log}"
+        self._start(environment)
+
+    def _start(self, environment: dict[str, str]) -> None:
+        self.environment = environment
+        self.started += 1
+        with self.log.open("ab") as log:
+            self.drivers.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "jobs.render", *self.command()],
+                    stdout=log,
+                    stderr=log,
+                    env={**environment, "RAY_ADDRESS": self.nodes.cluster.address},
+                )
+            )
+
+    def command(self) -> list[str]:
+        """The job's arguments."""
+        return [
+            *("--model", "tiny", "--prompts", str(self.prompts), "--steps", str(STEPS)),
+            *("--gang-size", str(self.gang_size), "--gangs", self.gangs, "--output", self.root),
+        ]
+
+    def _strike(self) -> None:
+        while self.blows and self.blows[0].after <= len(self.receipts):
+            if not self._struck(self.blows[0].kind):
+                return  # nobody there to be hit: in a moment perhaps
+            self.tally[self.blows.pop(0).kind] += 1
+
+    def _struck(self, kind: str) -> bool:
+        if kind == SECOND_DRIVER:
+            self._start(self.environment)
+            return True
+        if kind == "raylet killed":
+            self.nodes.kill_one()
+            return True
+        if kind == "driver killed":
+            victims = [driver.pid for driver in self._alive()]
+        elif kind == "leader killed":
+            victims = processes.leaders(MARK)
+        else:
+            victims = processes.ranks(MARK)
+        what = signal.SIGSTOP if kind == "rank stopped" else signal.SIGKILL
+        return bool(victims) and processes.send(self.draw.choice(victims), what)
+
+    def _alive(self) -> list[subprocess.Popen[bytes]]:
+        return [driver for driver in self.drivers if driver.poll() is None]
+
+    def _finished(self) -> bool:
+        return any(driver.returncode in FINISHED for driver in self.drivers)
+
+    def _wait(self) -> None:
+        """Until a driver ends, or a moment."""
+        alive = self._alive()
+        if alive:
+            try:
+                alive[0].wait(POLL_S)
+            except subprocess.TimeoutExpired:
+                return
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is there when a round is over; all but `rows` should be empty or 0."""
+
+    rows: int
+    lost: int
+    duplicate: int
+    corrupt: list[str]
+    orphans: list[int]
+    started: int
+
+
+def outcome(round_: Round) -> Outcome:
+    """Reads the root as anyone would, straight from the server, and compares with the plan."""
+    store = open_store(round_.root)
+    prepared = render.prepare(render.parser().parse_args(round_.command()))
+    planned = Counter(item.id for item in prepared.items)
+    rows = [
+        row
+        for folder in (manifest.PARTS, manifest.FAILURES)
+        for key in store.list(folder)
+        for row in manifest.read_rows(store.get(key))
+    ]
+    found = Counter(row["item_id"] for row in rows)
+    findings = [finding for findings in verification.verify(store) for finding in findings]
+    failed = [row["item_id"] for row in rows if row["status"] == manifest.FAILED]
+    hopeless = {item.id for item in prepared.items if item.arguments["guidance_scale"] == HOPELESS}
+    return Outcome(
+        rows=len(rows),
+        lost=sum((planned - found).values()) + len(set(failed) - hopeless),
+        duplicate=sum((found - planned).values()),
+        corrupt=[f"{uri} {problem}" for uri, problem in findings if problem],
+        orphans=processes.left_over([*processes.leaders(MARK), *processes.ranks(MARK)]),
+        started=round_.started,
+    )
+
+
+@contextmanager
+def environment(endpoint: str) -> Iterator[None]:
+    """The AWS_* variables of the server, and the mark by which processes are found."""
+    changed = {**s3_environment(endpoint), MARK: "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    before = dict(os.environ)
+    os.environ.update(changed)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def summary(tally: Counter[str], outcomes: Sequence[Outcome]) -> str:
+    """The tally as a table of text."""
+    lines = [f"{number:6}  {kind}" for kind, number in sorted(tally.items())]
+    lines += [
+        f"{sum(tally.values()):6}  faults injected",
+        f"{sum(one.started for one in outcomes):6}  drivers started",
+        f"{sum(one.rows for one in outcomes):6}  rows",
+        f"{sum(one.lost for one in outcomes):6}  lost",
+        f"{sum(one.duplicate for one in outcomes):6}  duplicate",
+        f"{sum(len(one.corrupt) for one in outcomes):6}  corrupt",
+        f"{sum(len(one.orphans) for one in outcomes):6}  orphan processes",
+    ]
+    return "\n".join([*lines, *(problem for one in outcomes for problem in one.corrupt)])
