@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from meancache import tiny
-from meancache.grid import Grid
+from meancache.grid import Grid, is_whole_number, shown
 from meancache.schedule import Schedule
 
 PIPELINES = ("HunyuanVideoPipeline",)
@@ -190,11 +190,27 @@ def find_model(model_id: str, revision: str | None = None, dtype: str | None = N
         )
     pipeline = files.config("model_index.json").get("_class_name")
     if pipeline not in PIPELINES:
-        raise ModelError(f"{model_id} is a {pipeline}; supported is {', '.join(PIPELINES)}")
+        raise ModelError(f"{model_id} is a {shown(pipeline)}; supported: {', '.join(PIPELINES)}")
     try:
-        return _describe(model_id, files, pipeline, dtype)
-    except (KeyError, TypeError) as error:
+        model = _describe(model_id, files, pipeline, dtype)
+        model.grid(1)
+    except KeyError as error:
         raise ModelError(f"model {model_id}: its configuration lacks {error}") from error
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise ModelError(
+            f"model {model_id}: its configuration cannot be used ({shown(str(error))})"
+        ) from error
+    for name, number in (
+        ("num_attention_heads", model.num_heads),
+        ("patch", min(model.patch)),
+        ("temporal_compression_ratio", model.temporal_compression),
+    ):
+        if not is_whole_number(number) or number < 1:
+            raise ModelError(
+                f"model {model_id}: its configuration has {name} {shown(number)}, which must be "
+                "a whole number from 1"
+            )
+    return model
 
 
 def _describe(
@@ -288,7 +304,10 @@ class _HubRepository:
 
 def _json_object(data: bytes) -> dict[str, Any]:
     """Parses a configuration file. Raises ValueError where it is not a JSON object."""
-    value = json.loads(data)
+    try:
+        value = json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")
     return value

@@ -16,11 +16,14 @@ from cluster.model import Model, ModelError
 from cluster.prompts import Prompt, PromptsError, stable_seed
 from cluster.store import AlreadyExists, Store
 from meancache import Schedule
-from meancache.schedule import canonical_json
+from meancache.grid import shown
+from meancache.schedule import canonical_json, is_deep
 
 SPEC_KEY = "job.json"
 SPEC_SCHEMA = 1
 SHARD_SIZE = 250
+# Of the differences to another job, how many a refusal names.
+MOST_NAMED = 8
 
 
 class SpecError(ValueError):
@@ -182,18 +185,22 @@ def check_spec(store: Store, spec: Mapping[str, Any], key: str = SPEC_KEY) -> No
     """
     if not store.exists(key):
         return
+    data = store.get(key)
+    if data == canonical_json(spec):
+        return
     try:
-        there = json.loads(store.get(key))
-        if not isinstance(there, dict):
+        there = json.loads(data)
+        if not isinstance(there, dict) or is_deep(there):
             raise ValueError
-    except ValueError as error:
-        raise SpecError(f"{store.uri(key)} is not a job's JSON; use another --output") from error
-    differences = _differences(there, dict(spec))
-    if differences:
-        raise SpecError(
-            f"{store.uri(key)} belongs to another job: {'; '.join(differences)}. Repeat that "
-            "job's arguments to resume it, or choose another --output"
-        )
+    except (ValueError, RecursionError):
+        raise SpecError(f"{store.uri(key)} is not a job's JSON; use another --output") from None
+    differences = _differences(there, dict(spec)) or ["it is written in another way"]
+    more = len(differences) - MOST_NAMED
+    named = [*differences[:MOST_NAMED], *([f"and {more} more"] if more > 0 else [])]
+    raise SpecError(
+        f"{store.uri(key)} belongs to another job: {'; '.join(named)}. Repeat that job's "
+        "arguments to resume it, or choose another --output"
+    )
 
 
 def _differences(there: Any, here: Any, path: str = "") -> list[str]:
@@ -201,9 +208,10 @@ def _differences(there: Any, here: Any, path: str = "") -> list[str]:
     if isinstance(there, dict) and isinstance(here, dict):
         found = []
         for key in sorted({*there, *here}):
-            found += _differences(there.get(key), here.get(key), f"{path}.{key}" if path else key)
+            name = key if key in here else shown(key)  # of a stranger's file
+            found += _differences(there.get(key), here.get(key), f"{path}.{name}" if path else name)
         return found
-    if there == here:
+    if there == here and isinstance(there, type(here)):
         return []
     if path == "plan":
         return ["the prompts, or what their rows override, are others there"]

@@ -108,9 +108,9 @@ def parser() -> argparse.ArgumentParser:
     """The job's flags."""
     result = _cli.job_parser(
         "jobs.benchmark",
-        "scale: renders rows with ranks that render nothing, and reports the time to plan, items a\n"
-        "second, the time to find what is missing in a half-finished root, the time of a\n"
-        "resubmission and the driver's peak memory. Every row leaves a small file or three.",
+        "scale: renders rows with ranks that render nothing, and reports the time to plan, items\n"
+        "a second, the time to find what is missing in a half-finished root, the time of a\n"
+        "resubmission and the driver's peak memory. Every row leaves two small files.",
         "python -m jobs.benchmark scale --rows 10000",
     )
     result.add_argument("what", choices=["scale"], help="what to measure")

@@ -162,7 +162,7 @@ def check_prefix(prefix: str) -> None:
 
 def without_secrets(url: str) -> str:
     """Cut a URL's user information and query, where credentials and signatures would be."""
-    return re.sub(r"//.*@", "//", url.partition("?")[0])
+    return re.sub(r"(//|^).*@", r"\1", url.partition("?")[0])
 
 
 def short(text: str) -> str:

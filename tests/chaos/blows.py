@@ -28,7 +28,8 @@ STEPS = {
 
 # Done to any request, with these weights; a stall costs the client its whole patience.
 STORE_FAULTS = {
-    "500": 4, "503": 4, "reset": 4, "lost ack": 4, "truncate": 3, "corrupt down": 3, "corrupt up": 4,
+    "500": 4, "503": 4, "reset": 4, "lost ack": 4,
+    "truncate": 3, "corrupt down": 3, "corrupt up": 4,
 }  # fmt: skip
 # A client that meets faults only would rightly give up.
 FAULTY_SHARE = 0.12

@@ -188,4 +188,4 @@ def test_a_new_gang_learns_from_receipts_how_long_a_video_takes(job, model, gang
     with Gang(rank_builder(model), 1) as gang:
         delivery(gang, second)
         size = 9 * 64 * 64 * 4
-        assert list(gang.pace._known)[0] == (size, row["render_s"])
+        assert next(iter(gang.pace._known)) == (size, row["render_s"])

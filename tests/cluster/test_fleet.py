@@ -132,9 +132,9 @@ def test_sigterm_hands_out_nothing_more_and_yields_what_is_in_flight(monkeypatch
     monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "300")
     items = [(number, os.getpid()) for number in range(50)]
     done: list[int] = []
+    results = fleet.run(terminate_driver, items, fleet.Gangs(ranks.build, 1, 1, 1))
     with pytest.raises(Stopped):
-        for result in fleet.run(terminate_driver, items, fleet.Gangs(ranks.build, 1, 1, 1)):
-            done.append(result)
+        done += results
     # While the signal was on its way the leader may have been handed an item or two more.
     assert done == list(range(len(done)))
     assert 1 <= len(done) < 10

@@ -93,7 +93,7 @@ def test_a_hub_model_that_cannot_be_reached_is_refused(monkeypatch):
 
 def test_another_pipeline_is_refused_by_name(tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "CogVideoXPipeline"}))
-    with pytest.raises(ModelError, match="is a CogVideoXPipeline; supported is HunyuanVideo"):
+    with pytest.raises(ModelError, match="is a 'CogVideoXPipeline'; supported: HunyuanVideo"):
         find_model(str(tmp_path))
 
 
@@ -135,3 +135,30 @@ def test_a_schedule_that_leaves_its_conditions_open_fits(model):
 def test_a_schedule_for_something_else_is_refused_with_the_difference(model, changes, sentence):
     with pytest.raises(ModelError, match=sentence):
         model.check_schedule(schedule_for(model, **changes), model.defaults)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "sentence"),
+    [
+        ("model_index.json", {"_class_name": "\x1b[31mEvil"}, r"is a '\\x1b\[31mEvil'"),
+        ("transformer/config.json", {"num_attention_heads": "x"}, "num_attention_heads 'x'"),
+        ("transformer/config.json", {"num_attention_heads": 0}, "num_attention_heads 0"),
+        ("transformer/config.json", {"patch_size": 0}, "patch 0"),
+        ("vae/config.json", {"temporal_compression_ratio": 0}, "must be a whole number from 1"),
+        ("scheduler/scheduler_config.json", {"shift": "x"}, "cannot be used"),
+        ("scheduler/scheduler_config.json", {"shift": float("inf")}, "cannot be used"),
+    ],
+)
+def test_a_folder_from_a_stranger_is_refused_in_a_sentence(tmp_path, file, change, sentence):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny.WEIGHTS, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    content = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**content, **change}))
+    with pytest.raises(ModelError, match=sentence):
+        find_model(str(folder))
+
+
+def test_a_configuration_nested_too_deep_is_refused(tmp_path):
+    (tmp_path / "model_index.json").write_text("[" * 100_000)
+    with pytest.raises(ModelError, match="missing or not JSON"):
+        find_model(str(tmp_path))

@@ -101,10 +101,7 @@ def endpoint_of(case: str, s3_endpoint: str, strict_s3_endpoint: str) -> str:
         "a bucket that does not exist",
         "a closed port",
         "credentials that the server does not know",
-        pytest.param(
-            "an endpoint that is no URL",
-            marks=pytest.mark.xfail(reason="the store repeats user information without a //"),
-        ),
+        "an endpoint that is no URL",
         "an endpoint with credentials in it",
     ],
 )
