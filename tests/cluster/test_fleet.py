@@ -8,9 +8,12 @@ import pytest
 import ray
 
 from cluster import fleet
+from cluster.delivery import Delivery
 from cluster.draining import Stopped
 from cluster.gang import Gang, GangError, GangStartError, GangTaskError
-from cluster.store import StoreError
+from cluster.manifest import Manifest
+from cluster.null import NullRenderer
+from cluster.store import StoreError, open_store
 from tests.cluster import ranks
 
 
@@ -138,6 +141,29 @@ def test_sigterm_hands_out_nothing_more_and_yields_what_is_in_flight(monkeypatch
     # While the signal was on its way the leader may have been handed an item or two more.
     assert done == list(range(len(done)))
     assert 1 <= len(done) < 10
+
+
+class Poisoned(Delivery):
+    """A delivery in which one item kills its leader, every time."""
+
+    def _deliver(self, gang, item, attempt):
+        if item.prompt_id == "id-3":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._deliver(gang, item, attempt)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_an_item_that_kills_its_leader_every_time_is_given_up_and_the_others_are_done(
+    tmp_path, model, items
+):
+    work = Poisoned(Manifest(open_store(str(tmp_path))), model, None)
+    gangs = fleet.Gangs(NullRenderer, 1, 1, 1)
+    rows = {row["prompt_id"]: row for row in fleet.run(work, items, gangs, work.lost)}
+    assert len(rows) == len(items)
+    bad = rows.pop("id-3")
+    assert (bad["status"], bad["attempts"]) == ("failed", 3)
+    assert "the gang's leader died" in bad["error"]
+    assert {row["status"] for row in rows.values()} == {"ok"}
 
 
 def look_for_a_variable() -> None:

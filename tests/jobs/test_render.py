@@ -1,15 +1,19 @@
 """Bulk rendering on a real Ray cluster: each row once, the same command resumes."""
 
 import io
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import ray
 
-from cluster import verification, video
+from cluster import attempts, verification, video
 from cluster.manifest import Manifest
+from cluster.plan import WorkItem
 from cluster.store import open_store
 from jobs import render
 from tests.jobs.conftest import PROMPTS
@@ -108,6 +112,86 @@ def test_a_damaged_video_is_rendered_again_as_the_readme_says(root, command):
         (root / key).unlink()
     assert render.main(command) == 0
     assert problems(str(root)) == []
+
+
+def fail(root: str, item: WorkItem) -> None:
+    """Leaves the item as three leaders that it killed would."""
+    for _ in range(3):
+        attempts.record_failure(Manifest(open_store(root)), item, "the gang's leader died: killed")
+
+
+def planned(command: list[str]) -> list[WorkItem]:
+    return render.prepare(render.parser().parse_args(command)).items
+
+
+def test_what_has_failed_is_said_and_healed_on_demand_and_nothing_is_rewritten(
+    tmp_path, command, capsys
+):
+    root = tmp_path / "out"
+    fail(str(root), planned(command)[1])
+    assert render.main(command) == 3
+    said = capsys.readouterr()
+    assert "2 videos, 1 failed" in said.out
+    assert "--retry-failed renders those rows again" in said.out
+    assert "the gang's leader died: killed" in said.err
+    assert [row["index"] for row in rows(root)] == [0, 2]
+    before = contents(root)
+
+    assert render.main(command) == 3
+    assert render.main([*command, "--max-failures", "1"]) == 0
+    assert contents(root) == before
+    assert render.main([*command, "--retry-failed", "--dry-run"]) == 0
+    assert "1 videos to do (4 forwards)" in capsys.readouterr().out
+    assert contents(root) == before
+
+    assert render.main([*command, "--retry-failed"]) == 0
+    assert "3 videos, 0 failed" in capsys.readouterr().out
+    after = contents(root)
+    assert {**after, **before} == after
+    assert sorted(row["index"] for row in rows(root)) == [0, 1, 2]
+    assert (root / "manifest" / "_SUCCESS.r1").exists()
+    assert problems(str(root)) == []
+
+    assert render.main([*command, "--retry-failed"]) == 0
+    assert render.main(command) == 0
+    assert contents(root) == after
+
+
+def test_a_finished_job_needs_neither_a_cluster_nor_its_videos(root, command, monkeypatch):
+    monkeypatch.setattr("cluster.fleet.connect", lambda: pytest.fail("a rank was asked for"))
+    shutil.rmtree(root / "videos")
+    shutil.rmtree(root / "receipts")
+    assert render.main(command) == 0
+
+
+def test_a_driver_that_is_terminated_says_how_to_resume_and_the_same_command_does(
+    tmp_path, command, run_job
+):
+    many = tmp_path / "many.txt"
+    many.write_text("\n".join(f"{prompt}, {take}" for take in range(20) for prompt in PROMPTS))
+    command[command.index("--prompts") + 1] = str(many)
+    with subprocess.Popen(
+        [sys.executable, "-m", "jobs.render", *command, "--gangs", "1"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "RAY_JOB_STOP_WAIT_TIME_S": "100",
+        },
+    ) as driver:
+        said = []
+        for line in driver.stderr:
+            said.append(line)
+            if line.startswith("videos: 1/"):
+                driver.terminate()
+    assert driver.returncode == 143, "".join(said)
+    assert said[-1] == "stopped: what is committed stays; the same command resumes\n"
+    there = list((tmp_path / "out" / "receipts").rglob("*.json"))
+    assert 1 <= len(there) < 60
+    assert len(there) == len(list((tmp_path / "out" / "videos").rglob("*.mp4")))
+    dry = run_job("render", *command, "--dry-run")
+    assert f"{60 - len(there)} videos to do" in dry.stdout
 
 
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path, command, capsys):

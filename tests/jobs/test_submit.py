@@ -15,7 +15,7 @@ BIN = str(Path(sys.executable).parent)
 RAY = shutil.which("ray", path=os.pathsep.join([BIN, os.environ["PATH"]]))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def head(tmp_path_factory):
     """The environment of a running head with a dashboard of its own, stopped afterwards."""
     with socket.socket() as probe:
@@ -38,7 +38,9 @@ def head(tmp_path_factory):
     subprocess.run([RAY, "stop", "--force"], env=environment, check=True, capture_output=True)
 
 
-@pytest.mark.skipif(RAY is None, reason="needs the ray command")
+pytestmark = pytest.mark.skipif(RAY is None, reason="needs the ray command")
+
+
 def test_a_submitted_render_leaves_its_videos_in_the_root(head, tmp_path, prompts):
     root = tmp_path / "out"
     command = [
@@ -53,3 +55,36 @@ def test_a_submitted_render_leaves_its_videos_in_the_root(head, tmp_path, prompt
     assert "videos: 3/3" in program.stdout + program.stderr
     rows = pq.read_table(root / "manifest" / "parts").to_pylist()
     assert [(row["status"], row["world_size"]) for row in rows] == [("ok", 2)] * 3
+
+
+def test_a_stopped_job_finishes_what_is_in_flight_and_says_how_to_resume(head, tmp_path, run_job):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(f"prompt {number}" for number in range(60)))
+    render = [
+        *("--model", "tiny", "--prompts", str(prompts), "--steps", "4", "--gangs", "1"),
+        *("--output", str(tmp_path / "out")),
+    ]
+    grace = '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "100"}}'
+    submit = [
+        *(RAY, "job", "submit", "--working-dir", ".", "--runtime-env-json", grace),
+        *("--submission-id", "to-be-stopped", "--no-wait"),
+        *("--", "python", "-m", "jobs.render", *render),
+    ]
+    subprocess.run(submit, cwd=PROJECT, env=head, check=True, capture_output=True, timeout=120)
+    with subprocess.Popen(
+        [RAY, "job", "logs", "--follow", "to-be-stopped"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=head,
+    ) as logs:
+        said = []
+        for line in logs.stdout:
+            said.append(line)
+            if "videos: 1/60" in line:
+                stop = [RAY, "job", "stop", "to-be-stopped"]
+                subprocess.run(stop, env=head, check=True, capture_output=True, timeout=200)
+    assert "stopped: what is committed stays; the same command resumes\n" in said, said
+    there = list((tmp_path / "out" / "receipts").rglob("*.json"))
+    assert 1 <= len(there) < 60
+    assert f"{len(there)} already done" in run_job("render", *render, "--dry-run").stdout
