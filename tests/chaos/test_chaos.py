@@ -1,0 +1,56 @@
+"""A small round of chaos; `python -m tests.chaos` is the long one."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from tests.chaos.blows import SECOND_DRIVER, Blow, Trap, all_traps, blows
+from tests.chaos.round import Nodes, Round, environment, outcome, summary
+from tests.s3_server import serve_s3
+
+
+@pytest.mark.timeout(600)
+def test_no_row_is_lost_doubled_or_damaged_whatever_is_killed(tmp_path):
+    with serve_s3() as endpoint, environment(endpoint):
+        nodes = Nodes(workers=2)
+        try:
+            round_ = Round(
+                nodes,
+                tmp_path,
+                endpoint,
+                seed=1,
+                items=12,
+                gangs="2",
+                gang_size=1,
+                blows=[
+                    Blow("rank killed", 2),
+                    Blow(SECOND_DRIVER, 3),
+                    Blow("leader killed", 4),
+                    Blow("raylet killed", 6),
+                    Blow("driver killed", 8),
+                ],
+                traps=[Trap("video", "kill after"), Trap("part", "kill after")],
+            )
+            round_.run()
+            found = outcome(round_)
+        finally:
+            nodes.cluster.shutdown()
+    said = summary(round_.tally, [found])
+    assert (found.rows, found.lost, found.duplicate) == (12, 0, 0), said
+    assert found.corrupt == [], said
+    assert found.orphans == [], said
+    assert round_.tally["raylet killed"] == round_.tally["kill after video"] == 1, said
+    assert sum(round_.tally.values()) >= 10, said
+
+
+def test_every_step_of_the_protocol_has_its_traps():
+    assert len(set(all_traps())) == 18
+
+
+def test_a_plan_follows_from_its_seed():
+    kinds = {"rank killed": 3, "driver killed": 2}
+    plan = blows(random.Random(5), 20, kinds)
+    assert plan == blows(random.Random(5), 20, kinds)
+    assert Counter(blow.kind for blow in plan) == kinds
+    assert [blow.after for blow in plan] == sorted(blow.after for blow in plan)
