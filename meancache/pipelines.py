@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
-from meancache.grid import Grid, describe
+from meancache.grid import Grid, describe, shown
 from meancache.schedule import Schedule, ScheduleError
 
 # Where diffusers keeps its caches; its other hooks (offloading, casting, parallelism) do no harm.
@@ -65,27 +65,26 @@ class Caller:
                 return int(step)
         return 0
 
-    def sizes(self) -> dict[str, int]:
-        """Height, width and num_frames in pixels and frames, as far as they can be known.
+    def sizes(self) -> dict[str, list[int]]:
+        """Height, width and num_frames in pixels and frames, in every way that they can be read.
 
-        Latents that still have their axes, times the VAE's factors, say it best: a pipeline may
-        have rounded or renamed what it was asked for. Packed ones do not, so there the call's own
-        variables count.
+        The call's own variables are what was asked for, or what the pipeline made of it, but some
+        reuse the names for latents. Latents that still have their axes, times the VAE's factors,
+        are what is drawn, but some pipelines order their axes in another way.
         """
+        found: dict[str, list[int]] = {"height": [], "width": [], "num_frames": []}
+        for name, readings in found.items():
+            if isinstance(self.variables.get(name), int):
+                readings.append(self.variables[name])
         latents = self.variables.get("latents")
-        if not isinstance(latents, torch.Tensor):
-            return {}
-        if latents.ndim == 3:
-            asked = {name: self.variables.get(name) for name in ("height", "width", "num_frames")}
-            return {name: size for name, size in asked.items() if isinstance(size, int)}
-        sizes = {}
-        factor = self._factor(SPATIAL)
-        if latents.ndim in (4, 5) and factor is not None:
-            sizes = {"height": latents.shape[-2] * factor, "width": latents.shape[-1] * factor}
-        every = self._factor(TEMPORAL)
-        if latents.ndim == 5 and every is not None:
-            sizes["num_frames"] = (latents.shape[2] - 1) * every + 1
-        return sizes
+        axes = latents.shape if isinstance(latents, torch.Tensor) else ()
+        spatial, temporal = self._factor(SPATIAL), self._factor(TEMPORAL)
+        if len(axes) in (4, 5) and spatial is not None:
+            found["height"].append(axes[-2] * spatial)
+            found["width"].append(axes[-1] * spatial)
+        if len(axes) == 5 and temporal is not None:
+            found["num_frames"].append((axes[2] - 1) * temporal + 1)
+        return found
 
     def _factor(self, names: tuple[str, ...]) -> int | None:
         found = (getattr(self.pipeline, name, None) for name in names)
@@ -147,12 +146,12 @@ def check_run(caller: Caller, schedule: Schedule) -> None:
             f"{describe(sigmas)}: set num_inference_steps and the scheduler's shift to the "
             "schedule's, or solve a schedule for this grid"
         )
-    for name, size in caller.sizes().items():
+    for name, readings in caller.sizes().items():
         wanted = schedule.conditions.get(name)
-        if wanted is not None and wanted != size:
+        if wanted is not None and readings and wanted not in readings:
             raise ScheduleError(
-                f"the schedule was made for {name} {wanted}, but the pipeline runs {name} {size}: "
-                "ask for the schedule's size, or solve a schedule for this one"
+                f"the schedule was made for {name} {shown(wanted)}, but the pipeline runs {name} "
+                f"{readings[0]}: ask for the schedule's size, or solve a schedule for this one"
             )
 
 
@@ -193,14 +192,20 @@ def check_transformer(transformer: torch.nn.Module, schedule: Schedule) -> None:
             "disable_cache(), or remove_mean_cache"
         )
     wanted = schedule.conditions.get("lora")
-    if wanted is not None:
-        wanted = sorted([wanted] if isinstance(wanted, str) else wanted)
-        active = active_loras(transformer)
-        if wanted != active:
-            raise ScheduleError(
-                f"the schedule was made for {_adapters(wanted)}, but {name} runs "
-                f"{_adapters(active)}: set the schedule's adapters, or solve a schedule for these"
-            )
+    if wanted is None:
+        return
+    names = [wanted] if isinstance(wanted, str) else wanted
+    if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
+        raise ScheduleError(
+            f"the schedule's condition lora is {shown(wanted)}; it must be the names of adapters "
+            "in a list, empty for none, or null where they are left open"
+        )
+    active = active_loras(transformer)
+    if sorted(names) != active:
+        raise ScheduleError(
+            f"the schedule was made for {_adapters(sorted(names))}, but {name} runs "
+            f"{_adapters(active)}: set the schedule's adapters, or solve a schedule for these"
+        )
 
 
 def other_cache(transformer: torch.nn.Module) -> str | None:
@@ -247,4 +252,4 @@ def _plain(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def _adapters(names: list[str]) -> str:
-    return f"LoRA {', '.join(names)}" if names else "no LoRA"
+    return f"LoRA {', '.join(shown(name)[1:-1] for name in names)}" if names else "no LoRA"

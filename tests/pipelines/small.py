@@ -19,7 +19,11 @@ from diffusers import (
     AutoencoderKLLTXVideo,
     AutoencoderKLQwenImage,
     AutoencoderKLWan,
+    ChromaPipeline,
+    ChromaTransformer2DModel,
     ClassifierFreeGuidance,
+    CogView4Pipeline,
+    CogView4Transformer2DModel,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
@@ -29,6 +33,7 @@ from diffusers import (
     HunyuanVideoImageToVideoPipeline,
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
+    LTXImageToVideoPipeline,
     LTXPipeline,
     LTXVideoTransformer3DModel,
     QwenImagePipeline,
@@ -475,7 +480,7 @@ HUNYUAN15 = {
 }
 
 
-def ltx_video() -> DiffusionPipeline:
+def ltx_parts() -> dict[str, Any]:
     transformer = seeded(
         LTXVideoTransformer3DModel,
         in_channels=4,
@@ -494,13 +499,21 @@ def ltx_video() -> DiffusionPipeline:
         layers_per_block=(1, 1, 1, 1, 1),
         decoder_layers_per_block=(1, 1, 1, 1, 1),
     )
-    return LTXPipeline(
-        scheduler=scheduler(**DYNAMIC),
-        vae=vae,
-        text_encoder=None,
-        tokenizer=None,
-        transformer=transformer,
-    )
+    return {
+        "scheduler": scheduler(**DYNAMIC),
+        "vae": vae,
+        "text_encoder": None,
+        "tokenizer": None,
+        "transformer": transformer,
+    }
+
+
+def ltx_video() -> DiffusionPipeline:
+    return LTXPipeline(**ltx_parts())
+
+
+def ltx_i2v() -> DiffusionPipeline:
+    return LTXImageToVideoPipeline(**ltx_parts())
 
 
 LTX = {
@@ -513,6 +526,71 @@ LTX = {
     "negative_prompt_attention_mask": torch.ones(1, 6),
     "guidance_scale": 3.0,
     "guidance_rescale": 0.7,
+}
+
+
+def chroma() -> DiffusionPipeline:
+    transformer = seeded(
+        ChromaTransformer2DModel,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        axes_dims_rope=(4, 4, 8),
+        approximator_num_channels=8,
+        approximator_hidden_dim=16,
+        approximator_layers=1,
+    )
+    return ChromaPipeline(
+        scheduler=scheduler(**DYNAMIC),
+        vae=image_vae(4),
+        text_encoder=None,
+        tokenizer=None,
+        transformer=transformer,
+    )
+
+
+CHROMA = {
+    "height": 32,
+    "width": 48,
+    "prompt_embeds": noise(1, 6, 16),
+    "prompt_attention_mask": torch.ones(1, 6),
+    "negative_prompt_embeds": noise(1, 6, 16, seed=8),
+    "negative_prompt_attention_mask": torch.ones(1, 6),
+    "guidance_scale": 3.0,
+}
+
+
+def cogview4() -> DiffusionPipeline:
+    transformer = seeded(
+        CogView4Transformer2DModel,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        text_embed_dim=16,
+        time_embed_dim=16,
+        condition_dim=4,
+        rope_axes_dim=(8, 8),
+    )
+    return CogView4Pipeline(
+        scheduler=scheduler(shift=2.0),
+        vae=image_vae(4),
+        text_encoder=None,
+        tokenizer=None,
+        transformer=transformer,
+    )
+
+
+COGVIEW4 = {
+    "height": 32,
+    "width": 48,
+    "prompt_embeds": noise(1, 16, 16),
+    "negative_prompt_embeds": noise(1, 16, 16, seed=8),
+    "guidance_scale": 3.0,
 }
 
 
@@ -537,6 +615,12 @@ CASES = {
     ),
     "HunyuanVideo-1.5": Case(hunyuan_video15, HUNYUAN15, calls=2, size=video(5)),
     "LTX-Video": Case(ltx_video, LTX, size=video(9, 64, 96)),
+    "LTX-Video image to video": Case(
+        ltx_i2v, {**LTX, "image": picture().resize((96, 64))}, size=video(9, 64, 96)
+    ),
+    # Two that follow the contract, and for which nothing was done.
+    "Chroma": Case(chroma, CHROMA, calls=2),
+    "CogView4": Case(cogview4, COGVIEW4, calls=2),
 }
 
 

@@ -201,6 +201,18 @@ def test_another_lora_than_the_schedules(schedule):
     assert hook.forwards == len(EDGES)
 
 
+@pytest.mark.parametrize("lora", [7, {"style": 1.0}, [["style"]], [None], True])
+def test_a_lora_condition_that_is_none(flux, schedule, lora):
+    with pytest.raises(ScheduleError, match="must be the names of adapters in a list"):
+        apply_mean_cache(flux.pipe, replace(schedule, conditions={"lora": lora}))
+
+
+@pytest.mark.parametrize("height", ["32", [32], {}, 32.5])
+def test_a_size_that_is_none(flux, schedule, follow, height):
+    hook = follow(replace(schedule, conditions={"height": height}))
+    refused(flux, hook, "made for height .* but the pipeline runs height 32")
+
+
 def cogvideox(scheduler) -> Small:
     transformer = seeded(
         CogVideoXTransformer3DModel,
