@@ -189,7 +189,8 @@ class MeanCacheHook(ModelHook):
     @torch.compiler.disable
     def _must_compute(self, call: Call) -> bool:
         branch = self.progress.branches[call]
-        return branch.step in self._computed or not self._known(branch)
+        answerable = branch.output is not None and self._known(branch)
+        return branch.step in self._computed or not answerable
 
     def _known(self, branch: _Branch) -> bool:
         """Whether all velocities of earlier steps are there that the step's own weights name."""
@@ -229,7 +230,8 @@ class MeanCacheHook(ModelHook):
     def _locate(self, *args: Any, **kwargs: Any) -> Call:
         """Finds which call of which step this is, and that it is one the schedule knows."""
         given = dict(zip(self._names, args, strict=False)) | kwargs
-        latents = velocity_of(given[self._names[0]])
+        # Latents come first, by whatever name; a wrapper's forward has none.
+        latents = velocity_of(given.get(self._names[0], next(iter(given.values()))))
         caller, context = calling_pipeline(), self._context()
         if caller is None:
             branch = self.progress.branches.setdefault((context, 0), _Branch())

@@ -77,7 +77,7 @@ class Caller:
             if isinstance(self.variables.get(name), int):
                 readings.append(self.variables[name])
         latents = self.variables.get("latents")
-        axes = latents.shape if isinstance(latents, torch.Tensor) else ()
+        axes: tuple[int, ...] = latents.shape if isinstance(latents, torch.Tensor) else ()
         spatial, temporal = self._factor(SPATIAL), self._factor(TEMPORAL)
         if len(axes) in (4, 5) and spatial is not None:
             found["height"].append(axes[-2] * spatial)
