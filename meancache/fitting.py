@@ -77,7 +77,8 @@ class Fit:
 
     Attributes:
         edges: from 0 to T, each with the weights of at most ORDER velocities.
-        errors: mean squared error of the final latents against the reference, one a trajectory.
+        errors: mean squared error of the final latents against the reference, one a trajectory;
+            the last jump taken as the sum of velocities that it is without renormalised guidance.
     """
 
     edges: tuple[Edge, ...]

@@ -188,8 +188,8 @@ def check_transformer(transformer: torch.nn.Module, schedule: Schedule) -> None:
     cache = other_cache(transformer)
     if cache is not None:
         raise ScheduleError(
-            f"{name} has another cache enabled ({cache}), and two caches do not add up: call its "
-            "disable_cache(), or remove_mean_cache"
+            f"{name} has another cache enabled ({cache}), and two caches do not add up: switch it "
+            "off (disable_cache), or do without a schedule (remove_mean_cache)"
         )
     wanted = schedule.conditions.get("lora")
     if wanted is None:

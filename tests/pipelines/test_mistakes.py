@@ -160,6 +160,19 @@ def test_another_cache_before_or_after(flux, schedule, follow, config):
     assert hook.forwards == len(EDGES)
 
 
+def test_cache_dit_before_or_after(schedule):
+    cache_dit = pytest.importorskip("cache_dit")
+    flux = build("FLUX.1")
+    config = cache_dit.DBCacheConfig(Fn_compute_blocks=1, Bn_compute_blocks=0)
+    cache_dit.enable_cache(flux.pipe, cache_config=config)
+    with pytest.raises(ScheduleError, match=r"another cache enabled \(cache-dit\)"):
+        apply_mean_cache(flux.pipe, schedule)
+    cache_dit.disable_cache(flux.pipe)
+    hook = apply_mean_cache(flux.pipe, schedule)
+    cache_dit.enable_cache(flux.pipe, cache_config=config)
+    refused(flux, hook, r"another cache enabled \(cache-dit\)")
+
+
 def test_another_cache_on_a_transformer_that_cannot_say_so():
     small = build("SD3")
     small.draw()

@@ -11,6 +11,7 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_f
 from diffusers import FluxImg2ImgPipeline
 from diffusers.hooks import apply_group_offloading
 from diffusers.hooks.hooks import HookRegistry
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from peft import LoraConfig
 
 from meancache import Schedule, ScheduleError, apply_mean_cache, remove_mean_cache
@@ -356,3 +357,33 @@ def test_a_registry_that_was_there_before_stays():
     remove_mean_cache(transformer)
     assert transformer._diffusers_hook is registry
     assert vars(registry) == before
+
+
+@torch.no_grad()
+def test_a_loop_of_ones_own_may_ask_for_output_objects():
+    small = build("SD3")
+    given: dict = {}
+    handle = small.pipe.transformer.register_forward_pre_hook(
+        lambda _, __, kwargs: given.update(kwargs), with_kwargs=True
+    )
+    small.draw()
+    handle.remove()
+    transformer, sigmas = small.pipe.transformer, small.pipe.scheduler.sigmas
+    given["return_dict"] = True
+
+    def sample():
+        latents = noise(2, 4, 4, 6)
+        for sigma, following in itertools.pairwise(sigmas):
+            call = {**given, "hidden_states": latents, "timestep": 1000 * sigma.expand(2)}
+            output = transformer(**call)
+            assert type(output) is Transformer2DModelOutput
+            latents = latents + (following - sigma) * output.sample
+        return latents
+
+    plain = sample()
+    apply_mean_cache(transformer, schedule_of(small, ALL_STEPS))
+    assert torch.equal(sample(), plain)
+    remove_mean_cache(transformer)
+    hook = apply_mean_cache(transformer, schedule_of(small))
+    assert torch.isfinite(sample()).all()
+    assert hook.forwards == NFE
