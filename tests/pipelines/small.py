@@ -28,6 +28,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    HunyuanVideo15ImageToVideoPipeline,
     HunyuanVideo15Pipeline,
     HunyuanVideo15Transformer3DModel,
     HunyuanVideoImageToVideoPipeline,
@@ -47,6 +48,7 @@ from diffusers import (
     ZImageTransformer2DModel,
 )
 from PIL import Image
+from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
 
 STEPS = 10
 
@@ -410,6 +412,13 @@ def hunyuan_video_i2v() -> DiffusionPipeline:
     )
 
 
+def hunyuan_video_token_replace() -> DiffusionPipeline:
+    transformer = hunyuan_transformer(image_condition_type="token_replace")
+    return HunyuanVideoImageToVideoPipeline(
+        transformer=transformer, image_processor=None, **hunyuan_parts()
+    )
+
+
 HUNYUAN = {
     "height": 32,
     "width": 48,
@@ -465,6 +474,24 @@ def hunyuan_video15() -> DiffusionPipeline:
     return pipe
 
 
+def hunyuan_video15_i2v() -> DiffusionPipeline:
+    vision = SiglipVisionConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+    )
+    pipe = HunyuanVideo15ImageToVideoPipeline(
+        image_encoder=seeded(SiglipVisionModel, config=vision),
+        feature_extractor=SiglipImageProcessor(size={"height": 16, "width": 16}),
+        **hunyuan15_parts(),
+    )
+    pipe.vision_num_semantic_tokens = 4
+    return pipe
+
+
 HUNYUAN15 = {
     "height": 32,
     "width": 48,
@@ -477,6 +504,11 @@ HUNYUAN15 = {
     "prompt_embeds_mask_2": torch.ones(1, 4),
     "negative_prompt_embeds_2": noise(1, 4, 16, seed=8),
     "negative_prompt_embeds_mask_2": torch.ones(1, 4),
+}
+
+
+HUNYUAN15_IMAGE = {
+    name: value for name, value in HUNYUAN15.items() if name not in ("height", "width")
 }
 
 
@@ -612,6 +644,15 @@ CASES = {
     "HunyuanVideo with true guidance": Case(hunyuan_video, HUNYUAN_GUIDED, calls=2, size=video(9)),
     "HunyuanVideo image to video": Case(
         hunyuan_video_i2v, {**HUNYUAN_GUIDED, "image": picture()}, calls=2, size=video(9)
+    ),
+    "HunyuanVideo image to video, token replace": Case(
+        hunyuan_video_token_replace, {**HUNYUAN, "image": picture()}, size=video(9)
+    ),
+    "HunyuanVideo-1.5 image to video": Case(
+        hunyuan_video15_i2v,
+        {**HUNYUAN15_IMAGE, "image": picture()},
+        calls=2,
+        size=video(5, 48, 64),
     ),
     "HunyuanVideo-1.5": Case(hunyuan_video15, HUNYUAN15, calls=2, size=video(5)),
     "LTX-Video": Case(ltx_video, LTX, size=video(9, 64, 96)),

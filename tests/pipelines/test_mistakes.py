@@ -87,6 +87,7 @@ def test_another_shift():
         ("HunyuanVideo", {"num_frames": 5}),
         ("HunyuanVideo image to video", {"num_frames": 5}),
         ("HunyuanVideo-1.5", {"num_frames": 9}),
+        ("HunyuanVideo-1.5 image to video", {"num_frames": 9}),
         ("Wan 2.2", {"width": 64}),
         ("LTX-Video", {"height": 96, "width": 64}),
     ],
