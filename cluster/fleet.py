@@ -102,7 +102,7 @@ def run(
     waiting = deque(range(len(items)))
     deaths: Counter[int] = Counter()
     results: list[Any] = []
-    with _Pool(work, gangs, resources) as pool, draining() as drain:
+    with _Pool(work, gangs, resources, most) as pool, draining() as drain:
         for _ in range(least):
             pool.hire()
         while waiting or pool.working or results:
@@ -111,7 +111,7 @@ def run(
                 pool.assign(index, items[index])
             if not waiting or drain.requested:
                 pool.dismiss_idle()
-            elif pool.size < most and not pool.starting:
+            elif pool.size < pool.places and not pool.starting:
                 pool.hire()
             # Only now, so that no gang waits for what the job does with a result.
             yield from results
@@ -119,15 +119,16 @@ def run(
             if drain.requested and (drain.over or not pool.working):
                 raise Stopped
             for index, result in pool.finished():
-                if not isinstance(result, _Death):
+                if not isinstance(result, _Undone):
                     results.append(result)
                     continue
-                deaths[index] += 1
-                lost(items[index], result.reason)
-                # `lost` may have noted it, so that the next leader gives the item up.
-                if deaths[index] > MAX_ATTEMPTS:
-                    raise GangTaskError(f"an item's leader died every time: {result.reason}")
                 waiting.appendleft(index)
+                if result.blamed:
+                    deaths[index] += 1
+                    lost(items[index], result.reason)
+                    # `lost` may have noted it, so that the next leader gives the item up.
+                    if deaths[index] > MAX_ATTEMPTS:
+                        raise GangTaskError(f"an item's leader died every time: {result.reason}")
 
 
 def on_a_worker(check: Callable[[], Any]) -> None:
@@ -155,21 +156,28 @@ def _call(check: Callable[[], Any]) -> None:
 
 
 @dataclass(frozen=True)
-class _Death:
-    """In place of a result: the leader died with the item in its hands."""
+class _Undone:
+    """In place of a result: the leader is gone; `blamed` if the item may have been its end."""
 
     reason: str
+    blamed: bool
 
 
 class _Pool:
-    """The leaders that there are, and what each is doing."""
+    """The leaders that there are, and what each is doing.
 
-    def __init__(self, work: Work, gangs: Gangs, resources: dict[str, float]) -> None:
+    `places` is how many there may be. One is given up after MAX_ATTEMPTS gangs in a row that did
+    not start (a broken node, say); the job ends when none is left, or when no gang ever started.
+    """
+
+    def __init__(self, work: Work, gangs: Gangs, resources: dict[str, float], places: int) -> None:
+        self.places = places
         self._work, self._gangs, self._resources = work, gangs, resources
         self._starting: dict[Any, Any] = {}  # answer to come -> leader
         self._working: dict[Any, tuple[Any, int]] = {}  # answer to come -> leader, item
         self._idle: list[Any] = []
         self._failed_starts = 0
+        self._proven = False
 
     def __enter__(self) -> _Pool:
         return self
@@ -215,7 +223,7 @@ class _Pool:
         self._idle.clear()
 
     def finished(self) -> Iterator[tuple[int, Any]]:
-        """Waits a moment for answers; yields (item's index, result or _Death) of those there."""
+        """Waits a moment for answers; yields (item's index, result or _Undone) of those there."""
         answers = [*self._starting, *self._working]
         if not answers:
             return
@@ -231,7 +239,13 @@ class _Pool:
                 raise
             except RayError as death:
                 _bury(leader)
-                yield index, _Death(f"the gang's leader died: {_sentence(death)}")
+                reason = f"the gang's leader died: {_sentence(death)}"
+                # A node that was taken away on notice is no item's fault.
+                yield index, _Undone(reason, blamed=not getattr(death, "preempted", False))
+                continue
+            if isinstance(error, GangStartError):
+                self._not_started(leader, error)
+                yield index, _Undone(str(error), blamed=False)
                 continue
             self._idle.append(leader)
             if error is not None:
@@ -244,18 +258,25 @@ class _Pool:
         except RayTaskError:
             raise
         except RayError as death:
-            _bury(leader)
-            self._failed_starts += 1
-            if self._failed_starts == MAX_ATTEMPTS:
-                raise GangStartError(
-                    f"{MAX_ATTEMPTS} gangs' leaders in a row died before their ranks were ready: "
-                    f"{_sentence(death)}"
-                ) from None
+            reason = f"the gang's leader died before its ranks were ready: {_sentence(death)}"
+            self._not_started(leader, GangStartError(reason))
             return
         if error is not None:
-            raise error
-        self._failed_starts = 0
+            if not self._proven:
+                raise error  # what no gang could do the next will not
+            self._not_started(leader, error)
+            return
+        self._failed_starts, self._proven = 0, True
         self._idle.append(leader)
+
+    def _not_started(self, leader: Any, error: GangError) -> None:
+        _bury(leader)
+        self._failed_starts += 1
+        if self._failed_starts == MAX_ATTEMPTS:
+            self._failed_starts = 0
+            self.places -= 1
+        if not self.places:
+            raise error
 
 
 def _bury(leader: Any) -> None:

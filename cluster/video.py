@@ -63,6 +63,7 @@ def encode(frames: NDArray[np.uint8], fps: float) -> bytes:
                     dst_colorspace=Colorspace.ITU709,
                     dst_color_range=ColorRange.MPEG,
                     interpolation=_SCALING,
+                    threads=1,  # more are started and ended for every video
                 )
                 container.mux(stream.encode(yuv))
             container.mux(stream.encode(None))

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -126,8 +127,40 @@ def test_ranks_that_cannot_start_end_the_job_with_their_reason():
 @pytest.mark.usefixtures("cluster")
 def test_leaders_that_die_before_their_ranks_are_ready_end_the_job(monkeypatch):
     monkeypatch.setattr(fleet, "MAX_ATTEMPTS", 2)
-    with pytest.raises(GangStartError, match="2 gangs' leaders in a row died before"):
+    with pytest.raises(GangStartError, match="leader died before its ranks were ready"):
         list(fleet.run(identify, [1], fleet.Gangs(build_dies, 1, 1, 1)))
+
+
+def build_until(broken: Path, rank: int, world_size: int, init_method: str) -> tuple[int, int]:
+    """A rank that starts until a file says that its machine has broken."""
+    if broken.exists():
+        raise RuntimeError("no GPU here")
+    return rank, world_size
+
+
+def break_machine(gang: Gang, item: tuple[int, Path]) -> int:
+    """The second item finds its ranks gone, and the machine broken."""
+    number, broken = item
+    if number == 1:
+        gang.close()
+        broken.touch()
+    gang.run(ranks.who, None)
+    return number
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_gang_that_does_not_start_again_is_tried_elsewhere_and_blames_no_item(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setattr(fleet, "MAX_ATTEMPTS", 2)
+    told = []
+    gangs = fleet.Gangs(partial(build_until, tmp_path / "broken"), 1, 1, 1)
+    items = [(number, tmp_path / "broken") for number in (0, 1)]
+    results = fleet.run(break_machine, items, gangs, lambda *death: told.append(death))
+    assert next(results) == 0
+    with pytest.raises(GangStartError, match="no GPU here"):
+        next(results)
+    assert told == []
 
 
 @pytest.mark.usefixtures("cluster")
@@ -137,7 +170,7 @@ def test_sigterm_hands_out_nothing_more_and_yields_what_is_in_flight(monkeypatch
     done: list[int] = []
     results = fleet.run(terminate_driver, items, fleet.Gangs(ranks.build, 1, 1, 1))
     with pytest.raises(Stopped):
-        done += results
+        done.extend(results)
     # While the signal was on its way the leader may have been handed an item or two more.
     assert done == list(range(len(done)))
     assert 1 <= len(done) < 10
