@@ -78,7 +78,8 @@ class Edge:
         if self.span is not None:
             if not 1 <= self.span <= MAX_SPAN:
                 raise ScheduleError(f"{where}: span {self.span} must be between 1 and {MAX_SPAN}")
-            if self.span > 1 and self.span > self.start:
+            # Fine-step execution uses the span one step later first; `Schedule` knows which it is.
+            if self.span > self.start + 1:
                 raise ScheduleError(
                     f"{where}: span {self.span} reaches before step 0; use at most {self.start}"
                 )
@@ -184,6 +185,16 @@ class Schedule:
                 f"execution {shown(self.execution)} must be one of {', '.join(EXECUTIONS)} where "
                 "edges have spans"
             )
+        for edge in self.edges:
+            if (
+                self.execution == "jump"
+                and edge.span is not None
+                and edge.span > max(1, edge.start)
+            ):
+                raise ScheduleError(
+                    f"edge {edge.start} -> {edge.stop}: span {edge.span} reaches before step "
+                    f"0; use at most {edge.start}"
+                )
         if self.edges[0].weights is not None and self.execution is not None:
             raise ScheduleError("`execution` belongs to edges with spans; leave it out for weights")
         if self.nfe > self.budget:
