@@ -14,12 +14,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from cluster import attempts, manifest, video
+from cluster import attempts, manifest
 from cluster.gang import MAX_ATTEMPTS, Gang, GangTaskError
 from cluster.manifest import Manifest
 from cluster.model import Model
 from cluster.plan import WorkItem
-from cluster.renderer import Renderer, Rendering
+from cluster.renderer import Renderer, Rendering, encoded
 from cluster.store import MissingKey
 from meancache import Schedule
 
@@ -87,10 +87,10 @@ class Delivery:
         )
         gang.pace.observe(size, time.perf_counter() - started)
         rendered = time.perf_counter()
-        data = video.encode(rendering.frames, self.model.fps)
-        encoded = time.perf_counter()
+        data = encoded(self.model, rendering.frames)
+        written = time.perf_counter()
         sha256 = hashlib.sha256(data).hexdigest()
-        key = manifest.video_key(item.id, sha256)
+        key = manifest.video_key(item.id, sha256, "png" if self.model.kind.is_image else "mp4")
         store = self.manifest.store
         store.put_new(key, data)
         return self._commit(
@@ -104,8 +104,8 @@ class Delivery:
             bytes=len(data),
             nfe=rendering.nfe,
             render_s=rendering.seconds,
-            encode_s=encoded - rendered,
-            upload_s=time.perf_counter() - encoded,
+            encode_s=written - rendered,
+            upload_s=time.perf_counter() - written,
         )
 
     def _learn_pace(self, gang: Gang, item: WorkItem) -> None:
@@ -119,7 +119,12 @@ class Delivery:
 
     def _size(self, item: WorkItem) -> float:
         steps = item.arguments["num_inference_steps"]
-        return _size(item.arguments, steps if self.schedule is None else self.schedule.nfe)
+        computed = steps if self.schedule is None else self.schedule.nfe
+        return _size(self._shape(item), computed * self.model.calls(item.arguments))
+
+    def _shape(self, item: WorkItem) -> dict[str, int]:
+        shape = self.model.shape(item.arguments)
+        return dict(zip(("num_frames", "height", "width"), shape, strict=True))
 
     def _commit(self, gang: Gang, item: WorkItem, attempts_: int, **known: Any) -> dict[str, Any]:
         empty = dict.fromkeys(manifest.SCHEMA.names)
@@ -134,10 +139,8 @@ class Delivery:
             "index": item.index,
             "seed": item.seed,
             "shard": item.shard,
-            **{
-                name: item.arguments[name]
-                for name in ("num_frames", "width", "height", "num_inference_steps")
-            },
+            **self._shape(item),
+            "num_inference_steps": item.arguments["num_inference_steps"],
             "world_size": gang.world_size,
             "attempts": attempts_,
             "fps": self.model.fps,

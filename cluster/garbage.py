@@ -17,7 +17,7 @@ from cluster.manifest import OK, PARTS, at_once
 from cluster.store import Store
 
 VIDEOS = "videos/"
-_VIDEO = re.compile(r"videos/[0-9a-f]{2}/([0-9a-f]{32})\.[0-9a-f]{16}\.mp4")
+_VIDEO = re.compile(r"videos/[0-9a-f]{2}/([0-9a-f]{32})\.[0-9a-f]{16}\.(?:mp4|png)")
 
 
 def collect(store: Store, grace_s: float) -> Iterator[tuple[str, int]]:

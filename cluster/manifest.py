@@ -1,6 +1,7 @@
 """Receipts, parts and `_SUCCESS`: the memory of a render job, and the dataset it leaves.
 
-    videos/{id[:2]}/{id}.{sha256[:16]}.mp4     content-addressed, never overwritten
+    videos/{id[:2]}/{id}.{sha256[:16]}.mp4     content-addressed, never overwritten; .png of a
+                                               model of images, whose rows have fps 0 and 1 frame
     receipts/{shard:06d}/{id}.json             created once: the commit point of an item
     manifest/parts/part-{shard:06d}.parquet    its shard's `ok` rows
     failures/part-{shard:06d}.parquet          its shard's rows that were given up
@@ -79,9 +80,9 @@ SCHEMA = pa.schema(
 )
 
 
-def video_key(item_id: str, sha256: str) -> str:
-    """Where an item's mp4 lies; made of hex digits alone, never of a user's text."""
-    return f"videos/{item_id[:2]}/{item_id}.{sha256[:16]}.mp4"
+def video_key(item_id: str, sha256: str, ending: str = "mp4") -> str:
+    """Where an item's mp4 or png lies; made of hex digits alone, never of a user's text."""
+    return f"videos/{item_id[:2]}/{item_id}.{sha256[:16]}.{ending}"
 
 
 @dataclass(frozen=True)

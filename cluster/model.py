@@ -6,9 +6,7 @@ be refused about a model, its arguments or a gang for it is refused here, by the
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,28 +17,21 @@ import diffusers
 import numpy as np
 import torch
 
+from cluster.model_files import ModelError, ModelFiles, find_files
+from cluster.pipelines import PIPELINES, Kind
 from meancache import tiny
 from meancache.grid import Grid, is_whole_number, shown
 from meancache.schedule import Schedule
 
-PIPELINES = ("HunyuanVideoPipeline",)
-ARGUMENTS = (
-    "height",
-    "width",
-    "num_frames",
-    "num_inference_steps",
-    "guidance_scale",
-    "max_sequence_length",
-)
+__all__ = ["Model", "ModelError", "find_model"]
+
 # What a schedule is calibrated under; a difference in one of them makes it another's schedule.
-CONDITIONS = ("height", "width", "num_frames", "guidance_scale")
+CONDITIONS = ("height", "width", "num_frames", "guidance_scale", "true_cfg_scale")
 # Beyond any model of today; a slip of the keyboard should not reach a GPU.
 MOST = {"height": 16384, "width": 16384, "num_frames": 16385, "num_inference_steps": 1000}
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-
-
-class ModelError(ValueError):
-    """A model, its arguments or a gang for it cannot be; the message says why and the fix."""
+EULER = "FlowMatchEulerDiscreteScheduler"
+# Pipelines that draw from a picture or a video, of which a row of prompts has none.
+_FROM_PICTURES = re.compile("ImageTo|VideoTo|Img2Img|Inpaint|Control|Edit|Kontext|Fill|Layered")
 
 
 @dataclass(frozen=True)
@@ -51,14 +42,14 @@ class Model:
         id: 'tiny', a folder or a Hugging Face id, as the user gave it.
         source: what from_pretrained takes: an absolute folder, or the Hugging Face id.
         revision: the Hub's commit, or a fingerprint of the folder's files.
-        pipeline: class name of the diffusers pipeline.
+        pipeline: class name of the diffusers pipeline; `kind` is its row of the table.
         dtype: name of the torch dtype it runs in.
-        fps: frames a second of its videos.
+        fps: frames a second of its videos; 0 for a model of images.
         defaults: the call's arguments where the user gives none.
         num_heads: attention heads, which Ulysses deals out to the ranks.
         patch: (temporal, spatial) pixels a token covers per axis.
         temporal_compression: the VAE's; frames are 1 + a multiple of it.
-        scheduler: the scheduler's configuration.
+        scheduler: the configuration of the Euler scheduler that it runs.
     """
 
     id: str
@@ -74,28 +65,66 @@ class Model:
     scheduler: Mapping[str, Any]
 
     @property
+    def kind(self) -> Kind:
+        """What its pipeline class takes and makes."""
+        return PIPELINES[self.pipeline]
+
+    @property
     def key(self) -> dict[str, str]:
         """The `model` object of schedules, graphs and job specifications."""
         return {"id": self.id, "revision": self.revision, "pipeline": self.pipeline}
 
     def conditions(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The `conditions` object of schedules and graphs for these call arguments."""
-        return {
-            **{name: arguments[name] for name in CONDITIONS},
-            "dtype": self.dtype,
-            "lora": None,
-        }
+        known = (*CONDITIONS, "negative_prompt")
+        given = {name: arguments[name] for name in known if arguments.get(name) is not None}
+        return {**given, "dtype": self.dtype, "lora": None}
 
-    def grid(self, num_inference_steps: int) -> Grid:
-        """The sigma grid that the pipeline will run `num_inference_steps` on."""
+    def calls(self, arguments: Mapping[str, Any]) -> int:
+        """Forwards in a step that is computed: 2 where guidance takes a second one."""
+        return self.kind.calls(arguments)
+
+    def shape(self, arguments: Mapping[str, Any]) -> tuple[int, int, int]:
+        """(num_frames, height, width) of the call's output; a picture has one frame."""
+        return arguments.get("num_frames", 1), arguments["height"], arguments["width"]
+
+    def tokens(self, arguments: Mapping[str, Any]) -> int:
+        """Tokens of the call's output in the transformer, those of the text not counted."""
+        frames, height, width = self.shape(arguments)
+        every, (temporal, spatial) = self.temporal_compression, self.patch
+        latent_frames = (frames - 1) // every + 1
+        return latent_frames // (temporal // every) * (height // spatial) * (width // spatial)
+
+    def grid(self, num_inference_steps: int, arguments: Mapping[str, Any] | None = None) -> Grid:
+        """The sigma grid that the pipeline will run `num_inference_steps` on.
+
+        Args:
+            num_inference_steps: T.
+            arguments: of the call, whose size shifts the noise levels of some pipelines; None for
+                the model's defaults.
+
+        Raises:
+            ModelError: the scheduler makes no falling noise levels of so many steps.
+        """
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(dict(self.scheduler))
-        # HunyuanVideoPipeline.__call__ hands these to the scheduler, which shifts them.
-        sigmas = np.linspace(1.0, 0.0, num_inference_steps + 1)[:-1]
-        scheduler.set_timesteps(sigmas=sigmas)
-        return Grid.from_scheduler(scheduler)
+        shift = {}
+        if self.kind.shifts:
+            shift["mu"] = _shift(scheduler.config, self.tokens(arguments or self.defaults))
+        if self.kind.even_sigmas:
+            # The pipelines' calls hand these to the scheduler, which shifts them.
+            sigmas = np.linspace(1.0, 0.0, num_inference_steps + 1)[:-1]
+            scheduler.set_timesteps(sigmas=sigmas, **shift)
+        else:
+            scheduler.set_timesteps(num_inference_steps, **shift)
+        try:
+            return Grid.from_scheduler(scheduler)
+        except ValueError as error:
+            raise ModelError(
+                f"{self.id} cannot run {num_inference_steps} steps ({error}): use more"
+            ) from error
 
     def load(self, device: torch.device) -> Any:
-        """The pipeline on `device`, without progress bars."""
+        """The pipeline on `device`, without progress bars, stepping as `scheduler` says."""
         # The embedded model lies where this machine has the package, not where the driver's has.
         source = str(tiny.WEIGHTS) if self.id == "tiny" else self.source
         pipeline = getattr(diffusers, self.pipeline).from_pretrained(
@@ -104,6 +133,10 @@ class Model:
             torch_dtype=getattr(torch, self.dtype),
             use_safetensors=True,
         )
+        if type(pipeline.scheduler).__name__ != EULER:  # see `_euler`
+            pipeline.scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(
+                dict(self.scheduler)
+            )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(device)
 
@@ -113,34 +146,53 @@ class Model:
         Raises:
             ModelError: names the argument, the rule and the nearest values that keep it.
         """
+        for name, value in arguments.items():
+            if name not in self.kind.takes and value is not None:
+                raise ModelError(
+                    f"{self.id} is a {self.pipeline}, which takes no {name}; it takes "
+                    f"{', '.join(self.kind.takes)}"
+                )
         for name, most in MOST.items():
-            if not 1 <= arguments[name] <= most:
-                raise ModelError(f"{name} {arguments[name]} must be between 1 and {most}")
+            value = arguments.get(name)
+            if name not in self.kind.arguments:
+                continue
+            if not is_whole_number(value) or not 1 <= value <= most:  # type: ignore[operator]
+                raise ModelError(f"{name} {shown(value)} must be between 1 and {most}")
         pixels = self.patch[1]
         for name in ("height", "width"):
             if arguments[name] % pixels:
                 raise ModelError(f"{name} {arguments[name]} must be a multiple of {pixels}")
-        every = self.temporal_compression
-        if (arguments["num_frames"] - 1) % every:
+        frames, every = self.shape(arguments)[0], self.temporal_compression
+        if (frames - 1) % every:
+            raise ModelError(f"num_frames {frames} must be 1 more than a multiple of {every}")
+        if gang_size > 1:
+            self._check_gang(arguments, gang_size)
+
+    def _check_gang(self, arguments: Mapping[str, Any], gang_size: int) -> None:
+        if self.kind.parallel is None:
+            able = ", ".join(name for name, kind in PIPELINES.items() if kind.parallel)
             raise ModelError(
-                f"num_frames {arguments['num_frames']} must be 1 more than a multiple of {every}"
+                f"gang size {gang_size} is not for {self.id}: xDiT has no sequence-parallel "
+                f"transformer for a {self.pipeline}; use --gang-size 1, or one of {able}"
             )
-        latent_frames = (arguments["num_frames"] - 1) // every + 1
-        tokens = (
-            latent_frames // (self.patch[0] // every)
-            * (arguments["height"] // pixels)
-            * (arguments["width"] // pixels)
-        )  # fmt: skip
         if self.num_heads % gang_size:
             raise ModelError(
                 f"gang size {gang_size} does not divide the {self.num_heads} attention heads of "
                 f"{self.id}; use one of {_divisors(self.num_heads)}"
             )
+        tokens = self.tokens(arguments)
         if tokens % gang_size:
+            frames = f"x{arguments['num_frames']}" if "num_frames" in arguments else ""
             raise ModelError(
                 f"gang size {gang_size} does not divide the {tokens} tokens of "
-                f"{arguments['width']}x{arguments['height']}x{arguments['num_frames']}; use "
+                f"{arguments['width']}x{arguments['height']}{frames}; use "
                 f"another size or a gang size that does"
+            )
+        text = arguments.get("max_sequence_length", 0)
+        if self.kind.shares_padded_text and text % gang_size:
+            raise ModelError(
+                f"gang size {gang_size} does not divide the {text} tokens that {self.id} pads its "
+                f"texts to; use one of {_divisors(text)}"
             )
 
     def check_schedule(self, schedule: Schedule, arguments: Mapping[str, Any]) -> None:
@@ -151,19 +203,29 @@ class Model:
         Raises:
             ModelError: names what differs, as it is in the schedule and here.
         """
-        grid = self.grid(arguments["num_inference_steps"])
+        grid = self.grid(arguments["num_inference_steps"], arguments)
         if not schedule.grid.matches(grid.sigmas):
             raise ModelError(
                 f"the schedule is for a grid of {schedule.grid}, but {self.id} runs {grid}: give "
-                "the schedule's --steps, or solve one for this grid"
+                f"the schedule's --steps{' and size' if self.kind.shifts else ''}, or solve one "
+                "for this grid"
             )
-        here = {**self.key, **self.conditions(arguments)}
+        here = {**self.key, "dtype": self.dtype, "lora": None}
+        here |= {name: arguments.get(name) for name in CONDITIONS}
         for name, value in {**schedule.model, **schedule.conditions}.items():
             if name in here and value is not None and here[name] != value:
                 raise ModelError(
-                    f"the schedule was made for {name} {value!r}, but this job has "
-                    f"{here[name]!r}: choose a schedule of this setting, or calibrate one"
+                    f"the schedule was made for {name} {shown(value)}, but this job has "
+                    f"{shown(here[name])}: choose a schedule of this setting, or calibrate one"
                 )
+        # Only a calibration says all; what was written by hand may leave the guidance open.
+        there, calls = self.calls(schedule.conditions), self.calls(arguments)
+        if "graph" in schedule.calibration and there != calls:
+            raise ModelError(
+                f"the schedule was made for guidance in {there} forward{'s' * (there > 1)} a step, "
+                f"but this job's takes {calls}: give the same negative_prompt and true_cfg_scale, "
+                "or calibrate one"
+            )
 
 
 def find_model(model_id: str, revision: str | None = None, dtype: str | None = None) -> Model:
@@ -178,144 +240,95 @@ def find_model(model_id: str, revision: str | None = None, dtype: str | None = N
         ModelError: there is no such model, or its pipeline is not one that this project runs.
     """
     folder = tiny.WEIGHTS if model_id == "tiny" else Path(model_id)
-    files: _Folder | _HubRepository
-    if folder.is_dir():
-        files = _Folder(folder)
-    elif _HUB_ID.fullmatch(model_id):
-        files = _HubRepository(model_id, revision)
-    else:
-        raise ModelError(
-            f"unknown model {model_id!r}: give 'tiny', a folder in save_pretrained layout or a "
-            "Hugging Face id such as hunyuanvideo-community/HunyuanVideo"
-        )
+    files = find_files(model_id, revision, folder)
     pipeline = files.config("model_index.json").get("_class_name")
-    if pipeline not in PIPELINES:
-        raise ModelError(f"{model_id} is a {shown(pipeline)}; supported: {', '.join(PIPELINES)}")
+    if not isinstance(pipeline, str) or pipeline not in PIPELINES:
+        pictures = isinstance(pipeline, str) and _FROM_PICTURES.search(pipeline)
+        raise ModelError(
+            f"{model_id} is a {shown(pipeline)}"
+            + (", which draws from pictures, and prompts files hold none" if pictures else "")
+            + f"; supported: {', '.join(PIPELINES)}"
+        )
     try:
         model = _describe(model_id, files, pipeline, dtype)
-        model.grid(1)
+        for name, number in (
+            ("num_attention_heads", model.num_heads),
+            ("patch", min(model.patch)),
+            ("temporal_compression_ratio", model.temporal_compression),
+        ):
+            if not is_whole_number(number) or number < 1:
+                raise ValueError(f"{name} {shown(number)}, which must be a whole number from 1")
+        model.grid(model.defaults["num_inference_steps"])
     except KeyError as error:
         raise ModelError(f"model {model_id}: its configuration lacks {error}") from error
     except (TypeError, ValueError, ArithmeticError) as error:
         raise ModelError(
             f"model {model_id}: its configuration cannot be used ({shown(str(error))})"
         ) from error
-    for name, number in (
-        ("num_attention_heads", model.num_heads),
-        ("patch", min(model.patch)),
-        ("temporal_compression_ratio", model.temporal_compression),
-    ):
-        if not is_whole_number(number) or number < 1:
-            raise ModelError(
-                f"model {model_id}: its configuration has {name} {shown(number)}, which must be "
-                "a whole number from 1"
-            )
     return model
 
 
-def _describe(
-    model_id: str, files: _Folder | _HubRepository, pipeline: str, dtype: str | None
-) -> Model:
+def _describe(model_id: str, files: ModelFiles, pipeline: str, dtype: str | None) -> Model:
+    kind, embedded = PIPELINES[pipeline], model_id == "tiny"
     transformer = files.config("transformer/config.json")
-    vae = files.config("vae/config.json")
-    temporal, spatial = vae["temporal_compression_ratio"], vae["spatial_compression_ratio"]
+    frames, pixels = kind.compression(files.config("vae/config.json"))
+    temporal, spatial = kind.patch(transformer)
+    if embedded:
+        defaults = dict(tiny.DEFAULTS)
+    else:
+        defaults = _call_defaults(kind, pipeline)
+        if kind.size is not None:
+            defaults["height"], defaults["width"] = kind.size(transformer, pixels)
+        if kind.guider:
+            guider = files.config("guider/guider_config.json")
+            enabled = guider.get("enabled", True)
+            defaults["guidance_scale"] = guider["guidance_scale"] if enabled else 1.0
     return Model(
         id=model_id,
         source=files.source,
         revision=files.revision(),
         pipeline=pipeline,
-        dtype=dtype or ("float32" if model_id == "tiny" else "bfloat16"),
-        fps=8.0 if model_id == "tiny" else 24.0,
-        defaults=dict(tiny.DEFAULTS) if model_id == "tiny" else _call_defaults(pipeline),
-        num_heads=transformer["num_attention_heads"],
-        patch=(temporal * transformer["patch_size_t"], spatial * transformer["patch_size"]),
-        temporal_compression=temporal,
-        scheduler=files.config("scheduler/scheduler_config.json"),
+        dtype=dtype or ("float32" if embedded else "bfloat16"),
+        fps=8.0 if embedded else kind.fps,
+        defaults=defaults,
+        num_heads=transformer[kind.heads],
+        patch=(frames * temporal, pixels * spatial),
+        temporal_compression=frames,
+        scheduler=_euler(files.config("scheduler/scheduler_config.json")),
     )
 
 
-class _Folder:
-    """A pipeline's files in a local folder."""
+def _euler(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The Euler scheduler's configuration; where a checkpoint has another sampler of the same flow,
+    as Wan's have, the Euler scheduler of its shift, for a schedule's jumps add up only there.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.source = str(folder.absolute())
-
-    def config(self, name: str) -> dict[str, Any]:
-        try:
-            return _json_object((self.folder / name).read_bytes())
-        except (OSError, ValueError) as error:
-            raise ModelError(
-                f"model {self.folder}: {name} is missing or not JSON; give a folder that "
-                "save_pretrained wrote"
-            ) from error
-
-    def revision(self) -> str:
-        """A fingerprint: names, sizes and both ends of every file, as whole weights are slow."""
-        digest = hashlib.sha256()
-        for path in sorted(self.folder.rglob("*")):
-            if path.suffix not in (".json", ".safetensors", ".txt", ".model"):
-                continue
-            size = path.stat().st_size
-            digest.update(f"{path.relative_to(self.folder).as_posix()}\0{size}\0".encode())
-            with path.open("rb") as file:
-                digest.update(file.read(2**20))
-                file.seek(max(0, size - 2**20))
-                digest.update(file.read())
-        return digest.hexdigest()[:40]
+    Raises:
+        ValueError: it is no sampler of a flow.
+    """
+    name = config.get("_class_name", EULER)
+    if name == EULER:
+        return dict(config)
+    if config.get("prediction_type") == "flow_prediction" and "flow_shift" in config:
+        trained = config.get("num_train_timesteps", 1000)
+        return {"shift": config["flow_shift"], "num_train_timesteps": trained}
+    raise ValueError(f"its scheduler {shown(name)} does not follow a flow")
 
 
-class _HubRepository:
-    """A pipeline's files on the Hugging Face Hub, or in its local cache."""
-
-    def __init__(self, model_id: str, revision: str | None) -> None:
-        self.model_id = model_id
-        self.source = model_id
-        self.wanted = revision
-
-    def config(self, name: str) -> dict[str, Any]:
-        path = self._path(name)
-        try:
-            return _json_object(path.read_bytes())
-        except ValueError as error:
-            raise ModelError(f"model {self.model_id}: {name} is not a JSON object") from error
-
-    def revision(self) -> str:
-        # The cache keeps each commit's files in a folder named by the commit.
-        return self._path("model_index.json").parent.name
-
-    def _path(self, name: str) -> Path:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import (
-            HfHubHTTPError,
-            HFValidationError,
-            LocalEntryNotFoundError,
-        )
-
-        try:
-            return Path(hf_hub_download(self.model_id, name, revision=self.wanted))
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-            raise ModelError(
-                f"unknown model {self.model_id!r} (revision {self.wanted or 'main'}): its {name} "
-                f"is neither on the Hugging Face Hub nor in the local cache "
-                f"({type(error).__name__}); check the id, the network and HF_TOKEN"
-            ) from error
+def _shift(config: Mapping[str, Any], tokens: int) -> float:
+    """mu of a scheduler with use_dynamic_shifting: a line through the two points of its
+    configuration, as in diffusers' calculate_shift."""
+    tokens_0, tokens_1 = config["base_image_seq_len"], config["max_image_seq_len"]
+    mu_0, mu_1 = config["base_shift"], config["max_shift"]
+    return float(mu_0 + (mu_1 - mu_0) * (tokens - tokens_0) / (tokens_1 - tokens_0))
 
 
-def _json_object(data: bytes) -> dict[str, Any]:
-    """Parses a configuration file. Raises ValueError where it is not a JSON object."""
-    try:
-        value = json.loads(data)
-    except RecursionError:
-        raise ValueError("nested too deep") from None
-    if not isinstance(value, dict):
-        raise ValueError("not a JSON object")
-    return value
-
-
-def _call_defaults(pipeline: str) -> dict[str, Any]:
+def _call_defaults(kind: Kind, pipeline: str) -> dict[str, Any]:
     parameters = inspect.signature(getattr(diffusers, pipeline).__call__).parameters
-    return {name: parameters[name].default for name in ARGUMENTS}
+    found = {name: parameters[name].default for name in kind.arguments if name in parameters}
+    return {
+        name: float(value) if name in ("guidance_scale", "true_cfg_scale") else value
+        for name, value in found.items()
+    }
 
 
 def _divisors(number: int) -> str:

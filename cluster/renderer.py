@@ -1,4 +1,6 @@
-"""One rank's work: pipeline + schedule -> frames. No Ray in here; it runs under torchrun too:
+"""One rank's work: pipeline + schedule -> frames of a video, or the one frame of a picture.
+
+No Ray in here; it runs under torchrun too:
 
     torchrun --nproc-per-node 2 -m cluster.renderer --model tiny \
         --prompt "a red circle moving left on a dark background" --output clip.mp4
@@ -7,6 +9,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import math
 import os
 import time
@@ -20,9 +23,10 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from cluster import video, xdit
+from cluster import image, video, xdit
 from cluster.model import Model, ModelError, find_model
 from meancache import Schedule, ScheduleError, apply_mean_cache, remove_mean_cache
+from meancache.pipelines import transformers_of
 
 # On a CPU every rank keeps to one core: more threads than cores stall each other.
 CPU_THREADS = 1
@@ -30,11 +34,11 @@ CPU_THREADS = 1
 
 @dataclass(frozen=True)
 class Rendering:
-    """One video as a rank sees it.
+    """One video or picture as a rank sees it.
 
     Attributes:
-        frames: (F, H, W, 3) uint8 on rank 0; None on the others.
-        nfe: forwards of the transformer.
+        frames: (F, H, W, 3) uint8 on rank 0, F = 1 for a picture; None on the others.
+        nfe: forwards of the transformers; guidance in two forwards counts as two.
         seconds: wall time of the pipeline's call.
         loop_s: wall time of its denoising loop alone: from the transformer's first call to the
             scheduler's last step.
@@ -66,10 +70,14 @@ class _LoopWatch:
         """The pipeline's `callback_on_step_end`; changes nothing."""
         # Waiting for the device at every step would slow what is measured.
         if step + 1 == pipeline.num_timesteps:
-            self.stopped = _now()
-            latents = tensors["latents"].float().cpu().numpy()
-            video.check_drawn("latents", latents, latents.shape)
+            self.after_loop(tensors["latents"])
         return tensors
+
+    def after_loop(self, result: torch.Tensor) -> None:
+        """Takes the last step's latents."""
+        self.stopped = _now()
+        latents = result.float().cpu().numpy()
+        video.check_drawn("latents", latents, latents.shape)
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
@@ -99,6 +107,7 @@ class Renderer:
     """
 
     def __init__(self, model: Model, rank: int, world_size: int, init_method: str) -> None:
+        self.model = model
         self.rank = rank
         self.world_size = world_size
         if world_size > 1:
@@ -107,9 +116,17 @@ class Renderer:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if device.type == "cpu":
             torch.set_num_threads(CPU_THREADS)
+        self.kind = model.kind
         self.pipeline = model.load(device)
+        self._watch: _LoopWatch | None = None
+        self._calls_back = (
+            "callback_on_step_end" in inspect.signature(type(self.pipeline).__call__).parameters
+        )
+        if not self._calls_back:
+            self._listen(self.pipeline.scheduler)
         if world_size > 1:
-            xdit.parallelise(self.pipeline)
+            assert self.kind.parallel is not None  # the driver has checked it
+            xdit.parallelise(self.pipeline, *self.kind.parallel)
 
     def render(
         self,
@@ -118,7 +135,7 @@ class Renderer:
         arguments: Mapping[str, Any],
         schedule: Schedule | None = None,
     ) -> Rendering:
-        """Draws one video; every rank of the gang makes the same call.
+        """Draws one video or picture; every rank of the gang makes the same call.
 
         Args:
             prompt: the text.
@@ -129,33 +146,36 @@ class Renderer:
 
         Raises:
             ScheduleError: the schedule does not fit the run.
-            ValueError: what came out is no video (NaN, Inf, one value, another shape).
+            ValueError: what came out is no picture (NaN, Inf, one value, another shape).
         """
-        transformer = self.pipeline.transformer
-        watch = _LoopWatch()
-        watching = transformer.register_forward_pre_hook(watch.before_forward)
+        watch = self._watch = _LoopWatch()
+        watching = [
+            transformer.register_forward_pre_hook(watch.before_forward)
+            for transformer in transformers_of(self.pipeline)
+        ]
+        call = dict(arguments)
+        if self._calls_back:
+            call["callback_on_step_end"] = watch.after_step
         started = time.perf_counter()
         try:
-            hook = None if schedule is None else apply_mean_cache(transformer, schedule)
+            hook = None if schedule is None else apply_mean_cache(self.pipeline, schedule)
             # Decoding is rank 0's alone: the others have the same latents.
-            output = self._call(
-                prompt,
-                seed,
-                {**arguments, "callback_on_step_end": watch.after_step},
-                "np" if self.rank == 0 else "latent",
-            )
+            output = self._call(prompt, seed, call, "np" if self.rank == 0 else "latent")
         finally:
-            remove_mean_cache(transformer)
-            watching.remove()
+            remove_mean_cache(self.pipeline)
+            for one in watching:
+                one.remove()
+            self._watch = None
         seconds = time.perf_counter() - started
         # Of the calls with a schedule, the hook answered some itself.
         nfe = watch.calls if hook is None else hook.forwards
         loop_s = watch.stopped - watch.started
         if self.rank != 0:
             return Rendering(None, nfe, seconds, loop_s)
-        size = tuple(arguments[name] for name in ("num_frames", "height", "width"))
-        video.check_drawn("frames", output[0], (*size, 3))
-        return Rendering(np.rint(output[0] * 255).astype(np.uint8), nfe, seconds, loop_s)
+        # Of a batch of one: a picture is the batch's one frame.
+        frames = output if self.kind.is_image else output[0]
+        video.check_drawn("frames", frames, (*self.model.shape(arguments), 3))
+        return Rendering(np.rint(frames * 255).astype(np.uint8), nfe, seconds, loop_s)
 
     def denoise(self, prompt: str, seed: int, arguments: Mapping[str, Any]) -> torch.Tensor:
         """Runs all steps of one video without decoding it; returns its latents."""
@@ -215,14 +235,41 @@ class Renderer:
 
     def _call(self, prompt: str, seed: int, arguments: Mapping[str, Any], output_type: str) -> Any:
         generator = torch.Generator("cpu").manual_seed(seed)
+        call = dict(arguments)
+        if self.kind.guider:
+            scale = call.pop("guidance_scale")
+            if self.pipeline.guider.guidance_scale != scale:
+                self.pipeline.guider = self.pipeline.guider.new(
+                    guidance_scale=scale, enabled=scale != 1
+                )
         return self.pipeline(
-            prompt, generator=generator, output_type=output_type, **arguments
-        ).frames
+            prompt, generator=generator, output_type=output_type, return_dict=False, **call
+        )[0]
+
+    def _listen(self, scheduler: Any) -> None:
+        """Tells the watch of the last step where the pipeline has no callback for it.
+
+        For good: to come and go would cross others that watch the scheduler meanwhile.
+        """
+        step = scheduler.step
+
+        def told(*given: Any, **named: Any) -> Any:
+            result = step(*given, **named)
+            if self._watch is not None and scheduler.step_index == len(scheduler.timesteps):
+                self._watch.after_loop(result[0])
+            return result
+
+        scheduler.step = told
 
 
 def rank_builder(model: Model) -> Callable[[int, int, str], Renderer]:
     """What a gang calls on each of its ranks, as (rank, world_size, init_method)."""
     return partial(Renderer, model)
+
+
+def encoded(model: Model, frames: np.ndarray) -> bytes:
+    """The file of what was drawn: an mp4, or a PNG of a model of images."""
+    return image.encode(frames) if model.kind.is_image else video.encode(frames, model.fps)
 
 
 def main() -> None:
@@ -234,7 +281,7 @@ def main() -> None:
     parser.add_argument("--prompt", required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--schedule", type=Path, help="a schedule file; default: every step")
-    parser.add_argument("--output", type=Path, required=True, help="the mp4 to write")
+    parser.add_argument("--output", type=Path, required=True, help="the mp4 to write, or png")
     options = parser.parse_args()
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     try:
@@ -250,7 +297,7 @@ def main() -> None:
     renderer = Renderer(model, rank, world_size, "env://")
     rendering = renderer.render(options.prompt, options.seed, model.defaults, schedule)
     if rendering.frames is not None:
-        options.output.write_bytes(video.encode(rendering.frames, model.fps))
+        options.output.write_bytes(encoded(model, rendering.frames))
         print(
             f"{options.output}: {len(rendering.frames)} frames, {rendering.nfe} forwards, "
             f"{rendering.seconds:.1f} s on {world_size} rank(s)"

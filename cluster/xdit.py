@@ -17,7 +17,11 @@ from typing import Any
 
 import torch
 import torch.distributed
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
 
+from cluster import xdit_text
+
+TRANSFORMERS = "xfuser.model_executor.models.transformers"
 # A collective that waits longer than this has lost a rank.
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 
@@ -48,24 +52,23 @@ def initialize(rank: int, world_size: int, init_method: str) -> torch.device:
     return device
 
 
-def parallelise(pipeline: Any) -> None:
-    """Replaces a HunyuanVideo pipeline's transformer by xDiT's sequence-parallel one, in place.
+def parallelise(pipeline: Any, module: str, name: str) -> None:
+    """Replaces a pipeline's transformers by xDiT's sequence-parallel ones, in place.
 
     Call it after `initialize`, on every rank. Outputs equal the plain transformer's up to the
     order of float additions in attention.
 
     Args:
-        pipeline: a `HunyuanVideoPipeline` on the rank's device; its number of heads is divisible
-            by the world size.
+        pipeline: on the rank's device; its number of heads is divisible by the world size.
+        module: of xDiT's transformers.
+        name: of the class in there that takes the place of the pipeline's own.
     """
     xfuser = _import_xfuser()
     from xfuser.core.distributed import (
+        get_runtime_state,
         init_distributed_environment,
         initialize_model_parallel,
         initialize_runtime_state,
-    )
-    from xfuser.model_executor.models.transformers.transformer_hunyuan_video import (
-        xFuserHunyuanVideoTransformer3DWrapper,
     )
 
     world_size = torch.distributed.get_world_size()
@@ -80,12 +83,25 @@ def parallelise(pipeline: Any) -> None:
         # Without an accelerator the only attention there is.
         attention_backend="sdpa" if backend == "gloo" else None,
     ).create_config()
-    plain = pipeline.transformer
-    with torch.device("meta"):
-        parallel = xFuserHunyuanVideoTransformer3DWrapper.from_config(plain.config)
-    parallel.load_state_dict(plain.state_dict(), assign=True)
-    pipeline.transformer = parallel.eval().requires_grad_(False)
+    wrapper = getattr(importlib.import_module(f"{TRANSFORMERS}.{module}"), name)
+    for component, plain in pipeline.components.items():
+        if component.startswith("transformer") and plain is not None:
+            setattr(pipeline, component, _parallel(wrapper, plain))
+    if module == "transformer_qwen":
+        xdit_text.install()
     initialize_runtime_state(pipeline, engine_config)
+    # FLUX.1's attention reads it, and needs it for xDiT's pipeline parallelism alone.
+    get_runtime_state().max_condition_sequence_length = 0
+
+
+def _parallel(wrapper: Any, plain: Any) -> Any:
+    """xDiT's transformer with the weights of diffusers' own."""
+    # Weights alone stay empty: tables of positions are computed, and are in no state_dict.
+    with init_empty_weights(include_buffers=False):
+        parallel = wrapper.from_config(plain.config)
+    parallel.load_state_dict(plain.state_dict(), assign=True)
+    parallel = parallel.to(plain.device)
+    return parallel.eval().requires_grad_(False)
 
 
 def _import_xfuser() -> Any:

@@ -23,6 +23,7 @@ from cluster.draining import Stopped, stoppable
 from cluster.fleet import FleetError, Gangs, parse_count
 from cluster.gang import GangError
 from cluster.model import Model, ModelError, find_model
+from cluster.pipelines import PIPELINES
 from cluster.plan import SpecError
 from cluster.prompts import PromptsError
 from cluster.renderer import rank_builder
@@ -116,7 +117,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="M",
         help="tiny (embedded, runs on a CPU), a Hugging Face id such as "
-        "hunyuanvideo-community/HunyuanVideo, or a folder in save_pretrained layout",
+        "hunyuanvideo-community/HunyuanVideo, or a folder in save_pretrained layout; pipelines: "
+        f"{', '.join(PIPELINES)}",
     )
     group.add_argument("--revision", help="branch, tag or commit of a Hugging Face id")
     group.add_argument(
@@ -124,11 +126,23 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "bfloat16", "float16"),
         help="default: float32 for tiny, bfloat16 otherwise",
     )
-    group = parser.add_argument_group("video (defaults: the model's own)")
+    group = parser.add_argument_group("video or image (defaults: the model's own)")
     group.add_argument("--height", type=int, metavar="PIXELS")
     group.add_argument("--width", type=int, metavar="PIXELS")
-    group.add_argument("--num-frames", type=int, metavar="N")
+    group.add_argument("--num-frames", type=int, metavar="N", help="of a video")
     group.add_argument("--guidance-scale", type=finite, metavar="G")
+    group.add_argument(
+        "--negative-prompt",
+        metavar="TEXT",
+        help="what not to draw, for all rows without one of their own; with HunyuanVideo, FLUX.1 "
+        "and Qwen-Image, guidance in two forwards needs it, be it ' '",
+    )
+    group.add_argument(
+        "--true-cfg-scale",
+        type=finite,
+        metavar="G",
+        help="scale of that guidance, with a negative prompt",
+    )
     group.add_argument(
         "--steps", type=int, metavar="T", help="denoising steps of the grid (num_inference_steps)"
     )
@@ -233,6 +247,8 @@ def model_and_arguments(options: argparse.Namespace) -> tuple[Model, dict[str, A
         "width": options.width,
         "num_frames": options.num_frames,
         "guidance_scale": options.guidance_scale,
+        "true_cfg_scale": options.true_cfg_scale,
+        "negative_prompt": options.negative_prompt,
         "num_inference_steps": options.steps,
     }
     wanted = {name: value for name, value in given.items() if value is not None}

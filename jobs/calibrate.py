@@ -47,7 +47,7 @@ def measure_trajectory(renderer: Renderer, request: TrajectoryRequest) -> bytes 
     if renderer.rank != 0:
         renderer.denoise(item.prompt, item.seed, item.arguments)
         return None
-    with record_trajectory(renderer.pipeline.transformer) as trajectory:
+    with record_trajectory(renderer.pipeline) as trajectory:
         renderer.denoise(item.prompt, item.seed, item.arguments)
     velocities = trajectory.velocities(graph.grid.num_inference_steps)
     statistics = trajectory_statistics(
@@ -90,6 +90,7 @@ class Prepared:
     store: Store
     items: list[WorkItem]
     graph: StabilityGraph
+    calls: int
     spec: Mapping[str, Any]
     gangs: fleet.Gangs
     dry_run: bool
@@ -103,14 +104,15 @@ def prepare(options: argparse.Namespace) -> Prepared:
     items = plan_items(read_prompts(options.prompts), model, arguments, seeds=options.seeds)
     plan.check_one_setting(items, arguments)
     graph = StabilityGraph(
-        grid=model.grid(arguments["num_inference_steps"]),
+        grid=model.grid(arguments["num_inference_steps"], arguments),
         model=model.key,
         conditions=model.conditions(arguments),
     )
     spec = specification("calibrate", items, model, arguments)
     store = _cli.open_output(options)
     plan.check_spec(store, spec, SPEC_KEY)
-    return Prepared(store, items, graph, spec, gangs, options.dry_run)
+    calls = model.calls(arguments)
+    return Prepared(store, items, graph, calls, spec, gangs, options.dry_run)
 
 
 def perform(prepared: Prepared) -> int:
@@ -118,7 +120,7 @@ def perform(prepared: Prepared) -> int:
     store, items = prepared.store, prepared.items
     done = set(store.list(TRAJECTORIES))
     missing = [item for item in items if trajectory_key(item) not in done]
-    forwards = len(missing) * prepared.graph.grid.num_inference_steps
+    forwards = len(missing) * prepared.graph.grid.num_inference_steps * prepared.calls
     print(
         f"calibrate: {len(missing)} trajectories to run ({forwards} forwards), "
         f"{len(items) - len(missing)} already done"

@@ -70,6 +70,8 @@ COUNTED_PAIRS = 2
 CALIBRATION_RUNS = 10
 # What it may take, in deadlines of a full video: runs of all of them, many times over.
 CALIBRATION_VIDEOS = 100
+# Whose settings the peers' knobs were tuned for.
+PEERS_PIPELINE = "HunyuanVideoPipeline"
 NEED_CALIBRATION = "magcache, teacache-rescaled, optimal-stepsize, refined"
 
 
@@ -129,7 +131,7 @@ class Evaluation:
                     "budget": one.budget if one.budget is not None else drawing.steps,
                     "nfe": drawing.rendering.nfe,
                     "seed": item.seed,
-                    "share": _share(one, drawing, full, steps),
+                    "share": _share(one, drawing, full),
                     "seconds": drawing.rendering.loop_s,
                     **_scores(
                         drawing.frames,
@@ -155,12 +157,12 @@ def _drawn(gang: Gang, request: DrawRequest) -> Drawing:
     return drawing
 
 
-def _share(one: Contender, drawing: Drawing, full: Drawing, steps: int) -> float | None:
+def _share(one: Contender, drawing: Drawing, full: Drawing) -> float | None:
     """The contender's share of the full run's transformer FLOPs, where it is known."""
     if one.method == FULL:
         return 1.0
     if one.schedule is not None:  # every forward of a transformer costs the same
-        return drawing.rendering.nfe / steps
+        return drawing.rendering.nfe / full.rendering.nfe
     return drawing.flops / full.flops if drawing.flops is not None and full.flops else None
 
 
@@ -217,6 +219,7 @@ class Prepared:
     graph: StabilityGraph | None
     fine: Schedule | None
     unusable: list[tuple[str, str]]
+    calls: int
     spec: Mapping[str, Any]
     gangs: fleet.Gangs
     dry_run: bool
@@ -240,6 +243,11 @@ def prepare(options: argparse.Namespace) -> Prepared:
         _check_schedule(model, one, arguments)
     calibration = None
     if options.peers:
+        if model.pipeline != PEERS_PIPELINE:
+            raise ModelError(
+                f"--peers are set up for a {PEERS_PIPELINE}, and {model.id} is a "
+                f"{model.pipeline}: leave it out"
+            )
         if gangs.size > 1:
             raise FleetError(
                 f"gang size {gangs.size} does not go with --peers: their caches know nothing of "
@@ -253,8 +261,8 @@ def prepare(options: argparse.Namespace) -> Prepared:
         model.check_arguments(
             {**arguments, "num_inference_steps": options.reference_steps}, gangs.size
         )
-        grid = model.grid(options.reference_steps)
-        check_refines(model.grid(arguments["num_inference_steps"]), grid)
+        grid = model.grid(options.reference_steps, arguments)
+        check_refines(model.grid(arguments["num_inference_steps"], arguments), grid)
         fine = fine_schedule(grid)
     spec = {
         **specification("evaluate", items, model, arguments),
@@ -274,6 +282,7 @@ def prepare(options: argparse.Namespace) -> Prepared:
         graph=graph,
         fine=fine,
         unusable=_unusable(graph) if options.peers else [],
+        calls=model.calls(arguments),
         spec=spec,
         gangs=gangs,
         dry_run=options.dry_run,
@@ -407,7 +416,7 @@ def _announce(prepared: Prepared, missing: Sequence[WorkItem]) -> None:
     print(
         f"evaluate: {len(missing)} pairs to do, {len(prepared.items) - len(missing)} already done; "
         f"{len(prepared.contenders)} contenders and the full run, {'at most ' if free else ''}"
-        f"{forwards} forwards"
+        f"{forwards * prepared.calls} forwards"
     )
     if prepared.calibration is not None:
         runs = len(prepared.calibration.trajectories)

@@ -47,6 +47,7 @@ class Fitting:
         candidates: budget -> computed steps, the favourite first.
         baselines: budget -> the paper's schedule, to compare with.
         fine_grid: noise levels of a finer reference, or None for the run of the graph's steps.
+        calls: forwards in a step that is computed.
     """
 
     graph: StabilityGraph
@@ -55,6 +56,7 @@ class Fitting:
     candidates: Mapping[int, Sequence[Steps]]
     baselines: Mapping[int, Schedule]
     fine_grid: Grid | None
+    calls: int = 1
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def _fitter(renderer: Renderer, request: FitRequest) -> tuple[Fitter, int]:
         return _kept[key], _kept[key].forwards
     _kept.clear()
     runs = renderer.runs(request.trajectories, request.arguments)
-    _kept[key] = Fitter(renderer.pipeline.transformer, request.grid, runs, request.fine_grid)
+    _kept[key] = Fitter(renderer.pipeline, request.grid, runs, request.fine_grid)
     return _kept[key], 0
 
 
@@ -179,19 +181,25 @@ def prepare_fitting(
     chosen = graph.spread(trajectories)
     gammas = CANDIDATE_GAMMAS if gamma is None else (gamma,)
     steps = graph.grid.num_inference_steps
+    conditions = {
+        name: value
+        for name, value in graph.conditions.items()
+        if name in model.kind.takes and value is not None
+    }
+    arguments = {**model.defaults, **conditions, "num_inference_steps": steps}
     fine_grid = None
     if reference_steps is not None:
-        model.check_arguments({**model.defaults, "num_inference_steps": reference_steps}, 1)
-        fine_grid = model.grid(reference_steps)
+        model.check_arguments({**arguments, "num_inference_steps": reference_steps}, 1)
+        fine_grid = model.grid(reference_steps, arguments)
         check_refines(graph.grid, fine_grid)
-    conditions = {name: value for name, value in graph.conditions.items() if name in model.defaults}
     return Fitting(
         graph=graph,
-        arguments={**model.defaults, **conditions, "num_inference_steps": steps},
+        arguments=arguments,
         trajectories=[(item.prompt, item.seed) for item in chosen],
         candidates=candidate_paths(graph, budgets, gammas),
         baselines=paper_schedules(graph, budgets, paper_gamma(graph), "jump"),
         fine_grid=fine_grid,
+        calls=model.calls(arguments),
     )
 
 

@@ -169,7 +169,9 @@ def _schedule(options: argparse.Namespace, model: Model, steps: int) -> Schedule
 def _announce(prepared: Prepared, items: Sequence[WorkItem], todo: Sequence[WorkItem]) -> None:
     schedule = prepared.schedule
     forwards = sum(
-        schedule.nfe if schedule else item.arguments["num_inference_steps"] for item in todo
+        (schedule.nfe if schedule else item.arguments["num_inference_steps"])
+        * prepared.model.calls(item.arguments)
+        for item in todo
     )
     done = len(items) - len(todo)
     print(f"render: {len(todo)} videos to do ({forwards} forwards), {done} already done")
@@ -202,8 +204,8 @@ def parser() -> argparse.ArgumentParser:
     """The job's flags."""
     result = _cli.job_parser(
         "jobs.render",
-        "Renders every prompt to an mp4, and lists them in a Parquet manifest. A job that was\n"
-        "stopped is resumed by the same command; a finished one renders nothing again.",
+        "Renders every prompt to an mp4, or a png, and lists them in a Parquet manifest. A job\n"
+        "that was stopped is resumed by the same command; a finished one renders nothing again.",
         "python -m jobs.render --model tiny --prompts prompts.txt --budget 10 --output out",
     )
     _cli.add_output(result, "where videos and manifest go")

@@ -182,7 +182,7 @@ def cost(prepared: Fitting, answers: Sequence[FitAnswer]) -> str:
     """What fitting cost in forwards, in a sentence."""
     forwards = sum(answer.forwards for answer in answers)
     count = len(prepared.trajectories)
-    videos = forwards / (count * prepared.graph.grid.num_inference_steps)
+    videos = forwards / (count * prepared.graph.grid.num_inference_steps * prepared.calls)
     return (
         f"fitting took {forwards} forwards: {videos:.1f} full videos a trajectory, of {count}, for "
         f"{len(answers)} budgets"
@@ -203,7 +203,8 @@ def _announce(prepared: Fitting) -> None:
     fine = prepared.fine_grid
     print(
         f"solve: fitting {len(prepared.candidates)} budgets on {count} trajectories, some "
-        f"{LIMIT_VIDEOS * steps * count} forwards ({LIMIT_VIDEOS} full videos a trajectory)"
+        f"{LIMIT_VIDEOS * steps * count * prepared.calls} forwards ({LIMIT_VIDEOS} full videos a "
+        "trajectory)"
         + ("" if fine is None else f" and references of {fine.num_inference_steps} steps")
     )
 

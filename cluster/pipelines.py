@@ -1,0 +1,216 @@
+"""The pipelines that the jobs run, a row each: what differs between them, as data.
+
+A row says how the call is made and what its configuration files say of sizes; the method itself
+needs none of it (`meancache.pipelines`). Reads configurations, never weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from meancache.grid import is_number
+
+Config = Mapping[str, Any]
+
+SIZE = ("height", "width")
+STEPS = ("num_inference_steps",)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A pipeline class as the jobs see it.
+
+    Attributes:
+        arguments: of its call, that every run names; the call's own defaults where a user gives
+            none. With num_frames among them its outputs are videos, else images.
+        optional: of its call, passed on where a user gives them.
+        compression: the VAE's configuration -> (frames, pixels along an axis) of a latent.
+        patch: the transformer's configuration -> (frames, pixels along an axis) of a token, in
+            latents.
+        heads: key of the transformer's configuration that counts attention heads.
+        fps: frames a second of its videos; 0 for images.
+        size: (transformer's configuration, pixels of a latent) -> (height, width), for a call that
+            leaves its defaults open.
+        even_sigmas: its call gives the scheduler sigmas in equal steps from 1; else the scheduler
+            makes its own.
+        shifts: its call shifts the noise levels with the number of tokens.
+        calls: the call's arguments -> forwards of a transformer in a step that is computed.
+        guider: its guidance scale belongs to a component, not to its call.
+        parallel: (module, class) of xDiT's sequence-parallel transformer, or None.
+        shares_padded_text: xDiT's ranks share out a text of max_sequence_length tokens.
+    """
+
+    arguments: tuple[str, ...]
+    optional: tuple[str, ...]
+    compression: Callable[[Config], tuple[int, int]]
+    patch: Callable[[Config], tuple[int, int]]
+    heads: str = "num_attention_heads"
+    fps: float = 0.0
+    size: Callable[[Config, int], tuple[int, int]] | None = None
+    even_sigmas: bool = True
+    shifts: bool = False
+    calls: Callable[[Config], int] = lambda arguments: 1
+    guider: bool = False
+    parallel: tuple[str, str] | None = None
+    shares_padded_text: bool = False
+
+    @property
+    def is_image(self) -> bool:
+        return "num_frames" not in self.arguments
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """All arguments of the call that a job passes on."""
+        return (*self.arguments, *self.optional)
+
+
+def _with_a_negative_prompt(arguments: Config) -> int:
+    scale, negative = arguments.get("true_cfg_scale"), arguments.get("negative_prompt")
+    return 2 if negative is not None and _above_one(scale) else 1
+
+
+def _above_one_of_guidance(arguments: Config) -> int:
+    return 2 if _above_one(arguments.get("guidance_scale")) else 1
+
+
+def _other_than_one_of_guidance(arguments: Config) -> int:
+    return 1 if arguments.get("guidance_scale") == 1 else 2
+
+
+def _above_one(scale: Any) -> bool:
+    return is_number(scale) and scale > 1
+
+
+def _named_ratios(vae: Config) -> tuple[int, int]:
+    return vae["temporal_compression_ratio"], vae["spatial_compression_ratio"]
+
+
+def _image_blocks(vae: Config) -> tuple[int, int]:
+    return 1, 2 ** (len(vae["block_out_channels"]) - 1)
+
+
+def _qwen_image_blocks(vae: Config) -> tuple[int, int]:
+    return 1, 2 ** len(vae["temperal_downsample"])  # the key's own spelling
+
+
+def _wan_factors(vae: Config) -> tuple[int, int]:
+    # Wan 2.1 checkpoints are older than the keys, whose defaults are theirs.
+    return vae.get("scale_factor_temporal", 4), vae.get("scale_factor_spatial", 8)
+
+
+def _ltx_ratios(vae: Config) -> tuple[int, int]:
+    halved = 2 ** sum(vae["spatio_temporal_scaling"])
+    temporal, spatial = (vae.get(f"{axis}_compression_ratio") for axis in ("temporal", "spatial"))
+    return temporal or vae["patch_size_t"] * halved, spatial or vae["patch_size"] * halved
+
+
+def _patch_sizes(transformer: Config) -> tuple[int, int]:
+    return transformer["patch_size_t"], transformer["patch_size"]
+
+
+def _two_by_two(transformer: Config) -> tuple[int, int]:
+    return 1, 2
+
+
+def _samples(transformer: Config, pixels: int) -> tuple[int, int]:
+    return transformer["sample_size"] * pixels, transformer["sample_size"] * pixels
+
+
+def _of_128_latents(transformer: Config, pixels: int) -> tuple[int, int]:
+    return 128 * pixels, 128 * pixels
+
+
+def _hunyuan_video_15_size(transformer: Config, pixels: int) -> tuple[int, int]:
+    from diffusers.pipelines.hunyuan_video1_5.image_processor import HunyuanVideo15ImageProcessor
+
+    processor = HunyuanVideo15ImageProcessor(vae_scale_factor=pixels)
+    height, width = processor.calculate_default_height_width(9, 16, transformer["target_size"])
+    return int(height), int(width)
+
+
+_VIDEO = (*SIZE, "num_frames", *STEPS)
+_IMAGE = (*SIZE, *STEPS)
+_TRUE_CFG = ("true_cfg_scale", "negative_prompt")
+
+# By the class name of the diffusers pipeline.
+PIPELINES: Mapping[str, Kind] = {
+    "HunyuanVideoPipeline": Kind(
+        arguments=(*_VIDEO, "guidance_scale", "max_sequence_length"),
+        optional=_TRUE_CFG,
+        compression=_named_ratios,
+        patch=_patch_sizes,
+        fps=24.0,
+        calls=_with_a_negative_prompt,
+        parallel=("transformer_hunyuan_video", "xFuserHunyuanVideoTransformer3DWrapper"),
+    ),
+    "HunyuanVideo15Pipeline": Kind(
+        arguments=(*_VIDEO, "guidance_scale"),
+        optional=("negative_prompt",),
+        compression=_named_ratios,
+        patch=_patch_sizes,
+        fps=24.0,
+        size=_hunyuan_video_15_size,
+        calls=_other_than_one_of_guidance,
+        guider=True,
+        parallel=("transformer_hunyuan_video15", "xFuserHunyuanVideo15Transformer3DWrapper"),
+    ),
+    "WanPipeline": Kind(
+        arguments=(*_VIDEO, "guidance_scale", "max_sequence_length"),
+        optional=("negative_prompt",),
+        compression=_wan_factors,
+        patch=lambda transformer: tuple(transformer["patch_size"][:2]),
+        fps=16.0,
+        even_sigmas=False,
+        calls=_above_one_of_guidance,
+        parallel=("transformer_wan", "xFuserWanTransformer3DWrapper"),
+    ),
+    "LTXPipeline": Kind(
+        arguments=(*_VIDEO, "guidance_scale", "max_sequence_length"),
+        optional=("negative_prompt",),
+        compression=_ltx_ratios,
+        patch=_patch_sizes,
+        fps=25.0,
+        shifts=True,
+    ),
+    "FluxPipeline": Kind(
+        arguments=(*_IMAGE, "guidance_scale", "max_sequence_length"),
+        optional=_TRUE_CFG,
+        compression=_image_blocks,
+        patch=_two_by_two,
+        size=_of_128_latents,
+        shifts=True,
+        calls=_with_a_negative_prompt,
+        parallel=("transformer_flux", "xFuserFlux1Transformer2DWrapper"),
+        shares_padded_text=True,
+    ),
+    "QwenImagePipeline": Kind(
+        arguments=(*_IMAGE, "true_cfg_scale", "max_sequence_length"),
+        optional=("negative_prompt", "guidance_scale"),
+        compression=_qwen_image_blocks,
+        patch=_two_by_two,
+        size=_of_128_latents,
+        shifts=True,
+        calls=_with_a_negative_prompt,
+        parallel=("transformer_qwen", "xFuserQwenImageTransformerWrapper"),
+    ),
+    "ZImagePipeline": Kind(
+        arguments=(*_IMAGE, "guidance_scale", "max_sequence_length"),
+        optional=("negative_prompt",),
+        compression=_image_blocks,
+        patch=_two_by_two,
+        heads="n_heads",
+        size=_of_128_latents,
+        shifts=True,
+    ),
+    "StableDiffusion3Pipeline": Kind(
+        arguments=(*_IMAGE, "guidance_scale", "max_sequence_length"),
+        optional=("negative_prompt",),
+        compression=_image_blocks,
+        patch=lambda transformer: (1, transformer["patch_size"]),
+        size=_samples,
+        even_sigmas=False,
+        shifts=True,
+    ),
+}
