@@ -16,8 +16,10 @@ from collections import Counter
 from pathlib import Path
 
 from tests.chaos import blows
-from tests.chaos.round import Nodes, Outcome, Round, environment, outcome, summary
-from tests.s3_server import serve_s3
+from tests.chaos.round import Outcome, Round, outcome, stage, summary
+
+# Protocol steps at which somebody is killed, a round; in nine rounds all come up.
+TRAPS = 6
 
 
 def main() -> int:
@@ -34,48 +36,45 @@ def main() -> int:
     tally: Counter[str] = Counter()
     outcomes: list[Outcome] = []
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder, serve_s3() as endpoint, environment(endpoint):
-        nodes = Nodes(workers=2)
-        try:
-            traps: list[blows.Trap] = []
-            while sum(tally.values()) < options.faults:
-                number = len(outcomes)
-                if len(traps) < 4:
-                    traps += draw.sample(list(blows.all_traps()), 2 * len(blows.STEPS))
-                kinds = {
-                    "rank killed": 2,
-                    "rank stopped": int(number % 3 == 1),
-                    "leader killed": 1,
-                    "driver killed": 1,
-                    "raylet killed": int(number % 2 == 0),
-                    blows.SECOND_DRIVER: 1 + number % 2,
-                }
-                round_ = Round(
-                    nodes,
-                    options.logs or Path(folder),
-                    endpoint,
-                    seed=draw.randrange(10**6),
-                    items=options.items,
-                    gangs="2",
-                    gang_size=2 if number % 2 else 1,
-                    blows=blows.blows(draw, options.items, kinds),
-                    traps=[traps.pop() for _ in range(4)],
-                    stalls=int(number % 3 == 0),
-                )
-                round_.run()
-                outcomes.append(outcome(round_))
-                tally += round_.tally
-                last = outcomes[-1]
-                print(
-                    f"round {number}: {sum(round_.tally.values())} faults, {last.started} drivers, "
-                    f"{last.rows} rows, lost {last.lost}, duplicate {last.duplicate}, corrupt "
-                    f"{len(last.corrupt)}, orphans {len(last.orphans)}; in all "
-                    f"{sum(tally.values())}/{options.faults} faults, "
-                    f"{time.monotonic() - started:.0f} s",
-                    flush=True,
-                )
-        finally:
-            nodes.cluster.shutdown()
+    with tempfile.TemporaryDirectory() as folder, stage() as (nodes, proxy, storm):
+        traps: list[blows.Trap] = []
+        while sum(tally.values()) < options.faults:
+            number = len(outcomes)
+            if len(traps) < TRAPS:
+                traps = draw.sample(list(blows.all_traps()), 2 * len(blows.STEPS))
+            kinds = {
+                "rank killed": 2,
+                "rank stopped": int(number % 3 == 1),
+                "leader killed": 1,
+                "driver killed": 1,
+                "raylet killed": int(number % 2 == 0),
+                blows.SECOND_DRIVER: 1 + number % 2,
+            }
+            round_ = Round(
+                nodes,
+                options.logs or Path(folder),
+                proxy,
+                storm,
+                seed=draw.randrange(10**6),
+                items=options.items,
+                gangs="2",
+                gang_size=1 + number % 2,
+                blows=blows.blows(draw, options.items, kinds),
+                traps=[traps.pop() for _ in range(TRAPS)],
+                stalls=int(number % 3 == 0),
+            )
+            round_.run()
+            outcomes.append(outcome(round_))
+            tally += round_.tally
+            last = outcomes[-1]
+            print(
+                f"round {number}: {sum(round_.tally.values())} faults, {last.started} drivers, "
+                f"{last.rows} rows, lost {last.lost}, duplicate {last.duplicate}, corrupt "
+                f"{len(last.corrupt)}, orphans {len(last.orphans)}; in all "
+                f"{sum(tally.values())}/{options.faults} faults, "
+                f"{time.monotonic() - started:.0f} s",
+                flush=True,
+            )
     print(summary(tally, outcomes))
     bad = any(one.lost or one.duplicate or one.corrupt or one.orphans for one in outcomes)
     return int(bad)

@@ -32,7 +32,7 @@ STORE_FAULTS = {
     "truncate": 3, "corrupt down": 3, "corrupt up": 4,
 }  # fmt: skip
 # A client that meets faults only would rightly give up.
-FAULTY_SHARE = 0.3
+FAULTY_SHARE = 0.15
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from jobs import render
 from tests.chaos import processes
 from tests.chaos.blows import SECOND_DRIVER, Blow, Trap, kind_of, store_fault, where
 from tests.faults import Fault, FaultProxy, Request
-from tests.s3_server import s3_environment
+from tests.s3_server import s3_environment, serve_s3
 
 MARK = "MEANCACHE_CHAOS"
 STEPS = 2
@@ -35,6 +34,27 @@ POLL_S = 0.2
 STALL_S = 5.0
 MOST_RESTARTS = 80
 FINISHED = (0, 3)
+
+
+class Storm:
+    """What the one proxy asks about each request: the round in progress, if there is one.
+
+    One proxy for all rounds: leaders have the environment that their nodes were started with.
+    """
+
+    def __init__(self) -> None:
+        self.round: Round | None = None
+
+    def decide(self, request: Request) -> Fault | None:
+        """The fault for a request, or none."""
+        return None if self.round is None else self.round.decide(request)
+
+
+def kill_sender(address: tuple[str, int]) -> None:
+    """Kills the process whose request the proxy holds."""
+    pid = processes.owner(address)
+    if pid is not None:
+        processes.send(pid, signal.SIGKILL)
 
 
 class Nodes:
@@ -62,7 +82,8 @@ class Round:
 
     nodes: Nodes
     folder: Path
-    endpoint: str
+    proxy: FaultProxy
+    storm: Storm
     seed: int
     items: int
     gangs: str
@@ -79,7 +100,6 @@ class Round:
         self.receipts: set[str] = set()
         self.drivers: list[subprocess.Popen[bytes]] = []
         self.started = 0
-        self.calm = threading.Event()
         self.log = self.folder / f"drivers-{self.seed}.log"
         self.prompts = self.folder / f"prompts-{self.seed}.jsonl"
         rows = [{"prompt": f"round {self.seed} video {n}", "seed": n} for n in range(self.items)]
@@ -87,27 +107,22 @@ class Round:
         self.prompts.write_text("\n".join(json.dumps(row) for row in rows))
 
     def run(self) -> None:
-        """Attacks until the job is done, then lets one driver finish it in peace."""
+        """Attacks until a driver says that the job is done, and no other is at work."""
         boto3.client("s3").create_bucket(Bucket=self.bucket)
-        with FaultProxy(
-            self.endpoint, self.decide, kill=self.kill_sender, patience=STALL_S
-        ) as proxy:
-            environment = {**os.environ, "AWS_ENDPOINT_URL": proxy.url}
-            while self.blows or self.traps or not self._finished():
-                self._drive(environment)
-                self._strike()
-                if self._finished() and not self._alive():
-                    break  # what is left of the plan found nothing to do
-                self._wait()
-            self.calm.set()
-            for driver in self._alive():
-                driver.wait()
-            self.tally.update({k: n for k, n in proxy.counts.items() if not k.startswith("kill")})
+        before = Counter(self.proxy.counts)
+        self.storm.round = self
+        while not self._finished() or self._alive():
+            if not self._alive():
+                assert self.started < MOST_RESTARTS, f"no end in sight; see {self.log}"
+                self._start()
+            self._strike()
+            self._wait()
+        self.storm.round = None
+        done = Counter(self.proxy.counts) - before
+        self.tally.update({k: n for k, n in done.items() if not k.startswith("kill")})
 
     def decide(self, request: Request) -> Fault | None:
         """What the proxy does with a request."""
-        if self.calm.is_set():
-            return None
         if request.method == "PUT" and "/receipts/" in f"/{request.key}":
             self.receipts.add(request.key)
         for trap in self.traps:
@@ -120,21 +135,8 @@ class Round:
             return Fault("stall")
         return store_fault(self.draw, request)
 
-    def kill_sender(self, address: tuple[str, int]) -> None:
-        """Kills the process whose request the proxy holds."""
-        pid = processes.owner(address)
-        if pid is not None:
-            processes.send(pid, signal.SIGKILL)
-
-    def _drive(self, environment: dict[str, str]) -> None:
-        """Starts the driver again where none runs: the same command, as a person would."""
-        if self._alive() or self._finished():
-            return
-        assert self.started < MOST_RESTARTS, f"no end in sight; see {self.log}"
-        self._start(environment)
-
-    def _start(self, environment: dict[str, str]) -> None:
-        self.environment = environment
+    def _start(self) -> None:
+        """Starts a driver with the same command as always, as a person would."""
         self.started += 1
         with self.log.open("ab") as log:
             self.drivers.append(
@@ -142,7 +144,7 @@ class Round:
                     [sys.executable, "-m", "jobs.render", *self.command()],
                     stdout=log,
                     stderr=log,
-                    env={**environment, "RAY_ADDRESS": self.nodes.cluster.address},
+                    env={**os.environ, "RAY_ADDRESS": self.nodes.cluster.address},
                 )
             )
 
@@ -161,7 +163,7 @@ class Round:
 
     def _struck(self, kind: str) -> bool:
         if kind == SECOND_DRIVER:
-            self._start(self.environment)
+            self._start()
             return True
         if kind == "raylet killed":
             self.nodes.kill_one()
@@ -229,16 +231,23 @@ def outcome(round_: Round) -> Outcome:
 
 
 @contextmanager
-def environment(endpoint: str) -> Iterator[None]:
-    """The AWS_* variables of the server, and the mark by which processes are found."""
-    changed = {**s3_environment(endpoint), MARK: "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+def stage(workers: int = 2) -> Iterator[tuple[Nodes, FaultProxy, Storm]]:
+    """A cluster, and a store behind a proxy, which all processes from here on find by AWS_*."""
+    storm = Storm()
     before = dict(os.environ)
-    os.environ.update(changed)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+    with (
+        serve_s3() as endpoint,
+        FaultProxy(endpoint, storm.decide, kill=kill_sender, patience=STALL_S) as proxy,
+    ):
+        marked = {MARK: "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+        os.environ.update({**s3_environment(proxy.url), **marked})
+        nodes = Nodes(workers)
+        try:
+            yield nodes, proxy, storm
+        finally:
+            nodes.cluster.shutdown()
+            os.environ.clear()
+            os.environ.update(before)
 
 
 def summary(tally: Counter[str], outcomes: Sequence[Outcome]) -> str:

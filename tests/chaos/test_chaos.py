@@ -6,36 +6,32 @@ from collections import Counter
 import pytest
 
 from tests.chaos.blows import SECOND_DRIVER, Blow, Trap, all_traps, blows
-from tests.chaos.round import Nodes, Round, environment, outcome, summary
-from tests.s3_server import serve_s3
+from tests.chaos.round import Round, outcome, stage, summary
 
 
 @pytest.mark.timeout(600)
 def test_no_row_is_lost_doubled_or_damaged_whatever_is_killed(tmp_path):
-    with serve_s3() as endpoint, environment(endpoint):
-        nodes = Nodes(workers=2)
-        try:
-            round_ = Round(
-                nodes,
-                tmp_path,
-                endpoint,
-                seed=1,
-                items=12,
-                gangs="2",
-                gang_size=1,
-                blows=[
-                    Blow("rank killed", 2),
-                    Blow(SECOND_DRIVER, 3),
-                    Blow("leader killed", 4),
-                    Blow("raylet killed", 6),
-                    Blow("driver killed", 8),
-                ],
-                traps=[Trap("video", "kill after"), Trap("part", "kill after")],
-            )
-            round_.run()
-            found = outcome(round_)
-        finally:
-            nodes.cluster.shutdown()
+    with stage() as (nodes, proxy, storm):
+        round_ = Round(
+            nodes,
+            tmp_path,
+            proxy,
+            storm,
+            seed=1,
+            items=12,
+            gangs="2",
+            gang_size=1,
+            blows=[
+                Blow("rank killed", 2),
+                Blow(SECOND_DRIVER, 3),
+                Blow("leader killed", 4),
+                Blow("raylet killed", 6),
+                Blow("driver killed", 8),
+            ],
+            traps=[Trap("video", "kill after"), Trap("part", "kill after")],
+        )
+        round_.run()
+        found = outcome(round_)
     said = summary(round_.tally, [found])
     assert (found.rows, found.lost, found.duplicate) == (12, 0, 0), said
     assert found.corrupt == [], said
