@@ -13,7 +13,11 @@ T = TypeVar("T")
 
 
 def progress(
-    results: Iterable[T], total: int, what: str, stream: TextIO | None = None
+    results: Iterable[T],
+    total: int,
+    what: str,
+    stream: TextIO | None = None,
+    first: str = ", starting ranks",
 ) -> Iterator[T]:
     """Passes `results` on and reports how many of `total` have come, how fast, how long still.
 
@@ -22,6 +26,7 @@ def progress(
         total: how many there will be.
         what: 'videos', for the line.
         stream: where to; default standard error.
+        first: what is being done until the first of them comes, for the line.
     """
     if total == 0:
         return
@@ -29,15 +34,15 @@ def progress(
     live = stream.isatty()
     started = time.monotonic()
     reported = started if live else float("-inf")
-    print(f"{what}: 0/{total}, starting ranks", end="" if live else "\n", file=stream, flush=True)
-    first = started
+    print(f"{what}: 0/{total}{first}", end="" if live else "\n", file=stream, flush=True)
+    first_at = started
     for done, result in enumerate(results, start=1):
         yield result
         now = time.monotonic()
-        first = now if done == 1 else first
+        first_at = now if done == 1 else first_at
         if live or done == total or now - reported >= LOG_EVERY_S:
             # The first result took the ranks' start too, which says nothing of the others.
-            each = (now - first) / (done - 1) if done > 1 else now - started
+            each = (now - first_at) / (done - 1) if done > 1 else now - started
             within = "" if done > 1 else "under "
             left = f"ETA {within}{duration(each * (total - done))}" if done < total else "done"
             elapsed = duration(now - started)

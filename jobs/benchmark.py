@@ -1,7 +1,8 @@
 """python -m jobs.benchmark scale: what a job costs around the model, up to a million rows.
 
 Renders with ranks that render nothing; all else is real, so the figures are what planning,
-handing out, mp4, store and receipts take, and what the driver holds in memory.
+handing out, mp4, store and receipts take, and what the driver holds in memory. Of a large job only
+a part is delivered by gangs; the other receipts are written as their leaders would write them.
 """
 
 from __future__ import annotations
@@ -14,15 +15,20 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from cluster import fleet, manifest
+from cluster import fleet, manifest, plan
 from cluster.delivery import Delivery
 from cluster.manifest import Manifest
 from cluster.null import NullRenderer
+from cluster.plan import SHARD_SIZE, WorkItem
 from jobs import _cli, render
 from jobs._progress import progress
+
+# Of each half of the rows, how many are delivered by gangs: enough to know the rate.
+BY_GANGS = 10_000
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ def perform(prepared: Prepared) -> int:
     def timed(name: str) -> Iterator[None]:
         started = time.perf_counter()
         yield
-        figures[name] = time.perf_counter() - started
+        figures[name] = figures.get(name, 0.0) + time.perf_counter() - started
 
     prepared.folder.mkdir(parents=True, exist_ok=True)
     prompts = prepared.folder / "prompts.txt"
@@ -61,47 +67,63 @@ def perform(prepared: Prepared) -> int:
         *("--model", "tiny", "--prompts", str(prompts), "--budget", "10"),
         *("--output", str((prepared.folder / "root").absolute())),
     ]
-    gangs = fleet.Gangs(NullRenderer, 1, prepared.gangs, prepared.gangs)
-
-    def plan() -> render.Prepared:
-        return replace(render.prepare(render.parser().parse_args(command)), gangs=gangs)
-
     with timed("plan_s"):
-        job = plan()
-    with timed("first_half_s"):
-        _deliver_half(job)
-    with timed("find_missing_s"):
-        missing = sum(map(len, Manifest(job.store).open_shards(job.items).values()))
-    if missing != len(job.items) - len(job.items) // 2:
-        raise RuntimeError(f"{missing} items are missing after half of {len(job.items)}")
-    with timed("second_half_s"):
-        code = render.perform(job)
-    del job
+        job = render.prepare(render.parser().parse_args(command))
+    here = Manifest(job.store)
+    plan.freeze(job.store, job.spec)
+    half = len(job.items) // 2
+    delivered = 0
+    for part in filter(None, (job.items[:half], job.items[half:])):
+        by_gangs, by_hand = part[:BY_GANGS], part[BY_GANGS:]
+        delivered += len(by_gangs)
+        row, seconds = _deliver(job, by_gangs, prepared.gangs)
+        figures["deliver_s"] = figures.get("deliver_s", 0.0) + seconds
+        _write_receipts(here, by_hand, row)
+        with timed("find_missing_s"):
+            missing = here.open_shards(job.items)
+        if sum(map(len, missing.values())) != len(job.items) - 1 - part[-1].index:
+            raise RuntimeError(f"what is missing after {part[-1].index + 1} items is not the rest")
+        for shard, members in progress(missing.items(), len(missing), "shards", first=""):
+            if not members:
+                here.close_shard(shard, job.items[shard * SHARD_SIZE : (shard + 1) * SHARD_SIZE])
+    with timed("finish_s"):
+        here.finish(manifest.by_shard(job.items))
+    del job, missing
     with timed("resubmit_finished_s"):
-        code = code or render.perform(plan())
-    halves = figures["first_half_s"] + figures["second_half_s"]
-    figures["items_per_s"] = prepared.rows / halves
+        code = render.main(command)
+    figures["items_per_s"] = delivered / figures["deliver_s"]
     figures["driver_peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     for name, value in figures.items():
         print(f"{name:20} {value:.4g}" if value % 1 else f"{name:20} {value:.0f}")
     if prepared.json is not None:
         prepared.json.write_text(json.dumps(figures, indent=1))
-    print(f"its {prepared.rows} videos and receipts are in {prepared.folder}")
+    print(f"{delivered} videos by gangs, {prepared.rows} receipts: {prepared.folder}")
     return code
 
 
-def _deliver_half(job: render.Prepared) -> None:
-    """The first half of the items, as a driver delivers them that is then killed."""
-    here = Manifest(job.store)
-    half = job.items[: len(job.items) // 2]
-    whole = manifest.by_shard(job.items)
-    left = {shard: len(members) for shard, members in whole.items()}
-    work = Delivery(here, job.model, job.schedule)
-    render.plan.freeze(job.store, job.spec)
-    for row in progress(fleet.run(work, half, job.gangs, work.lost), len(half), "videos"):
-        left[row["shard"]] -= 1
-        if not left[row["shard"]]:
-            here.close_shard(row["shard"], whole[row["shard"]])
+def _deliver(
+    job: render.Prepared, items: Sequence[WorkItem], gangs: int
+) -> tuple[dict[str, Any], float]:
+    """Delivers items by gangs that render nothing; the last row, and the seconds from the first."""
+    work = Delivery(Manifest(job.store), job.model, job.schedule)
+    rows = fleet.run(work, items, fleet.Gangs(NullRenderer, 1, gangs, gangs), work.lost)
+    results = progress(rows, len(items), "videos")
+    row = next(results)  # before it the ranks start
+    started = time.perf_counter()
+    for row in results:
+        pass
+    return row, time.perf_counter() - started
+
+
+def _write_receipts(here: Manifest, items: Sequence[WorkItem], like: dict[str, Any]) -> None:
+    """Commits the items without their videos, by rows that tell of one that was delivered."""
+
+    def commit(item: WorkItem) -> None:
+        of_item = {name: getattr(item, name) for name in ("prompt_id", "prompt", "index", "seed")}
+        here.commit({**like, **of_item, "item_id": item.id, "shard": item.shard})
+
+    for _ in progress(map(commit, items), len(items), "receipts", first=""):
+        pass
 
 
 def parser() -> argparse.ArgumentParser:

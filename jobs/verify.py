@@ -37,7 +37,7 @@ def perform(prepared: Prepared) -> int:
     store = prepared.store
     checked = problems = 0
     steps = verification.expected_steps(store)
-    for findings in progress(verification.verify(store, prepared.share), steps, "files"):
+    for findings in progress(verification.verify(store, prepared.share), steps, "files", first=""):
         checked += len(findings)
         for uri, problem in findings:
             if problem is not None:
