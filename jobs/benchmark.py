@@ -110,7 +110,7 @@ def _deliver(
     results = progress(rows, len(items), "videos")
     row = next(results)  # before it the ranks start
     started = time.perf_counter()
-    for row in results:
+    for _ in results:
         pass
     return row, time.perf_counter() - started
 
