@@ -29,11 +29,9 @@ def who(built: tuple[int, int], payload: object) -> tuple[tuple[int, int], objec
 
 
 def latents(renderer: Renderer, request: RenderRequest) -> torch.Tensor:
-    """A video before it is decoded and rounded, float32."""
+    """What is drawn before it is decoded and rounded, float32."""
     item = request.item
-    generator = torch.Generator("cpu").manual_seed(item.seed)
-    call = {**item.arguments, "generator": generator, "output_type": "latent"}
-    return renderer.pipeline(item.prompt, **call).frames
+    return renderer.denoise(item.prompt, item.seed, item.arguments)
 
 
 def touch(built: tuple[int, int], folder: Path) -> None:

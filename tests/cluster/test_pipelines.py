@@ -1,0 +1,234 @@
+"""Every pipeline of the table, whole and small: what the driver knows of it is what it does."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cluster.delivery import RenderRequest, render_item
+from cluster.gang import Gang
+from cluster.model import Model, ModelError, find_model
+from cluster.pipelines import PIPELINES
+from cluster.plan import plan_items
+from cluster.prompts import Prompt
+from cluster.renderer import Renderer, encoded, rank_builder
+from meancache import Schedule
+from meancache.pipelines import grid_of
+from tests.cluster import folders, ranks
+
+STEPS = 6
+SKIPS = [(0, 1, 1), (1, 2, 1), (2, 4, 2), (4, 6, 1)]
+PROMPT = "a red circle on a dark background"
+PARALLEL = ["FLUX.1", "Qwen-Image", "Wan 2.1", "Wan 2.2", "HunyuanVideo-1.5"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Small:
+    """A small model of a folder, and the size it is drawn in."""
+
+    model: Model
+    arguments: dict[str, Any]
+
+    def request(self, prompt: str = PROMPT, schedule: Schedule | None = None, **changes: Any):
+        arguments = {**self.arguments, **changes}
+        self.model.check_arguments(arguments, 1)
+        item = plan_items([Prompt(1, prompt, "p", 3)], self.model, arguments)[0]
+        return RenderRequest(item, schedule)
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory):
+    """Finds a small model by its name in FOLDERS; saves it first, where that is to be done."""
+    known: dict[str, Small] = {}
+
+    def find(name: str) -> Small:
+        if name not in known:
+            folder = folders.save(name, tmp_path_factory.mktemp("models") / name.replace(" ", "-"))
+            model = find_model(str(folder), dtype="float32")
+            size = {"height": 64, "width": 96, "num_inference_steps": STEPS}
+            frames = {} if model.kind.is_image else {"num_frames": 9}
+            known[name] = Small(model, {**model.defaults, **size, **frames})
+        return known[name]
+
+    return find
+
+
+@pytest.fixture(scope="module", params=folders.FOLDERS)
+def small(request, saved) -> Small:
+    return saved(request.param)
+
+
+@pytest.fixture(scope="module")
+def alone(small) -> Renderer:
+    return Renderer(small.model, 0, 1, "")
+
+
+def test_the_driver_knows_size_noise_levels_and_forwards_of_a_run(small, alone):
+    asked = small.request()
+    rendering = render_item(alone, asked)
+    assert rendering.frames.shape == (*small.model.shape(asked.item.arguments), 3)
+    assert rendering.nfe == STEPS * small.model.calls(asked.item.arguments)
+    assert small.model.grid(STEPS, small.arguments).matches(grid_of(alone.pipeline).sigmas)
+    assert 0 < rendering.loop_s < rendering.seconds
+    kind = small.model.kind
+    magic = b"\x89PNG" if kind.is_image else b"ftyp"
+    assert magic in encoded(small.model, rendering.frames)[:12]
+    assert (small.model.fps == 0) == kind.is_image
+
+
+def test_a_run_depends_on_prompt_and_seed_alone(small, alone):
+    first = alone.denoise(PROMPT, 3, small.arguments)
+    assert not torch.equal(alone.denoise("a blue square", 3, small.arguments), first)
+    assert not torch.equal(alone.denoise(PROMPT, 4, small.arguments), first)
+    assert torch.equal(alone.denoise(PROMPT, 3, small.arguments), first)
+
+
+def test_guidance_and_a_schedule_run_the_forwards_that_the_driver_counts(small, alone):
+    kind, guidance = small.model.kind, {"negative_prompt": "noise"}
+    if "true_cfg_scale" in kind.takes:
+        guidance |= {"true_cfg_scale": 3.0}
+    edges = [{"start": start, "stop": stop, "span": span} for start, stop, span in SKIPS]
+    sigmas = small.model.grid(STEPS, small.arguments).sigmas
+    schedule = Schedule.from_edges(sigmas, edges, "fine-step")
+    asked = small.request(schedule=schedule, **guidance)
+    small.model.check_schedule(schedule, asked.item.arguments)
+    assert render_item(alone, asked).nfe == len(SKIPS) * small.model.calls(asked.item.arguments)
+    plain = {name: value for name, value in small.arguments.items() if name != "guidance_scale"}
+    if "guidance_scale" in kind.arguments:
+        off = {**plain, "guidance_scale": 1.0}
+        assert small.model.calls(off) == 1
+        assert alone.render(PROMPT, 3, off).nfe == STEPS
+
+
+@pytest.mark.parametrize("name", PARALLEL)
+def test_two_ranks_draw_what_one_draws(saved, name):
+    small = saved(name)
+    one = Renderer(small.model, 0, 1, "")
+    small.model.check_arguments(small.arguments, 2)
+    guidance = {"negative_prompt": "noise a b"}
+    if "true_cfg_scale" in small.model.kind.takes:
+        guidance |= {"true_cfg_scale": 3.0}
+    with Gang(rank_builder(small.model), 2) as two:
+        for prompt, changes in [
+            (PROMPT, {}),
+            (PROMPT.removeprefix("a "), {}),  # of their texts' lengths one is odd
+            ("a blue square", guidance),
+        ]:
+            asked = small.request(prompt, **changes)
+            expected = one.denoise(prompt, 3, asked.item.arguments).numpy()
+            shared = two.run(ranks.latents, asked).numpy()
+            # Latents are of order 3; two ranks add up attention in another order.
+            np.testing.assert_allclose(shared, expected, atol=2e-5)
+            drawn, alone = two.run(render_item, asked), render_item(one, asked)
+            assert drawn.nfe == alone.nfe
+            difference = np.abs(drawn.frames.astype(int) - alone.frames.astype(int))
+            assert difference.max() <= 1  # where a value lay on the edge between two
+            assert (difference > 0).mean() < 0.01
+
+
+@pytest.mark.parametrize("name", ["SD3", "Z-Image", "LTX-Video"])
+def test_a_gang_is_refused_where_xdit_has_no_transformer_for_it(saved, name):
+    small = saved(name)
+    with pytest.raises(ModelError, match=r"xDiT has no .* for a \w+; use --gang-size 1, or one of"):
+        small.model.check_arguments(small.arguments, 2)
+
+
+def test_every_row_of_the_table_is_tried_here(saved):
+    assert {saved(name).model.pipeline for name in folders.FOLDERS} == set(PIPELINES)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "gang_size", "sentence"),
+    [
+        ("FLUX.1", {"num_frames": 9}, 1, "is a FluxPipeline, which takes no num_frames; it takes"),
+        ("Wan 2.1", {"true_cfg_scale": 2.0}, 1, "which takes no true_cfg_scale"),
+        ("FLUX.1", {"height": 40}, 1, "height 40 must be a multiple of 16"),
+        ("FLUX.1", {"height": "64"}, 1, "height '64' must be between"),
+        ("LTX-Video", {"num_frames": 10}, 1, "num_frames 10 must be 1 more than a multiple of 8"),
+        ("FLUX.1", {"max_sequence_length": 77}, 2, "does not divide the 77 tokens that .* pads"),
+        ("Qwen-Image", {"height": 48, "width": 48}, 2, "the 9 tokens of 48x48; use another size"),
+    ],
+)
+def test_arguments_that_a_pipeline_cannot_run_are_refused(
+    saved, name, changes, gang_size, sentence
+):
+    small = saved(name)
+    with pytest.raises(ModelError, match=sentence):
+        small.model.check_arguments({**small.arguments, **changes}, gang_size)
+
+
+@pytest.mark.parametrize("name", ["FLUX.1", "Qwen-Image", "LTX-Video"])
+def test_a_schedule_of_another_image_size_is_refused_by_its_noise_levels(saved, name):
+    small = saved(name)
+    grid = small.model.grid(STEPS, {**small.arguments, "height": 1024, "width": 1024})
+    schedule = Schedule.from_edges(grid.sigmas, [{"start": 0, "stop": STEPS, "span": 1}])
+    with pytest.raises(ModelError, match="give the schedule's --steps and size"):
+        small.model.check_schedule(schedule, small.arguments)
+
+
+def test_a_schedule_calibrated_without_guidance_is_refused_under_it(saved):
+    small = saved("FLUX.1")
+    edges = [{"start": 0, "stop": STEPS, "span": 1}]
+    grid = small.model.grid(STEPS, small.arguments)
+    bare = Schedule.from_edges(grid.sigmas, edges)
+    guided = {**small.arguments, "true_cfg_scale": 2.0, "negative_prompt": "noise"}
+    small.model.check_schedule(bare, guided)  # by hand: it says nothing of guidance
+    calibrated = dataclasses.replace(
+        bare,
+        model=small.model.key,
+        conditions=small.model.conditions(small.arguments),
+        calibration={"graph": "0" * 64, "trajectories": 1},
+    )
+    small.model.check_schedule(calibrated, small.arguments)
+    with pytest.raises(ModelError, match="guidance in 1 forward a step, but this job's takes 2"):
+        small.model.check_schedule(calibrated, guided)
+    other = dataclasses.replace(calibrated, conditions=small.model.conditions(guided))
+    with pytest.raises(ModelError, match=r"true_cfg_scale 2\.0, but this job has None"):
+        small.model.check_schedule(other, small.arguments)
+
+
+def test_the_size_that_a_call_leaves_open_is_its_pipelines_own(saved):
+    assert [saved("FLUX.1").model.defaults[name] for name in ("height", "width")] == [1024, 1024]
+    wide = saved("HunyuanVideo-1.5").model.defaults
+    assert wide["width"] > wide["height"]
+
+
+def test_wans_multistep_sampler_gives_way_to_euler_steps_of_its_shift(saved):
+    model = saved("Wan 2.1").model
+    config = json.loads((Path(model.source) / "scheduler" / "scheduler_config.json").read_text())
+    assert config["_class_name"] == "UniPCMultistepScheduler"
+    scheduler = model.load(torch.device("cpu")).scheduler
+    assert type(scheduler).__name__ == "FlowMatchEulerDiscreteScheduler"
+    assert scheduler.config.shift == config["flow_shift"] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"_class_name": "DDIMScheduler"}, "'DDIMScheduler' does not follow a flow"),
+        ({"_class_name": ["x"]}, "does not follow a flow"),
+        ({"base_shift": "x"}, "cannot be used"),
+        ({"max_image_seq_len": 256}, "cannot be used"),
+    ],
+)
+def test_a_scheduler_that_cannot_be_used_is_refused(saved, tmp_path, change, sentence):
+    folder = tmp_path / "model"
+    shutil.copytree(
+        saved("FLUX.1").model.source, folder, ignore=shutil.ignore_patterns("*.safetensors")
+    )
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(ModelError, match=sentence):
+        find_model(str(folder))
+
+
+@pytest.mark.parametrize("name", ["WanImageToVideoPipeline", "QwenImageEditPipeline"])
+def test_a_pipeline_that_draws_from_pictures_is_refused_with_the_reason(tmp_path, name):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
+    with pytest.raises(ModelError, match="draws from pictures, and prompts files hold none"):
+        find_model(str(tmp_path))
