@@ -29,6 +29,8 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 def initialize(rank: int, world_size: int, init_method: str) -> torch.device:
     """Joins this process to the ranks of its gang, and returns the rank's device.
 
+    Once is enough, however many pipelines the rank holds.
+
     Args:
         rank: 0 .. world_size - 1; also the index of the GPU among those the process sees.
         world_size: ranks in the gang.
@@ -41,6 +43,8 @@ def initialize(rank: int, world_size: int, init_method: str) -> torch.device:
     elif world_size > 1:
         # The ranks of a CPU gang share one machine; a look-up of its name may lead elsewhere.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if torch.distributed.is_initialized():
+        return device
     # Before xDiT does it itself: xDiT would keep torch's default timeout.
     torch.distributed.init_process_group(
         "nccl" if cuda else "gloo",
@@ -69,15 +73,17 @@ def parallelise(pipeline: Any, module: str, name: str) -> None:
         init_distributed_environment,
         initialize_model_parallel,
         initialize_runtime_state,
+        model_parallel_is_initialized,
     )
 
     world_size = torch.distributed.get_world_size()
     rank = torch.distributed.get_rank()
     backend = torch.distributed.get_backend()
     init_distributed_environment(world_size, rank, local_rank=rank, backend=backend)
-    initialize_model_parallel(
-        sequence_parallel_degree=world_size, ulysses_degree=world_size, backend=backend
-    )
+    if not model_parallel_is_initialized():
+        initialize_model_parallel(
+            sequence_parallel_degree=world_size, ulysses_degree=world_size, backend=backend
+        )
     engine_config, _ = xfuser.xFuserArgs(
         ulysses_degree=world_size,
         # Without an accelerator the only attention there is.

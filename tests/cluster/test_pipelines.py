@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from cluster.model import Model, ModelError, find_model
 from cluster.pipelines import PIPELINES
 from cluster.plan import plan_items
 from cluster.prompts import Prompt
-from cluster.renderer import Renderer, encoded, rank_builder
+from cluster.renderer import Renderer, encoded
 from meancache import Schedule
 from meancache.pipelines import grid_of
-from tests.cluster import folders, ranks
+from tests.cluster import folders, several
 
 STEPS = 6
 SKIPS = [(0, 1, 1), (1, 2, 1), (2, 4, 2), (4, 6, 1)]
@@ -105,30 +106,35 @@ def test_guidance_and_a_schedule_run_the_forwards_that_the_driver_counts(small, 
         assert alone.render(PROMPT, 3, off).nfe == STEPS
 
 
+@pytest.fixture(scope="module")
+def two_ranks(saved):
+    models = {name: saved(name).model for name in PARALLEL}
+    with Gang(partial(several.build, models), 2) as gang:
+        yield gang
+
+
 @pytest.mark.parametrize("name", PARALLEL)
-def test_two_ranks_draw_what_one_draws(saved, name):
+def test_two_ranks_draw_what_one_draws(saved, two_ranks, name):
     small = saved(name)
     one = Renderer(small.model, 0, 1, "")
     small.model.check_arguments(small.arguments, 2)
     guidance = {"negative_prompt": "noise a b"}
     if "true_cfg_scale" in small.model.kind.takes:
         guidance |= {"true_cfg_scale": 3.0}
-    with Gang(rank_builder(small.model), 2) as two:
-        for prompt, changes in [
-            (PROMPT, {}),
-            (PROMPT.removeprefix("a "), {}),  # of their texts' lengths one is odd
-            ("a blue square", guidance),
-        ]:
-            asked = small.request(prompt, **changes)
-            expected = one.denoise(prompt, 3, asked.item.arguments).numpy()
-            shared = two.run(ranks.latents, asked).numpy()
-            # Latents are of order 3; two ranks add up attention in another order.
-            np.testing.assert_allclose(shared, expected, atol=2e-5)
-            drawn, alone = two.run(render_item, asked), render_item(one, asked)
-            assert drawn.nfe == alone.nfe
-            difference = np.abs(drawn.frames.astype(int) - alone.frames.astype(int))
-            assert difference.max() <= 1  # where a value lay on the edge between two
-            assert (difference > 0).mean() < 0.01
+    for prompt, changes in [
+        (PROMPT, {}),
+        (PROMPT.removeprefix("a "), {}),  # of their texts' lengths one is odd
+        ("a blue square", guidance),
+    ]:
+        asked = small.request(prompt, **changes)
+        shared, drawn = two_ranks.run(several.drawn, (name, asked))
+        expected, alone = several.drawn({name: one}, (name, asked))
+        # Latents are of order 3; two ranks add up attention in another order.
+        torch.testing.assert_close(shared, expected, atol=2e-5, rtol=1e-5)
+        assert drawn.nfe == alone.nfe
+        difference = np.abs(drawn.frames.astype(int) - alone.frames.astype(int))
+        assert difference.max() <= 1  # where a value lay on the edge between two
+        assert (difference > 0).mean() < 0.01
 
 
 @pytest.mark.parametrize("name", ["SD3", "Z-Image", "LTX-Video"])
