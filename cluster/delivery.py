@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster import attempts, manifest
-from cluster.gang import MAX_ATTEMPTS, Gang, GangTaskError
+from cluster.gang import MAX_ATTEMPTS, Gang, GangTaskError, TryAgainError
 from cluster.manifest import Manifest
 from cluster.model import Model
 from cluster.plan import WorkItem
@@ -50,12 +50,13 @@ class Delivery:
     schedule: Schedule | None
 
     def __call__(self, gang: Gang, item: WorkItem) -> dict[str, Any]:
-        """Renders and commits one item; a row that failed MAX_ATTEMPTS times is committed too.
+        """Renders and commits one item; one that failed MAX_ATTEMPTS times is committed too.
 
         Returns:
             The row that counts, as its receipt holds it.
 
         Raises:
+            TryAgainError: this attempt failed, and is counted.
             GangStartError: the gang's ranks do not start; the item stays open.
             StoreError: the store failed; nothing is committed and the item stays open.
         """
@@ -63,13 +64,15 @@ class Delivery:
         with suppress(MissingKey):
             return self.manifest.receipt(item)
         failures = attempts.failures(self.manifest, item)
-        while len(failures) < MAX_ATTEMPTS:
-            try:
-                return self._deliver(gang, item, len(failures) + 1)
-            except GangTaskError as error:
-                failures.append(str(error))
-                attempts.record_failure(self.manifest, item, str(error))
-        return self._commit(gang, item, len(failures), status=manifest.FAILED, error=failures[-1])
+        if len(failures) >= MAX_ATTEMPTS:
+            return self._commit(
+                gang, item, len(failures), status=manifest.FAILED, error=failures[-1]
+            )
+        try:
+            return self._deliver(gang, item, len(failures) + 1)
+        except GangTaskError as error:
+            attempts.record_failure(self.manifest, item, str(error))
+            raise TryAgainError(str(error)) from error
 
     def lost(self, item: WorkItem, how: str) -> None:
         """Counts the attempt of a leader that died with the item; a `fleet.Lost`."""
@@ -82,9 +85,9 @@ class Delivery:
         size = self._size(item)
         gang.start()  # a deadline is for the item alone
         started = time.perf_counter()
-        rendering = gang.run(
-            render_item, RenderRequest(item, self.schedule), gang.pace.deadline_s(size)
-        )
+        # Longer every time: what is slow for a reason should not be killed three times.
+        deadline_s = gang.pace.deadline_s(size) * 2 ** (attempt - 1)
+        rendering = gang.run(render_item, RenderRequest(item, self.schedule), deadline_s)
         gang.pace.observe(size, time.perf_counter() - started)
         rendered = time.perf_counter()
         data = encoded(self.model, rendering.frames)
@@ -114,7 +117,7 @@ class Delivery:
         folder = self.manifest.receipt_key(item.shard, "").rpartition("/")[0]
         for key, _ in zip(store.list(f"{folder}/"), range(PACE_SAMPLE), strict=False):
             row = json.loads(store.get(key))
-            if row["status"] == manifest.OK:
+            if row["status"] == manifest.OK and row["world_size"] == gang.world_size:
                 gang.pace.observe(_size(row, row["nfe"]), row["render_s"])
 
     def _size(self, item: WorkItem) -> float:

@@ -17,12 +17,19 @@ from typing import Any
 # Ray's own variable, which `ray job stop` goes by; its default is 3 s.
 GRACE_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
 DEFAULT_GRACE_S = 3.0
+EXIT_TERMINATED = 128 + signal.SIGTERM
 # Kept back of the grace, to say how to resume.
 LAST_WORDS_S = 1.0
 
 
-class Stopped(Exception):  # noqa: N818
-    """The driver was asked to stop, and has: what is committed stays, the rest is open."""
+class Stopped(SystemExit):
+    """The driver was asked to stop, and has: what is committed stays, the rest is open.
+
+    A SystemExit, as it must pass whatever handles mere errors, Ray's own loops among them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(EXIT_TERMINATED)
 
 
 class Drain:

@@ -12,7 +12,7 @@ import logging
 import re
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,15 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from cluster.draining import Stopped, draining
-from cluster.gang import MAX_ATTEMPTS, BuildRank, Gang, GangError, GangStartError, GangTaskError
+from cluster.gang import (
+    MAX_ATTEMPTS,
+    BuildRank,
+    Gang,
+    GangError,
+    GangStartError,
+    GangTaskError,
+    TryAgainError,
+)
 
 # Of a machine without GPUs a leader reserves little: the ranks' cores are not Ray's to count.
 CPU_SHARE = 0.01
@@ -34,7 +42,10 @@ class FleetError(ValueError):
 
 
 Work = Callable[[Gang, Any], Any]
-"""What is done to each item, on a gang's leader. Must pickle, and hold no credential."""
+"""What is done to each item, on a gang's leader. Must pickle, and hold no credential.
+
+It may raise TryAgainError, and then gets the item again, mostly on another leader.
+"""
 
 Lost = Callable[[Any, str], None]
 """Told of an item whose leader died, and how, before it is handed out again."""
@@ -75,7 +86,7 @@ def connect() -> None:
 
 def run(
     work: Work, items: Sequence[Any], gangs: Gangs, lost: Lost = lambda item, how: None
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """Does all items with as many gangs as asked for; yields results as they come, unordered.
 
     On SIGTERM nothing more is handed out, what the gangs finish within the grace is still
@@ -116,7 +127,7 @@ def run(
             # Only now, so that no gang waits for what the job does with a result.
             yield from results
             results.clear()
-            if drain.requested and (drain.over or not pool.working):
+            if drain.requested and (waiting or pool.working) and (drain.over or not pool.working):
                 raise Stopped
             for index, result in pool.finished():
                 if not isinstance(result, _Undone):
@@ -176,6 +187,7 @@ class _Pool:
         self._starting: dict[Any, Any] = {}  # answer to come -> leader
         self._working: dict[Any, tuple[Any, int]] = {}  # answer to come -> leader, item
         self._idle: list[Any] = []
+        self._failures: Counter[Any] = Counter()  # of each leader, in a row
         self._failed_starts = 0
         self._proven = False
 
@@ -247,6 +259,11 @@ class _Pool:
                 self._not_started(leader, error)
                 yield index, _Undone(str(error), blamed=False)
                 continue
+            if isinstance(error, TryAgainError):
+                self._failed(leader)
+                yield index, _Undone(str(error), blamed=False)
+                continue
+            self._failures.pop(leader, None)
             self._idle.append(leader)
             if error is not None:
                 raise error
@@ -268,6 +285,15 @@ class _Pool:
             return
         self._failed_starts, self._proven = 0, True
         self._idle.append(leader)
+
+    def _failed(self, leader: Any) -> None:
+        """An item failed here. After others, so that another leader is the first to be asked."""
+        self._failures[leader] += 1
+        if self._failures[leader] < MAX_ATTEMPTS:
+            self._idle.insert(0, leader)
+            return
+        del self._failures[leader]
+        leader.close.remote()
 
     def _not_started(self, leader: Any, error: GangError) -> None:
         _bury(leader)

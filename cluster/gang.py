@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import signal
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -29,6 +30,8 @@ from cluster.pace import TASK_DEADLINE_S, Pace
 START_DEADLINE_S = 1800.0
 # The kernel counts the milliseconds of a wait in 31 bits.
 MOST_DEADLINE_S = 20 * 24 * 3600.0
+# For the last message itself, beyond the deadline of the work.
+MESSAGE_S = 10.0
 MAX_ATTEMPTS = 3
 _PR_SET_PDEATHSIG = 1
 
@@ -46,6 +49,13 @@ class GangTaskError(GangError):
 
 class GangStartError(GangError):
     """The ranks do not start: the fault of the machine or the model, never of an item."""
+
+
+class TryAgainError(Exception):
+    """What is done with a gang failed, and may be tried again, better on another gang.
+
+    A gang that fails so again and again is replaced, as the fault may be its own.
+    """
 
 
 class Gang:
@@ -129,13 +139,19 @@ class Gang:
             GangTaskError: a rank died, raised or hung. The ranks are gone; the next call rebuilds.
         """
         self.start()
+        # A rank that stops within a message would hold us in a read or write without an end.
+        watchdog = threading.Timer(min(deadline_s, MOST_DEADLINE_S) + MESSAGE_S, self._kill)
+        watchdog.daemon = True
+        watchdog.start()
         try:
             for pipe in self._pipes:
                 pipe.send((task, payload))
+            return self._answers(deadline_s)[0]
         except OSError as error:
             self.close()
-            raise GangTaskError("a rank died between two tasks") from error
-        return self._answers(deadline_s)[0]
+            raise GangTaskError("a rank died or stopped as it was handed a task") from error
+        finally:
+            watchdog.cancel()
 
     def run_with_retries(
         self, task: Task, payload: Any, deadline_s: float = TASK_DEADLINE_S
@@ -160,8 +176,7 @@ class Gang:
 
     def close(self) -> None:
         """Kills the ranks and waits until they are gone."""
-        for rank in self._ranks:
-            rank.kill()
+        self._kill()
         for rank in self._ranks:
             rank.join()
         for pipe in self._pipes:
@@ -170,6 +185,10 @@ class Gang:
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
+
+    def _kill(self) -> None:
+        for rank in self._ranks:
+            rank.kill()
 
     def _answers(self, deadline_s: float) -> list[Any]:
         """One answer a rank, by rank; kills the gang on the first sign of trouble."""

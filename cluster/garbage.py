@@ -11,6 +11,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from functools import partial
 
 from cluster import manifest
 from cluster.manifest import OK, PARTS, at_once
@@ -34,8 +35,9 @@ def collect(store: Store, grace_s: float) -> Iterator[tuple[str, int]]:
     Raises:
         StoreError: the manifest cannot be read; nothing is removed then.
     """
-    named = _named(store)
+    # First whether the job is finished: what it commits from here on is then among the named.
     there = manifest.finished(store)
+    named = _named(store)
     open_to = None if there is None else manifest.failed_ids(store, there[1])
     done = {_item(key) for key in named}
     before = time.time() - grace_s
@@ -51,11 +53,12 @@ def collect(store: Store, grace_s: float) -> Iterator[tuple[str, int]]:
 
 def _named(store: Store) -> set[str]:
     """The keys of all videos that a part or, in a shard without one, a receipt names."""
-    named: set[str] = set()
     parts = list(store.list(PARTS))
-    for key in parts:
-        named |= {row["key"] for row in manifest.read_rows(store.get(key))}
-    closed = {re.sub(r".*part-(\d+).*", r"receipts/\1/", key) for key in parts}
+    named = {
+        row["key"] for rows in at_once(partial(manifest.read_part, store), parts) for row in rows
+    }
+    # The part of a healing says nothing of the receipts that its shard had before.
+    closed = {re.sub(r".*part-(\d+)\.parquet", r"receipts/\1/", key) for key in parts}
     receipts = [
         key
         for key in store.list("receipts/")

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -204,15 +205,16 @@ class Manifest:
         Raises:
             MissingKey: an item of the shard has no receipt yet.
         """
+        if self.store.exists(self.part_key(shard)):
+            return
         rows = at_once(self.receipt, items)
         failed = [row for row in rows if row["status"] != OK]
         # Before the part, which closes its shard. Where a driver that was killed in between has
         # left them, another version of the Parquet library may have written other bytes.
         if failed and not self.store.exists(self.failures_key(shard)):
             self.store.put_new(self.failures_key(shard), to_parquet(failed))
-        if not self.store.exists(self.part_key(shard)):
-            ok = [row for row in rows if row["status"] == OK]
-            self.store.put_new(self.part_key(shard), to_parquet(ok))
+        ok = [row for row in rows if row["status"] == OK]
+        self.store.put_new(self.part_key(shard), to_parquet(ok))
 
     def finish(self, shards: Iterable[int], before: Success | None = None) -> Success:
         """Writes `_SUCCESS` over all parts, and returns its content.
@@ -268,9 +270,17 @@ def finished(store: Store) -> tuple[Manifest, Success] | None:
 
 
 def failed_ids(store: Store, success: Success) -> set[str]:
-    """The ids of the items that a finished job has given up."""
-    files = at_once(store.get, [key for key, _ in success.failures])
-    return {row["item_id"] for data in files for row in read_rows(data)}
+    """The ids of the items that a finished job has given up. Raises StoreError."""
+    files = at_once(partial(read_part, store), [key for key, _ in success.failures])
+    return {row["item_id"] for rows in files for row in rows}
+
+
+def read_part(store: Store, key: str) -> list[dict[str, Any]]:
+    """The rows of one file of the manifest. Raises StoreError where it cannot be read."""
+    try:
+        return read_rows(store.get(key))
+    except ValueError as error:
+        raise StoreError(f"{store.uri(key)} is damaged: {error}; see jobs.verify") from error
 
 
 def by_shard(items: Iterable[WorkItem]) -> dict[int, list[WorkItem]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -35,9 +36,8 @@ def verify(store: Store, share: float = 1.0) -> Iterator[list[Finding]]:
         What was found in each file of the manifest and in what it names, as `expected_steps`
         says how often.
     """
-    last = max(manifest.healings(store), default=0)
     known: dict[str, tuple[str, dict[str, int]]] = {}
-    for healing in range(last + 1):
+    for healing in _expected_healings(store):
         here = Manifest(store, healing)
         data, problem = _fetch(store, here.success_key)
         try:
@@ -63,17 +63,19 @@ def verify(store: Store, share: float = 1.0) -> Iterator[list[Finding]]:
                 None if agree else "is damaged: its counts are not the parts'",
             )
         ]
-    yield [
-        (store.uri(key), "is not named by a _SUCCESS, but would be read as data")
-        for key in sorted(set(store.list(PARTS)) - set(known))
-    ]
+    finished = set(manifest.healings(store))
+    for key in sorted(set(store.list(PARTS)) - set(known)):
+        if _healing(key) in {None, *finished}:
+            yield [(_name(store, key), "is not named by its _SUCCESS, but would be read as data")]
+        else:  # of a job, or a healing, that is on its way
+            yield _verify_part(store, key, None, share)[0]
 
 
 def expected_steps(store: Store) -> int:
     """How many lists `verify` will yield, where nothing is damaged."""
-    keys: set[str] = set()
-    last = max(manifest.healings(store), default=0)
-    for healing in range(last + 1):
+    keys = set(store.list(PARTS))
+    expected = _expected_healings(store)
+    for healing in expected:
         data, problem = _fetch(store, Manifest(store, healing).success_key)
         if problem is None:
             try:
@@ -81,11 +83,23 @@ def expected_steps(store: Store) -> int:
             except ValueError:
                 continue
             keys |= {key for key, _ in (*success.parts, *success.failures)}
-    return len(keys) + last + 2
+    return len(keys) + len(expected)
+
+
+def _expected_healings(store: Store) -> list[int]:
+    """The job, and the healings that are finished or should be, as a later one is."""
+    finished = manifest.healings(store)
+    return sorted({0, *finished, *range(1, min(max(finished, default=0), len(finished) + 1))})
+
+
+def _healing(key: str) -> int | None:
+    """Which healing a part is of; None for what is no part's name."""
+    match = re.fullmatch(r".*/part-\d{6,9}(?:-r([1-9]\d{0,8}))?\.parquet", key)
+    return int(match[1] or 0) if match else None
 
 
 def _verify_part(
-    store: Store, key: str, sha256: str, share: float
+    store: Store, key: str, sha256: str | None, share: float
 ) -> tuple[list[Finding], dict[str, int]]:
     """What is wrong in a part and with what its rows name, and how many rows of each status."""
     counts = {OK: 0, manifest.FAILED: 0}
@@ -99,10 +113,9 @@ def _verify_part(
     findings: list[Finding] = [(_name(store, key), problem)]
     if problem is None:
         for row in rows:
-            counts[row["status"]] += 1
+            counts[row["status"]] = counts.get(row["status"], 0) + 1
         chosen = [row for row in rows if share >= 1 or random.random() < share]
-        healing = int(key.rpartition("-r")[2].partition(".")[0]) if "-r" in key else 0
-        check = partial(_verify_row, Manifest(store, healing))
+        check = partial(_verify_row, Manifest(store, _healing(key) or 0))
         findings += [finding for found in at_once(check, chosen) for finding in found]
     return findings, counts
 

@@ -19,7 +19,7 @@ import configargparse
 import yaml
 from ray.exceptions import RayError
 
-from cluster.draining import Stopped, stoppable
+from cluster.draining import EXIT_TERMINATED, Stopped, stoppable
 from cluster.fleet import FleetError, Gangs, parse_count
 from cluster.gang import GangError
 from cluster.model import Model, ModelError, find_model
@@ -37,7 +37,7 @@ from meancache.stability import GraphError, StabilityGraph
 SUBMITTED_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 EXIT_ERROR, EXIT_REFUSED, EXIT_FAILED_ITEMS = 1, 2, 3
-EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
+EXIT_INTERRUPTED = 130
 
 REFUSALS = (
     FittingError,

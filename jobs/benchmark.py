@@ -44,8 +44,8 @@ class Prepared:
 def prepare(options: argparse.Namespace) -> Prepared:
     """Finds an empty place for the root."""
     folder = Path(options.output or tempfile.mkdtemp(prefix="benchmark-"))
-    if folder.exists() and any(folder.iterdir()):
-        raise fleet.FleetError(f"--output {folder} is not empty: give a folder for the benchmark")
+    if options.output and (options.output.startswith("s3:") or folder.exists()):
+        raise plan.SpecError(f"--output {folder} must be a folder that does not exist yet")
     return Prepared(options.rows, options.gangs, folder, options.json)
 
 
@@ -143,7 +143,7 @@ def parser() -> argparse.ArgumentParser:
         "--gangs", type=_cli.positive, default=2, metavar="N", help="gangs at once (default 2)"
     )
     result.add_argument(
-        "--output", metavar="DIR", help="an empty folder for the root (default: a temporary one)"
+        "--output", metavar="DIR", help="a new folder for the root (default: a temporary one)"
     )
     result.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     return result

@@ -10,7 +10,7 @@ import secrets
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -22,16 +22,19 @@ from cluster.delivery import Delivery
 from cluster.manifest import Manifest, Success
 from cluster.model import Model
 from cluster.plan import WorkItem, plan_items, specification
-from cluster.prompts import read_prompts
+from cluster.prompts import Prompt, read_prompts
 from cluster.store import MissingKey, Store, StoreError, read
 from jobs import _cli
 from jobs._progress import duration, progress
 from jobs.solve import prediction, smallest_budget
+from meancache.grid import shown
 from meancache.schedule import Schedule, ScheduleError
 
 SHIPPED = Path(__file__).parent.parent / "schedules"
 # How many receipts are read to know the rate of a job that ran before.
 RATE_SAMPLE = 20
+# How many of the rows that repeat another are named.
+NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Prepared:
     model: Model
     schedule: Schedule | None
     items: list[WorkItem]
-    rows: int
+    repeated: list[str]
     spec: Mapping[str, Any]
     gangs: fleet.Gangs
     dry_run: bool
@@ -70,7 +73,7 @@ def prepare(options: argparse.Namespace) -> Prepared:
         model=model,
         schedule=schedule,
         items=items,
-        rows=len(prompts),
+        repeated=_repeated(prompts, items),
         spec=spec,
         gangs=gangs,
         dry_run=options.dry_run,
@@ -127,13 +130,15 @@ def _render(
     work = Delivery(here, prepared.model, prepared.schedule)
     # Two drivers of one root meet as late as they can when each begins somewhere else.
     first = secrets.randbelow(len(todo)) if todo else 0
-    results = fleet.run(work, todo[first:] + todo[:first], prepared.gangs, work.lost)
-    for row in progress(results, len(todo), "videos"):
-        if row["status"] == manifest.FAILED:
-            print(f"\nfailed: {row['item_id']}: {row['error']}", file=sys.stderr)
-        left[row["shard"]] -= 1
-        if not left[row["shard"]]:
-            here.close_shard(row["shard"], shards[row["shard"]])
+    with closing(
+        fleet.run(work, todo[first:] + todo[:first], prepared.gangs, work.lost)
+    ) as results:
+        for row in progress(results, len(todo), "videos"):
+            if row["status"] == manifest.FAILED:
+                print(f"\nfailed: {row['item_id']}: {row['error']}", file=sys.stderr)
+            left[row["shard"]] -= 1
+            if not left[row["shard"]]:
+                here.close_shard(row["shard"], shards[row["shard"]])
     return here.finish(shards, before)
 
 
@@ -166,6 +171,20 @@ def _schedule(options: argparse.Namespace, model: Model, steps: int) -> Schedule
     return shipped[options.budget]
 
 
+def _repeated(prompts: Sequence[Prompt], items: Sequence[WorkItem]) -> list[str]:
+    """The prompt_ids of rows that another row stands for, in file order."""
+    if len(prompts) == len(items):
+        return []
+    left = Counter(item.prompt_id for item in items)
+    repeated = []
+    for prompt in prompts:
+        if left[prompt.prompt_id]:
+            left[prompt.prompt_id] -= 1
+        else:
+            repeated.append(prompt.prompt_id)
+    return repeated
+
+
 def _announce(prepared: Prepared, items: Sequence[WorkItem], todo: Sequence[WorkItem]) -> None:
     schedule = prepared.schedule
     forwards = sum(
@@ -175,9 +194,13 @@ def _announce(prepared: Prepared, items: Sequence[WorkItem], todo: Sequence[Work
     )
     done = len(items) - len(todo)
     print(f"render: {len(todo)} videos to do ({forwards} forwards), {done} already done")
-    repeated = prepared.rows - len(prepared.items)
+    repeated = prepared.repeated
     if repeated:
-        print(f"{repeated} rows repeat another row and are not rendered twice")
+        some = ", ".join(map(shown, repeated[:NAMED])) + ", ..." * (len(repeated) > NAMED)
+        print(
+            f"{len(repeated)} rows repeat another row, seed and all, and are not rendered twice: "
+            f"prompt_id {some}"
+        )
     if prepared.dry_run and todo:
         seconds = _known_seconds(prepared, todo) if done else None
         if seconds is None:

@@ -44,7 +44,9 @@ def perform(prepared: Prepared) -> int:
                 problems += 1
                 print(f"{uri} {problem}")
     print(f"{checked} objects checked, {problems} of them missing or damaged")
-    if prepared.collect:
+    if prepared.collect and problems:
+        print("nothing is removed before what is missing or damaged has been seen to")
+    elif prepared.collect:
         freed = removed = 0
         for _, size in garbage.collect(store, prepared.grace_h * 3600):
             removed, freed = removed + 1, freed + size

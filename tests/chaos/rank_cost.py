@@ -17,7 +17,7 @@ import threading
 import time
 
 from cluster.delivery import Delivery
-from cluster.gang import Gang
+from cluster.gang import Gang, TryAgainError
 from cluster.manifest import Manifest
 from cluster.model import find_model
 from cluster.plan import plan_items
@@ -50,7 +50,10 @@ def main() -> int:
                 victim = draw.choice(gang.pids)
                 delay = draw.uniform(0.1, 0.9) * statistics.median(calm)
                 threading.Timer(delay, os.kill, (victim, signal.SIGKILL)).start()
-            row = deliver(gang, item)
+            try:
+                row = deliver(gang, item)
+            except TryAgainError:
+                row = deliver(gang, item)
             (struck if number % 2 else calm).append(time.monotonic() - started)
             assert (row["status"], row["attempts"]) == ("ok", 1 + number % 2), row
     lost = [seconds - statistics.median(calm) for seconds in struck]

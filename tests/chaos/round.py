@@ -49,12 +49,11 @@ class Storm:
         """The fault for a request, or none."""
         return None if self.round is None else self.round.decide(request)
 
-
-def kill_sender(address: tuple[str, int]) -> None:
-    """Kills the process whose request the proxy holds."""
-    pid = processes.owner(address)
-    if pid is not None:
-        processes.send(pid, signal.SIGKILL)
+    def kill(self, address: tuple[str, int]) -> None:
+        """Kills the process whose request the proxy holds, and counts it if it was there."""
+        pid = processes.owner(address)
+        if self.round is not None and pid is not None and processes.send(pid, signal.SIGKILL):
+            self.round.tally[self.round.trapped.pop(address)] += 1
 
 
 class Nodes:
@@ -98,6 +97,7 @@ class Round:
         self.bucket = f"chaos-{self.seed}-{os.getpid()}"
         self.root = f"s3://{self.bucket}/run"
         self.receipts: set[str] = set()
+        self.trapped: dict[tuple[str, int], str] = {}
         self.drivers: list[subprocess.Popen[bytes]] = []
         self.started = 0
         self.log = self.folder / f"drivers-{self.seed}.log"
@@ -128,7 +128,7 @@ class Round:
         for trap in self.traps:
             if trap.catches(request, "run"):
                 self.traps.remove(trap)
-                self.tally[f"{trap.kind} {trap.step}"] += 1
+                self.trapped[request.address] = f"{trap.kind} {trap.step}"
                 return Fault(trap.kind)
         if self.stalls and kind_of(request) == "PUT" and where(request).startswith("run/videos/"):
             self.stalls -= 1
@@ -237,7 +237,7 @@ def stage(workers: int = 2) -> Iterator[tuple[Nodes, FaultProxy, Storm]]:
     before = dict(os.environ)
     with (
         serve_s3() as endpoint,
-        FaultProxy(endpoint, storm.decide, kill=kill_sender, patience=STALL_S) as proxy,
+        FaultProxy(endpoint, storm.decide, kill=storm.kill, patience=STALL_S) as proxy,
     ):
         marked = {MARK: "1", "PYTHONPATH": os.pathsep.join(sys.path)}
         os.environ.update({**s3_environment(proxy.url), **marked})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from pathlib import Path
 
 import torch
@@ -51,6 +52,25 @@ def stop_on_rank_1(built: tuple[int, int], payload: object) -> int:
     if built[0] == 1:
         os.kill(os.getpid(), signal.SIGSTOP)
     return 0
+
+
+def stop_and_answer_nothing(built: tuple[int, int], payload: object) -> int:
+    """Stops before it answers."""
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return 0
+
+
+class _StopsWhilePickled:
+    """Larger than a pipe holds; whoever writes it is stopped a moment later, in the middle."""
+
+    def __reduce__(self) -> tuple[type[bytes], tuple[bytes]]:
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGSTOP)).start()
+        return bytes, (b"x" * 500_000_000,)
+
+
+def stop_within_its_answer(built: tuple[int, int], payload: object) -> object:
+    """An answer that breaks off in the pipe."""
+    return _StopsWhilePickled()
 
 
 def die_on_rank_1(built: tuple[int, int], payload: object) -> int:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from cluster import attempts, manifest, video
 from cluster.delivery import Delivery
-from cluster.gang import Gang, GangStartError
+from cluster.gang import Gang, GangStartError, TryAgainError
 from cluster.manifest import Manifest
 from cluster.model import find_model
 from cluster.plan import plan_items
@@ -29,6 +30,13 @@ def planned(model):
     arguments = {**tiny.DEFAULTS, "num_inference_steps": 4}
     prompt = Prompt(1, "a red circle moving left on a dark background", "one", 3)
     return plan_items([prompt], model, arguments)[0]
+
+
+def delivered(delivery: Delivery, gang: Gang, item) -> dict:
+    """The item's row, tried on the one gang until it is done or given up."""
+    while True:
+        with suppress(TryAgainError):
+            return delivery(gang, item)
 
 
 @pytest.fixture
@@ -64,7 +72,7 @@ def test_a_rank_that_died_between_two_items_costs_neither_an_attempt(job, model,
     with Gang(rank_builder(model), 1) as gang:
         os.kill(gang.pids[0], signal.SIGKILL)
         assert gone(gang.pids[0])
-        row = Delivery(job, model, None)(gang, item)
+        row = delivered(Delivery(job, model, None), gang, item)
     assert (row["status"], row["attempts"]) == ("ok", 1)
     assert attempts.failures(job, item) == []
 
@@ -89,7 +97,7 @@ def test_a_rank_killed_during_an_item_costs_one_attempt_and_no_row(job, model, i
     fields = {name: getattr(plain, name) for name in plain.__dataclass_fields__}
     schedule = KillingOnce(**fields, mark=tmp_path / "killed")
     with Gang(rank_builder(model), 1) as gang:
-        row = Delivery(job, model, schedule)(gang, item)
+        row = delivered(Delivery(job, model, schedule), gang, item)
     assert (row["status"], row["attempts"], row["nfe"]) == ("ok", 2, 1)
     assert len(list(job.store.list("receipts/"))) == len(list(job.store.list("videos/"))) == 1
     assert attempts.failures(job, item) == ["rank 0 died with exit code -9"]
@@ -97,7 +105,7 @@ def test_a_rank_killed_during_an_item_costs_one_attempt_and_no_row(job, model, i
 
 def test_an_item_that_fails_three_times_is_committed_as_failed_with_the_reason(job, model, item):
     with Gang(ranks.build, 1) as gang:  # ranks that have no pipeline to render with
-        row = Delivery(job, model, None)(gang, item)
+        row = delivered(Delivery(job, model, None), gang, item)
     assert (row["status"], row["attempts"], row["key"]) == ("failed", 3, None)
     assert "rank 0 failed: AttributeError" in row["error"]
     receipt = job.store.get(job.receipt_key(0, item.id))
@@ -110,7 +118,7 @@ def test_an_item_that_has_failed_elsewhere_has_only_the_attempts_left_over(job, 
     delivery.lost(item, "the gang's leader died: killed")
     attempts.record_failure(job, item, "rank 0 did not answer within 60 s")
     with Gang(ranks.build, 1) as gang:
-        row = delivery(gang, item)
+        row = delivered(delivery, gang, item)
     assert row["attempts"] == 3
     assert "AttributeError" in row["error"]
 
@@ -123,6 +131,23 @@ def test_an_item_that_killed_its_leader_every_time_is_given_up_without_a_rank(jo
     row = delivery(nobody, item)
     assert (row["status"], row["attempts"]) == ("failed", 3)
     assert row["error"] == "the gang's leader died: killed"
+
+
+def test_a_failed_attempt_is_handed_back_so_that_another_gang_may_try(job, model, item):
+    delivery = Delivery(job, model, None)
+    with Gang(ranks.build, 1) as broken, pytest.raises(TryAgainError, match="AttributeError"):
+        delivery(broken, item)
+    with Gang(rank_builder(model), 1) as whole:
+        row = delivery(whole, item)
+    assert (row["status"], row["attempts"]) == ("ok", 2)
+
+
+def test_a_new_gang_learns_nothing_from_gangs_of_another_size(job, model, item, gang_of_two):
+    delivery = Delivery(job, model, None)
+    delivery(gang_of_two, item)
+    lone = Gang(ranks.build, 1)
+    delivery._learn_pace(lone, item)
+    assert not lone.pace.known
 
 
 @pytest.fixture
@@ -160,7 +185,7 @@ def test_what_a_broken_model_draws_becomes_a_failed_row(
     for _ in range(2):  # each attempt takes a gang of its own: spare all but the last
         delivery.lost(item, "earlier")
     with Gang(rank_builder(model), 1) as gang:
-        row = delivery(gang, item)
+        row = delivered(delivery, gang, item)
     assert (row["status"], row["attempts"]) == ("failed", 3)
     assert sentence in row["error"]
     assert not list(job.store.list("videos/"))

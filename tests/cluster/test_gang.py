@@ -61,6 +61,24 @@ def test_a_rank_that_dies_fails_or_hangs_ends_the_gang_and_the_next_task_rebuild
         assert not set(gang.pids) & set(before)
 
 
+@pytest.mark.parametrize("task", [ranks.stop_within_its_answer, ranks.stop_and_answer_nothing])
+def test_a_rank_that_stops_within_a_message_holds_nobody(task, monkeypatch):
+    monkeypatch.setattr("cluster.gang.MESSAGE_S", 1.0)
+    with Gang(ranks.build, 1) as gang:
+        with pytest.raises(GangError, match="rank"):
+            gang.run(task, None, deadline_s=2)
+        assert gang.run(ranks.who, None)[0] == (0, 1)
+
+
+def test_a_task_too_large_for_the_pipe_of_a_stopped_rank_holds_nobody(monkeypatch):
+    monkeypatch.setattr("cluster.gang.MESSAGE_S", 1.0)
+    with Gang(ranks.build, 1) as gang:
+        os.kill(gang.pids[0], signal.SIGSTOP)
+        with pytest.raises(GangError, match="died or stopped as it was handed a task"):
+            gang.run(ranks.who, "x" * 8_000_000, deadline_s=1)
+        assert gang.run(ranks.who, None)[0] == (0, 1)
+
+
 def test_a_deadline_longer_than_the_kernel_can_wait_is_no_error():
     with Gang(ranks.build, 1) as gang:
         (built, _, _), attempts = gang.run_with_retries(ranks.who, 1, deadline_s=1e9)
