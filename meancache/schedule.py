@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -254,7 +255,7 @@ class Schedule:
             execution=execution or "jump" if spans else execution,
         )
 
-    @property
+    @cached_property
     def id(self) -> str:
         """sha256 of the canonical JSON without `id`, 64 hex digits."""
         body = {key: value for key, value in self._body().items() if key != "id"}
