@@ -6,11 +6,13 @@ import os
 import signal
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # every rank imports this file: most need none of it
+    import torch
 
-from cluster.delivery import RenderRequest
-from cluster.renderer import Renderer
+    from cluster.delivery import RenderRequest
+    from cluster.renderer import Renderer
 
 
 def build(rank: int, world_size: int, init_method: str) -> tuple[int, int]:

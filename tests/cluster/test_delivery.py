@@ -172,8 +172,13 @@ def spoiled_model(tmp_path):
     ("part", "weight", "value", "sentence"),
     [
         ("transformer", "proj_out.bias", float("nan"), "latents are NaN or infinite in 100.00%"),
-        ("vae", "decoder.conv_out", float("inf"), "frames are NaN or infinite"),
-        ("vae", "decoder.conv_out", 0.0, "frames are 0.5 everywhere"),
+        pytest.param(
+            *("vae", "decoder.conv_out", float("inf"), "frames are NaN or infinite"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *("vae", "decoder.conv_out", 0.0, "frames are 0.5 everywhere"), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_what_a_broken_model_draws_becomes_a_failed_row(

@@ -9,12 +9,9 @@ import pytest
 import ray
 
 from cluster import fleet
-from cluster.delivery import Delivery
 from cluster.draining import Stopped
 from cluster.gang import Gang, GangError, GangStartError, GangTaskError
-from cluster.manifest import Manifest
-from cluster.null import NullRenderer
-from cluster.store import StoreError, open_store
+from cluster.store import StoreError
 from tests.cluster import ranks
 
 
@@ -100,6 +97,7 @@ def test_a_leader_that_is_killed_loses_no_item_and_its_death_is_told(tmp_path):
     assert len(how) < 400
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_an_item_that_kills_every_leader_ends_and_is_told_each_time(monkeypatch):
     monkeypatch.setattr(fleet, "MAX_ATTEMPTS", 1)  # each takes a leader's start
@@ -124,6 +122,7 @@ def test_ranks_that_cannot_start_end_the_job_with_their_reason():
         list(fleet.run(identify, [1], fleet.Gangs(ranks.build_fails, 1, 1, 1)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_leaders_that_die_before_their_ranks_are_ready_end_the_job(monkeypatch):
     monkeypatch.setattr(fleet, "MAX_ATTEMPTS", 2)
@@ -174,29 +173,6 @@ def test_sigterm_hands_out_nothing_more_and_yields_what_is_in_flight(monkeypatch
     # While the signal was on its way the leader may have been handed an item or two more.
     assert done == list(range(len(done)))
     assert 1 <= len(done) < 10
-
-
-class Poisoned(Delivery):
-    """A delivery in which one item kills its leader, every time."""
-
-    def _deliver(self, gang, item, attempt):
-        if item.prompt_id == "id-3":
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super()._deliver(gang, item, attempt)
-
-
-@pytest.mark.usefixtures("cluster")
-def test_an_item_that_kills_its_leader_every_time_is_given_up_and_the_others_are_done(
-    tmp_path, model, items
-):
-    work = Poisoned(Manifest(open_store(str(tmp_path))), model, None)
-    gangs = fleet.Gangs(NullRenderer, 1, 1, 1)
-    rows = {row["prompt_id"]: row for row in fleet.run(work, items, gangs, work.lost)}
-    assert len(rows) == len(items)
-    bad = rows.pop("id-3")
-    assert (bad["status"], bad["attempts"]) == ("failed", 3)
-    assert "the gang's leader died" in bad["error"]
-    assert {row["status"] for row in rows.values()} == {"ok"}
 
 
 def look_for_a_variable() -> None:

@@ -53,6 +53,7 @@ def rendered(folder, model, schedule) -> Path:
     return folder / "pictures"
 
 
+@pytest.mark.slow
 def test_a_schedule_is_fitted_under_guidance_in_two_forwards(schedule):
     made = Schedule.load(schedule)
     assert (made.nfe, made.model["pipeline"]) == (BUDGET, "FluxPipeline")
@@ -62,6 +63,7 @@ def test_a_schedule_is_fitted_under_guidance_in_two_forwards(schedule):
     assert made.predicted_psnr is not None
 
 
+@pytest.mark.slow
 def test_pictures_are_rows_of_one_frame_and_lossless_files(rendered):
     rows = pq.read_table(rendered / "manifest" / "parts").to_pylist()
     assert [row["prompt"] for row in rows] == HELD_OUT
@@ -74,6 +76,7 @@ def test_pictures_are_rows_of_one_frame_and_lossless_files(rendered):
         assert picture.shape == (1, row["height"], row["width"], 3) == (1, 64, 96, 3)
 
 
+@pytest.mark.slow
 def test_a_picture_is_measured_as_a_video_of_one_frame(rendered):
     files = sorted(rendered.rglob("*.png"))
     one, other = (image.decode(file.read_bytes()) for file in files)
@@ -82,12 +85,14 @@ def test_a_picture_is_measured_as_a_video_of_one_frame(rendered):
     assert ssim(one, other) < ssim(one, one) == 1
 
 
+@pytest.mark.slow
 def test_rendering_again_renders_nothing(folder, model, schedule, rendered, capsys):
     prompts = ["--prompts", str(folder / "held-out.txt"), "--output", str(rendered)]
     assert render.main([*model, *prompts, "--schedule", str(schedule)]) == 0
     assert "0 videos to do (0 forwards), 2 already done" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_verify_finds_pictures_whole_damaged_and_left_over(rendered, capsys):
     assert verify.main([str(rendered)]) == 0
     store, picture = open_store(str(rendered)), next(rendered.rglob("*.png"))
@@ -104,6 +109,7 @@ def test_verify_finds_pictures_whole_damaged_and_left_over(rendered, capsys):
         picture.write_bytes(whole)
 
 
+@pytest.mark.slow
 def test_an_evaluation_compares_pictures_and_counts_both_forwards(folder, model, schedule, capsys):
     out = folder / "evaluation"
     command = [*model, "--prompts", str(folder / "held-out.txt"), "--output", str(out)]
@@ -120,6 +126,7 @@ def test_an_evaluation_compares_pictures_and_counts_both_forwards(folder, model,
     assert "fitted" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_without_the_guidance_of_its_schedule_is_refused(folder, model, schedule, capsys):
     bare = [flag for flag in model if flag not in GUIDANCE]
     prompts = ["--prompts", str(folder / "held-out.txt"), "--output", str(folder / "none")]

@@ -57,6 +57,7 @@ def test_a_submitted_render_leaves_its_videos_in_the_root(head, tmp_path, prompt
     assert [(row["status"], row["world_size"]) for row in rows] == [("ok", 2)] * 3
 
 
+@pytest.mark.slow
 def test_a_stopped_job_finishes_what_is_in_flight_and_says_how_to_resume(head, tmp_path, run_job):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(f"prompt {number}" for number in range(60)))
