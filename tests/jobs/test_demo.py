@@ -64,6 +64,7 @@ def test_the_demo_leaves_the_whole_story_in_a_folder(demo):
 
 
 @pytest.mark.usefixtures("s3_endpoint")
+@pytest.mark.slow
 def test_the_demo_leaves_the_whole_story_in_a_bucket(run_job, s3_root):
     program = run_job("demo", "--output", s3_root)
     assert program.returncode == 0, program.stderr
