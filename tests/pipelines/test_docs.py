@@ -33,7 +33,7 @@ def test_the_page_has_the_code_that_is_tried_here():
 
 @pytest.mark.parametrize("name", CASES)
 def test_three_lines_switch_it_on(name, tmp_path, monkeypatch):
-    assert len(CODE["switch_on"].strip().splitlines()) == 3
+    assert len([line for line in CODE["switch_on"].splitlines() if line]) == 3
     small = build(name)
     latents = small.draw()
     grid = Grid.from_scheduler(small.pipe.scheduler)
