@@ -12,16 +12,19 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster import attempts, manifest
 from cluster.gang import MAX_ATTEMPTS, Gang, GangTaskError, TryAgainError
 from cluster.manifest import Manifest
 from cluster.model import Model
 from cluster.plan import WorkItem
-from cluster.renderer import Renderer, Rendering, encoded
+from cluster.rendering import Rendering, encoded
 from cluster.store import MissingKey
 from meancache import Schedule
+
+if TYPE_CHECKING:
+    from cluster.renderer import Renderer
 
 # Of a shard's receipts, how many tell a new gang how long a video takes.
 PACE_SAMPLE = 10

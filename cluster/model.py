@@ -11,17 +11,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import diffusers
 import numpy as np
-import torch
 
 from cluster.model_files import ModelError, ModelFiles, find_files
 from cluster.pipelines import PIPELINES, Kind
 from meancache import tiny
 from meancache.grid import Grid, is_whole_number, shown
 from meancache.schedule import Schedule
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Model", "ModelError", "find_model"]
 
@@ -106,7 +107,7 @@ class Model:
         Raises:
             ModelError: the scheduler makes no falling noise levels of so many steps.
         """
-        scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(dict(self.scheduler))
+        scheduler = _scheduler(self.scheduler)
         shift = {}
         if self.kind.shifts:
             shift["mu"] = _shift(scheduler.config, self.tokens(arguments or self.defaults))
@@ -125,6 +126,9 @@ class Model:
 
     def load(self, device: torch.device) -> Any:
         """The pipeline on `device`, without progress bars, stepping as `scheduler` says."""
+        import diffusers
+        import torch
+
         # The embedded model lies where this machine has the package, not where the driver's has.
         source = str(tiny.WEIGHTS) if self.id == "tiny" else self.source
         pipeline = getattr(diffusers, self.pipeline).from_pretrained(
@@ -134,9 +138,7 @@ class Model:
             use_safetensors=True,
         )
         if type(pipeline.scheduler).__name__ != EULER:  # see `_euler`
-            pipeline.scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(
-                dict(self.scheduler)
-            )
+            pipeline.scheduler = _scheduler(self.scheduler)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(device)
 
@@ -314,6 +316,13 @@ def _euler(config: Mapping[str, Any]) -> dict[str, Any]:
     raise ValueError(f"its scheduler {shown(name)} does not follow a flow")
 
 
+def _scheduler(config: Mapping[str, Any]) -> Any:
+    # Seconds to import, and a gang's leader does without.
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler.from_config(dict(config))
+
+
 def _shift(config: Mapping[str, Any], tokens: int) -> float:
     """mu of a scheduler with use_dynamic_shifting: a line through the two points of its
     configuration, as in diffusers' calculate_shift."""
@@ -323,6 +332,8 @@ def _shift(config: Mapping[str, Any], tokens: int) -> float:
 
 
 def _call_defaults(kind: Kind, pipeline: str) -> dict[str, Any]:
+    import diffusers
+
     parameters = inspect.signature(getattr(diffusers, pipeline).__call__).parameters
     found = {name: parameters[name].default for name in kind.arguments if name in parameters}
     return {

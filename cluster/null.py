@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.renderer import Rendering
+from cluster.rendering import Rendering
 from meancache import Schedule
 
 SIDE = 16  # pixels; the smallest that H.264 takes

@@ -23,31 +23,14 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from cluster import image, video, xdit
+from cluster import video, xdit
 from cluster.model import Model, ModelError, find_model
+from cluster.rendering import Rendering, encoded
 from meancache import Schedule, ScheduleError, apply_mean_cache, remove_mean_cache
 from meancache.pipelines import transformers_of
 
 # On a CPU every rank keeps to one core: more threads than cores stall each other.
 CPU_THREADS = 1
-
-
-@dataclass(frozen=True)
-class Rendering:
-    """One video or picture as a rank sees it.
-
-    Attributes:
-        frames: (F, H, W, 3) uint8 on rank 0, F = 1 for a picture; None on the others.
-        nfe: forwards of the transformers; guidance in two forwards counts as two.
-        seconds: wall time of the pipeline's call.
-        loop_s: wall time of its denoising loop alone: from the transformer's first call to the
-            scheduler's last step.
-    """
-
-    frames: np.ndarray | None
-    nfe: int
-    seconds: float
-    loop_s: float
 
 
 @dataclass
@@ -260,16 +243,6 @@ class Renderer:
             return result
 
         scheduler.step = told
-
-
-def rank_builder(model: Model) -> Callable[[int, int, str], Renderer]:
-    """What a gang calls on each of its ranks, as (rank, world_size, init_method)."""
-    return partial(Renderer, model)
-
-
-def encoded(model: Model, frames: np.ndarray) -> bytes:
-    """The file of what was drawn: an mp4, or a PNG of a model of images."""
-    return image.encode(frames) if model.kind.is_image else video.encode(frames, model.fps)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed
-from accelerate import init_empty_weights  # type: ignore[import-untyped]
+from accelerate import init_empty_weights
 
 from cluster import xdit_text
 

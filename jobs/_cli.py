@@ -26,9 +26,9 @@ from cluster.model import Model, ModelError, find_model
 from cluster.pipelines import PIPELINES
 from cluster.plan import SpecError
 from cluster.prompts import PromptsError
-from cluster.renderer import rank_builder
+from cluster.rendering import rank_builder
 from cluster.store import MissingKey, Store, StoreError, open_store
-from meancache.fitting import FittingError
+from meancache.reference import FittingError
 from meancache.schedule import ScheduleError
 from meancache.solver import SolverError
 from meancache.stability import GraphError, StabilityGraph

@@ -11,18 +11,19 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster import fleet, plan
 from cluster.gang import Gang, GangTaskError
 from cluster.plan import WorkItem, plan_items, specification
 from cluster.prompts import read_prompts
-from cluster.renderer import Renderer
 from cluster.store import AlreadyExists, Store
 from jobs import _cli
 from jobs._progress import progress
 from meancache.stability import StabilityGraph, trajectory_statistics
-from meancache.trajectory import record_trajectory
+
+if TYPE_CHECKING:
+    from cluster.renderer import Renderer
 
 SPEC_KEY = "graph/job.json"
 TRAJECTORIES = "graph/trajectories/"
@@ -43,6 +44,8 @@ def measure_trajectory(renderer: Renderer, request: TrajectoryRequest) -> bytes 
 
     Every rank has the whole output of every step, so one of them is enough to measure it.
     """
+    from meancache.trajectory import record_trajectory  # with diffusers, which ranks alone need
+
     item, graph = request.item, request.graph
     if renderer.rank != 0:
         renderer.denoise(item.prompt, item.seed, item.arguments)
@@ -66,7 +69,7 @@ class Calibration:
     def __call__(self, gang: Gang, item: WorkItem) -> str | None:
         """Commits one trajectory's statistics; returns what went wrong, if anything did."""
         if self.store.exists(trajectory_key(item)):
-            return None  # Ray hands out the block of a leader that died again
+            return None  # by another driver, or a leader that died a moment later
         request = TrajectoryRequest(item, self.graph)
         try:
             data, _ = gang.run_with_retries(measure_trajectory, request)

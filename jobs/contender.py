@@ -8,18 +8,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cluster.plan import WorkItem
-from cluster.renderer import Renderer, Rendering
+from cluster.rendering import Rendering
 from jobs.scoreboard import FULL, contender_name
 from meancache import peers
 from meancache.methods import paper_schedules, secant_schedules
 from meancache.peers import Peer
 from meancache.schedule import Schedule
 from meancache.stability import StabilityGraph
+
+if TYPE_CHECKING:
+    from cluster.renderer import Renderer
 
 HERE = "this project"
 # Methods whose schedules were solved here, but thought out elsewhere.

@@ -18,7 +18,7 @@ from cluster import fleet
 from cluster.model import find_model
 from cluster.plan import plan_items
 from cluster.prompts import read_prompts
-from cluster.renderer import rank_builder
+from cluster.rendering import rank_builder
 from cluster.store import Store
 from jobs import _cli, calibrate, render, report, solve, verify
 from jobs._progress import progress

@@ -51,10 +51,9 @@ from jobs.scoreboard import (
     to_parquet,
 )
 from meancache import peers
-from meancache.fitting import check_refines
 from meancache.peers import Peer
 from meancache.quality import LpipsAbsentError, lpips_metric, psnr, ssim
-from meancache.reference import fine_schedule
+from meancache.reference import check_refines, fine_schedule
 from meancache.schedule import Schedule, ScheduleError
 from meancache.stability import GraphError, StabilityGraph
 from meancache.tiny.captions import Caption
@@ -97,7 +96,7 @@ class Evaluation:
     def __call__(self, gang: Gang, item: WorkItem) -> str | None:
         """Commits one pair's rows; returns what went wrong, if anything did."""
         if self.store.exists(pair_key(item)):
-            return None  # Ray hands out the block of a leader that died again
+            return None  # by another driver, or a leader that died a moment later
         try:
             rows = self._rows(gang, item)
             self.store.put_new(pair_key(item), to_parquet(scoreboard(rows)))

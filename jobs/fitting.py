@@ -11,13 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster import fleet
 from cluster.gang import TASK_DEADLINE_S, Gang
 from cluster.model import Model
-from cluster.renderer import Renderer
-from meancache.fitting import Fitter, check_refines
 from meancache.grid import Grid
 from meancache.methods import (
     CANDIDATE_GAMMAS,
@@ -27,9 +25,14 @@ from meancache.methods import (
     weighted_schedule,
 )
 from meancache.quality import Summary
+from meancache.reference import check_refines
 from meancache.schedule import Edge, Schedule
 from meancache.solver import Steps
 from meancache.stability import GraphError, StabilityGraph
+
+if TYPE_CHECKING:
+    from cluster.renderer import Renderer
+    from meancache.fitting import Fitter
 
 LIMIT_VIDEOS = 3
 # What stands for the infinite PSNR of a video that equals its reference to the last bit.
@@ -133,6 +136,8 @@ def fit_budget(renderer: Renderer, request: FitRequest) -> FitAnswer:
 
 def _fitter(renderer: Renderer, request: FitRequest) -> tuple[Fitter, int]:
     """The rank's fitter for these trajectories, and the forwards that it had run before."""
+    from meancache.fitting import Fitter  # with diffusers, which ranks alone need
+
     grids = (request.grid, request.fine_grid)
     key = (grids, request.trajectories, tuple(sorted(request.arguments.items())))
     if key in _kept:

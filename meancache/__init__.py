@@ -8,7 +8,21 @@ The method alone: torch, numpy and diffusers' hooks, with Parquet where statisti
 No Ray, no xDiT, no S3 in here.
 """
 
-from meancache.hook import apply_mean_cache, remove_mean_cache
+from typing import TYPE_CHECKING, Any
+
 from meancache.schedule import Edge, Schedule, ScheduleError
 
+if TYPE_CHECKING:
+    from meancache.hook import apply_mean_cache, remove_mean_cache
+
 __all__ = ["Edge", "Schedule", "ScheduleError", "apply_mean_cache", "remove_mean_cache"]
+
+
+def __getattr__(name: str) -> Any:
+    """The hook, imported when it is first asked for: diffusers takes seconds to import, and who
+    solves or reads schedules does without it."""
+    if name not in ("apply_mean_cache", "remove_mean_cache"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from meancache import hook
+
+    return getattr(hook, name)

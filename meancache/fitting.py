@@ -32,17 +32,13 @@ from meancache.hook import Call, MeanCacheHook, attach_hooks, remove_mean_cache
 from meancache.output import velocities_of, with_velocities
 from meancache.pipelines import transformers_of
 from meancache.quality import psnr
-from meancache.reference import fine_schedule
+from meancache.reference import FittingError, check_refines, fine_schedule
 from meancache.schedule import Edge, Schedule
 from meancache.solver import Steps
 from meancache.trajectory import watch_velocities
 
 ORDER = 3
 RIDGE = 1e-6
-
-
-class FittingError(ValueError):
-    """The fit cannot be made as asked; the message says why and what to do."""
 
 
 class Run(Protocol):
@@ -285,20 +281,6 @@ class Fitter:
             for transformer in self.transformers:
                 remove_mean_cache(transformer)
             self.forwards += hooks[0].forwards
-
-
-def check_refines(grid: Grid, fine: Grid) -> None:
-    """Refuses a fine grid that does not pass through every noise level of `grid`.
-
-    Raises:
-        FittingError: names both.
-    """
-    steps, finer = grid.num_inference_steps, fine.num_inference_steps
-    if finer % steps or finer == steps or not grid.matches(fine.sigmas[:: finer // steps]):
-        raise FittingError(
-            f"reference steps {finer} must be a multiple of the {steps} steps of the schedule's "
-            f"grid, such as {6 * steps}, and pass through its noise levels"
-        )
 
 
 class _ReachedError(Exception):

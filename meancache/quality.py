@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from skimage.metrics import structural_similarity
 
 # The name under which torchvision keeps AlexNet's weights in torch's hub cache.
@@ -100,6 +99,8 @@ def lpips_metric() -> Metric:
         LpipsAbsentError: its packages or AlexNet's weights are not on this machine. Nothing is
             downloaded here: a job should not depend on somebody's server.
     """
+    import torch  # PSNR and SSIM do without
+
     try:
         importlib.import_module("torchvision")
         lpips = importlib.import_module("lpips")

@@ -11,6 +11,24 @@ from meancache.grid import Grid
 from meancache.schedule import Edge, Schedule
 
 
+class FittingError(ValueError):
+    """A fit cannot be made as asked; the message says why and what to do."""
+
+
+def check_refines(grid: Grid, fine: Grid) -> None:
+    """Refuses a fine grid that does not pass through every noise level of `grid`.
+
+    Raises:
+        FittingError: names both.
+    """
+    steps, finer = grid.num_inference_steps, fine.num_inference_steps
+    if finer % steps or finer == steps or not grid.matches(fine.sigmas[:: finer // steps]):
+        raise FittingError(
+            f"reference steps {finer} must be a multiple of the {steps} steps of the schedule's "
+            f"grid, such as {6 * steps}, and pass through its noise levels"
+        )
+
+
 def fine_schedule(grid: Grid) -> Schedule:
     """Every step of `grid` computed and taken with v_k + h_k / (2 h_{k-1}) (v_k - v_{k-1}).
 

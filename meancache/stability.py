@@ -15,16 +15,18 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from meancache.grid import Grid, shown
 from meancache.schedule import MAX_DEPTH, MAX_SPAN, canonical_json, is_deep
 from meancache.velocity import average_velocity, estimated_velocity
+
+if TYPE_CHECKING:
+    import torch
 
 SCHEMA = "2"
 # Bytes of residuals held at a time while streaming over a trajectory's elements.
@@ -133,7 +135,6 @@ class Statistics:
         return (self.prompt_id, self.seed)
 
 
-@torch.no_grad()
 def trajectory_statistics(
     velocities: torch.Tensor, grid: Grid, prompt_id: str, seed: int, prompt: str = ""
 ) -> Statistics:
@@ -153,6 +154,8 @@ def trajectory_statistics(
     Raises:
         GraphError: `velocities` has not T rows, or is not finite.
     """
+    import torch  # which graphs are read, merged and solved without
+
     steps, elements = velocities.shape
     if steps != grid.num_inference_steps:
         raise GraphError(f"{steps} velocities do not fit a grid of {grid}")
@@ -166,6 +169,7 @@ def trajectory_statistics(
             ]
         )
     ).to(device, torch.float32)
+    velocities = velocities.detach()
     gram = torch.zeros(steps, steps, dtype=torch.float64, device=device)
     l1 = torch.zeros(len(residual), dtype=torch.float64, device=device)
     for part in velocities.split(max(1, SLICE_BYTES // (4 * len(residual))), dim=1):

@@ -14,9 +14,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 if TYPE_CHECKING:
+    import torch
     from diffusers import HunyuanVideoPipeline
 
 __all__ = ["DEFAULTS", "WEIGHTS", "load"]
@@ -36,12 +35,13 @@ DEFAULTS: dict[str, Any] = {
 """Arguments of the pipeline's call that this model was trained for."""
 
 
-def load(torch_dtype: torch.dtype = torch.float32) -> HunyuanVideoPipeline:
-    """The pipeline, on the CPU, in the given dtype. Needs no network.
+def load(torch_dtype: torch.dtype | None = None) -> HunyuanVideoPipeline:
+    """The pipeline, on the CPU, in the given dtype or float32. Needs no network.
 
     Raises OSError where the weights folder is missing from the installation.
     """
-    # diffusers takes seconds to import, and captions and scorer are useful without it.
+    # They take seconds to import, and captions and sizes are useful without them.
+    import torch
     from diffusers import HunyuanVideoPipeline
 
-    return HunyuanVideoPipeline.from_pretrained(WEIGHTS, dtype=torch_dtype)
+    return HunyuanVideoPipeline.from_pretrained(WEIGHTS, dtype=torch_dtype or torch.float32)

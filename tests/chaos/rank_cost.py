@@ -22,7 +22,7 @@ from cluster.manifest import Manifest
 from cluster.model import find_model
 from cluster.plan import plan_items
 from cluster.prompts import Prompt
-from cluster.renderer import rank_builder
+from cluster.rendering import rank_builder
 from cluster.store import open_store
 
 

@@ -8,7 +8,7 @@ from cluster.gang import Gang
 from cluster.model import Model, find_model
 from cluster.plan import WorkItem, plan_items
 from cluster.prompts import Prompt
-from cluster.renderer import rank_builder
+from cluster.rendering import rank_builder
 
 
 @pytest.fixture(scope="session")

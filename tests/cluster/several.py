@@ -8,7 +8,8 @@ import torch
 
 from cluster.delivery import RenderRequest, render_item
 from cluster.model import Model
-from cluster.renderer import Renderer, Rendering
+from cluster.renderer import Renderer
+from cluster.rendering import Rendering
 from tests.cluster.ranks import latents
 
 

@@ -17,7 +17,8 @@ from cluster.model import Model, ModelError, find_model
 from cluster.pipelines import PIPELINES
 from cluster.plan import plan_items
 from cluster.prompts import Prompt
-from cluster.renderer import Renderer, encoded
+from cluster.renderer import Renderer
+from cluster.rendering import encoded
 from meancache import Schedule
 from meancache.pipelines import grid_of
 from tests.cluster import folders, several

@@ -15,7 +15,7 @@ from cluster import plan
 from cluster.delivery import Delivery
 from cluster.gang import Gang
 from cluster.manifest import Manifest
-from cluster.renderer import rank_builder
+from cluster.rendering import rank_builder
 from cluster.store import StoreError, open_store, read
 from jobs import render
 
