@@ -77,6 +77,8 @@ class Gang:
         self._ranks: list[SpawnProcess] = []
         self._pipes: list[Connection] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._starting = False  # launched, and not yet heard of
+        self._turn = threading.RLock()
 
     def __enter__(self) -> Gang:
         self.start()
@@ -95,15 +97,9 @@ class Gang:
         """Process ids of the ranks, by rank; empty while the gang is down."""
         return [rank.pid for rank in self._ranks if rank.pid is not None]
 
-    def start(self) -> None:
-        """Starts the ranks and waits until all are ready; nothing happens when all run.
-
-        A rank that has died since the last task is no fault of the next: all are started anew.
-
-        Raises:
-            GangStartError: a rank failed to start.
-        """
-        if self._ranks and all(rank.is_alive() for rank in self._ranks):
+    def launch(self) -> None:
+        """Starts the ranks where they do not run; `start` waits for them to be ready."""
+        if self._ranks and (self._starting or all(rank.is_alive() for rank in self._ranks)):
             return
         self.close()
         context = multiprocessing.get_context("spawn")
@@ -121,13 +117,30 @@ class Gang:
             theirs.close()
             self._ranks.append(process)
             self._pipes.append(ours)
-        try:
-            self._answers(START_DEADLINE_S)
-        except GangTaskError as error:
-            raise GangStartError(str(error)) from error
+        self._starting = True
+
+    def start(self) -> None:
+        """Starts the ranks and waits until all are ready; nothing happens when all run.
+
+        A rank that has died since the last task is no fault of the next: all are started anew.
+
+        Raises:
+            GangStartError: a rank failed to start.
+        """
+        with self._turn:
+            self.launch()
+            if not self._starting:
+                return
+            try:
+                self._answers(START_DEADLINE_S)
+            except GangTaskError as error:
+                raise GangStartError(str(error)) from error
+            self._starting = False
 
     def run(self, task: Task, payload: Any, deadline_s: float = TASK_DEADLINE_S) -> Any:
         """Runs task(built, payload) on every rank, started if need be; returns rank 0's result.
+
+        One task at a time: threads that share a gang wait for their turn.
 
         Args:
             task: a function that pickles by name; `built` is what `build_rank` returned.
@@ -138,20 +151,21 @@ class Gang:
             GangStartError: the ranks had to be started, and were not.
             GangTaskError: a rank died, raised or hung. The ranks are gone; the next call rebuilds.
         """
-        self.start()
-        # A rank that stops within a message would hold us in a read or write without an end.
-        watchdog = threading.Timer(min(deadline_s, MOST_DEADLINE_S) + MESSAGE_S, self._kill)
-        watchdog.daemon = True
-        watchdog.start()
-        try:
-            for pipe in self._pipes:
-                pipe.send((task, payload))
-            return self._answers(deadline_s)[0]
-        except OSError as error:
-            self.close()
-            raise GangTaskError("a rank died or stopped as it was handed a task") from error
-        finally:
-            watchdog.cancel()
+        with self._turn:
+            self.start()
+            # A rank that stops within a message would hold us in a read or write without an end.
+            watchdog = threading.Timer(min(deadline_s, MOST_DEADLINE_S) + MESSAGE_S, self._kill)
+            watchdog.daemon = True
+            watchdog.start()
+            try:
+                for pipe in self._pipes:
+                    pipe.send((task, payload))
+                return self._answers(deadline_s)[0]
+            except OSError as error:
+                self.close()
+                raise GangTaskError("a rank died or stopped as it was handed a task") from error
+            finally:
+                watchdog.cancel()
 
     def run_with_retries(
         self, task: Task, payload: Any, deadline_s: float = TASK_DEADLINE_S
@@ -182,6 +196,7 @@ class Gang:
         for pipe in self._pipes:
             pipe.close()
         self._ranks, self._pipes = [], []
+        self._starting = False
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
