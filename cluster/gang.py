@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -36,6 +36,8 @@ MAX_ATTEMPTS = 3
 _PR_SET_PDEATHSIG = 1
 
 BuildRank = Callable[[int, int, str], Any]
+"""Called on each rank. Where it has an attribute `needs`, a tuple of names of modules, they are
+imported once for all ranks of a process's gangs: torch and diffusers take seconds."""
 Task = Callable[[Any, Any], Any]
 
 
@@ -74,7 +76,7 @@ class Gang:
         self.world_size = world_size
         self.pace = Pace()
         self._build_rank = build_rank
-        self._ranks: list[SpawnProcess] = []
+        self._ranks: list[ForkServerProcess] = []
         self._pipes: list[Connection] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._starting = False  # launched, and not yet heard of
@@ -102,7 +104,11 @@ class Gang:
         if self._ranks and (self._starting or all(rank.is_alive() for rank in self._ranks)):
             return
         self.close()
-        context = multiprocessing.get_context("spawn")
+        # Ranks are forks of a process that has nothing but imports, and no thread or GPU.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(list(getattr(self._build_rank, "needs", ())))
+        # Whether there is a GPU is asked at import; only in this way it does no harm to forks.
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
         # A file as rendezvous: a port probed and then bound may be taken in between.
         self._folder = tempfile.TemporaryDirectory(prefix="gang-")
         init_method = (Path(self._folder.name) / "rendezvous").as_uri()
@@ -110,7 +116,7 @@ class Gang:
             ours, theirs = context.Pipe()
             process = context.Process(
                 target=_serve,
-                args=(theirs, os.getpid(), self._build_rank, rank, self.world_size, init_method),
+                args=(theirs, self._build_rank, rank, self.world_size, init_method),
                 name=f"rank-{rank}",
             )
             process.start()
@@ -248,14 +254,13 @@ class Gang:
 
 def _serve(
     pipe: Connection,
-    leader: int,
     build_rank: BuildRank,
     rank: int,
     world_size: int,
     init_method: str,
 ) -> None:
     """A rank's whole life: build, then answer tasks until the leader closes the pipe."""
-    _die_with(leader)
+    _die_with_leader()
     built = _report(pipe, partial(build_rank, rank, world_size, init_method), answer=False)
     while True:
         try:
@@ -277,8 +282,12 @@ def _report(pipe: Connection, work: Callable[[], Any], answer: bool) -> Any:
     return result
 
 
-def _die_with(leader: int) -> None:
-    """Asks the kernel to kill this process when its leader ends, in whatever way."""
+def _die_with_leader() -> None:
+    """Asks the kernel to kill this process when its leader ends, in whatever way.
+
+    Its parent is the process that it was forked from, which ends with the leader.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != leader:  # it ended before the kernel was asked
+    leader = multiprocessing.parent_process()
+    if leader is None or not leader.is_alive():  # it ended before the kernel was asked
         os._exit(1)

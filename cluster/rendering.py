@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from cluster import image, video
-from cluster.gang import BuildRank
 from cluster.model import Model
 from cluster.plan import WorkItem
 from meancache.schedule import Schedule
@@ -103,29 +101,40 @@ def decode_item(codec: Renderer, drawn: tuple[bytes, WorkItem]) -> tuple[np.ndar
     return codec.decode(latents, item.arguments), time.perf_counter() - started
 
 
-def rank_builder(model: Model) -> BuildRank:
+@dataclass(frozen=True)
+class RankBuilder:
+    """What a gang calls on each of its ranks.
+
+    Attributes:
+        model: what to load.
+        without: components that are left to others.
+    """
+
+    model: Model
+    without: tuple[str, ...] = ()
+    needs: ClassVar = ("cluster.renderer",)
+
+    def __call__(self, rank: int, world_size: int, init_method: str) -> Renderer:
+        from cluster.renderer import Renderer
+
+        return Renderer(self.model, rank, world_size, init_method, self.without)
+
+
+def rank_builder(model: Model) -> RankBuilder:
     """For ranks that hold the whole pipeline."""
-    return partial(_build, model, ())
+    return RankBuilder(model)
 
 
-def denoiser_builder(model: Model) -> BuildRank:
+def denoiser_builder(model: Model) -> RankBuilder:
     """For ranks of a studio's gang: without text encoders."""
-    return partial(_build, model, TEXT)
+    return RankBuilder(model, TEXT)
 
 
-def codec_builder(model: Model) -> BuildRank:
+def codec_builder(model: Model) -> RankBuilder:
     """For a studio's codec: without the transformers."""
-    return partial(_build, model, DENOISERS)
+    return RankBuilder(model, DENOISERS)
 
 
 def encoded(model: Model, frames: np.ndarray) -> bytes:
     """The file of what was drawn: an mp4, or a PNG of a model of images."""
     return image.encode(frames) if model.kind.is_image else video.encode(frames, model.fps)
-
-
-def _build(
-    model: Model, without: tuple[str, ...], rank: int, world_size: int, init_method: str
-) -> Renderer:
-    from cluster.renderer import Renderer
-
-    return Renderer(model, rank, world_size, init_method, without)
