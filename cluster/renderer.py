@@ -12,6 +12,7 @@ import argparse
 import inspect
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from tqdm import tqdm
 
 from cluster import video, xdit
 from cluster.model import Model, ModelError, find_model
@@ -111,6 +113,8 @@ class Renderer:
         if device.type == "cpu":
             torch.set_num_threads(CPU_THREADS)
         self.kind = model.kind
+        # The lock of its own is one between processes, and a killed rank would leave it behind.
+        tqdm.set_lock(threading.RLock())
         self.device = device
         self.pipeline = model.load(device, without)
         self._texts = Texts(self.pipeline, self._ask)

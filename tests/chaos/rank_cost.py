@@ -50,7 +50,7 @@ def main() -> int:
         for number, item in enumerate(items[1:]):
             started = time.monotonic()
             if number % 2:
-                victim = draw.choice(studio.pids)
+                victim = draw.choice(studio.gang.pids)
                 delay = draw.uniform(0.1, 0.9) * statistics.median(calm)
                 threading.Timer(delay, os.kill, (victim, signal.SIGKILL)).start()
             try:
