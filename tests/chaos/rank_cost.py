@@ -51,7 +51,7 @@ def main() -> int:
             started = time.monotonic()
             if number % 2:
                 victim = draw.choice(studio.gang.pids)
-                delay = draw.uniform(0.1, 0.9) * statistics.median(calm)
+                delay = draw.uniform(0.1, 0.7) * statistics.median(calm)
                 threading.Timer(delay, os.kill, (victim, signal.SIGKILL)).start()
             try:
                 row = deliver(studio, item)
