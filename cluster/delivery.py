@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from cluster import attempts, manifest
+from cluster import attempts, logs, manifest, metrics
 from cluster.gang import MAX_ATTEMPTS, GangTaskError, TryAgainError
 from cluster.manifest import Manifest
 from cluster.model import Model
@@ -153,7 +153,11 @@ class Delivery:
             "created_at": manifest.now(),
             **known,
         }
-        return self.manifest.commit(row)
+        committed = self.manifest.commit(row)
+        if committed is row:  # and not another driver's, which counts it itself
+            metrics.of_this_process().record(row, self.manifest.store.retries)
+            logs.item(row, metrics.stages(row))
+        return committed
 
 
 def _size(of: Mapping[str, Any], forwards: int) -> float:

@@ -20,6 +20,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from cluster import logs
 from cluster.draining import Stopped, draining
 from cluster.gang import (
     MAX_ATTEMPTS,
@@ -369,6 +370,7 @@ class _Leader:
     """
 
     def __init__(self, work: Work, gangs: Gangs) -> None:
+        logs.to_stderr()
         self.work = work
         self.gang = gangs.lead()
 

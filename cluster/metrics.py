@@ -1,0 +1,89 @@
+"""What a gang's leader tells Prometheus of each item it has committed.
+
+Through Ray: every node of a cluster serves them at its metrics port, with `ray_` before the names
+here and `_total` after those of counters. One instance a process, since Ray adds up by process.
+Knows rows of a manifest, and nothing of how they came about.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from cluster import manifest
+
+# Seconds: from the upload of a small video to the denoising loop of a large one on one GPU.
+BOUNDARIES = [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000]
+# The stage that a gang is there for, as `stages` names it.
+DENOISING = "denoise"
+
+
+class ItemMetrics:
+    """Counts the items of this process; `of_this_process` returns the one that there is."""
+
+    def __init__(self) -> None:
+        self._items = Counter(
+            "meancache_items", "Items committed, by status: ok or failed", ("status",)
+        )
+        self._retries = Counter("meancache_retries", "Attempts beyond the first at these items")
+        self._forwards = Counter("meancache_forwards", "Forwards of the transformer in ok items")
+        self._stages = Histogram(
+            "meancache_stage_seconds", "Seconds of each stage of an ok item", BOUNDARIES, ("stage",)
+        )
+        self._goodput = Gauge(
+            "meancache_goodput",
+            "Share of a gang's time, since its first item began, inside the denoising loop",
+        )
+        self._store_retries = Counter(
+            "meancache_store_retries", "Requests to the store that had to be repeated"
+        )
+        self._since: float | None = None
+        self._denoising_s = 0.0
+        self._repeated = 0
+
+    def record(self, row: Mapping[str, Any], store_retries: int) -> None:
+        """Counts an item that this process has committed.
+
+        Args:
+            row: as its receipt holds it.
+            store_retries: `Store.retries` of the item's store, which only grows.
+        """
+        seconds = stages(row)
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now - sum(row[name] or 0.0 for name in manifest.STAGES)
+        self._denoising_s += seconds.get(DENOISING, 0.0)
+        self._items.inc(tags={"status": row["status"]})
+        for stage, taken in seconds.items():
+            self._stages.observe(taken, tags={"stage": stage})
+        _add(self._retries, row["attempts"] - 1)
+        _add(self._forwards, row["nfe"] or 0)
+        _add(self._store_retries, store_retries - self._repeated)
+        self._repeated = store_retries
+        if now > self._since:
+            self._goodput.set(self._denoising_s / (now - self._since))
+
+
+@functools.cache
+def of_this_process() -> ItemMetrics:
+    """The process's own counts, from its first item on."""
+    return ItemMetrics()
+
+
+def stages(row: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds of each stage that a row knows, by name: render, encode, upload, denoise, ..."""
+    known = {**{name: row[name] for name in manifest.STAGES}, **row["metrics"]}
+    return {
+        name.removesuffix("_s"): seconds
+        for name, seconds in known.items()
+        if name.endswith("_s") and seconds is not None
+    }
+
+
+def _add(counter: Counter, value: int) -> None:
+    if value > 0:  # Ray refuses to add nothing
+        counter.inc(value)
