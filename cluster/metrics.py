@@ -10,14 +10,13 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Mapping
-from typing import Any
-
-from ray.util.metrics import Counter, Gauge, Histogram
+from typing import TYPE_CHECKING, Any
 
 from cluster import manifest
 
-# Seconds: from the upload of a small video to the denoising loop of a large one on one GPU.
-BOUNDARIES = [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000]
+if TYPE_CHECKING:
+    from ray.util.metrics import Counter
+
 # The stage that a gang is there for, as `stages` names it.
 DENOISING = "denoise"
 
@@ -26,13 +25,17 @@ class ItemMetrics:
     """Counts the items of this process; `of_this_process` returns the one that there is."""
 
     def __init__(self) -> None:
+        # Only here: ranks come by this module with their task, and have no use for Ray.
+        from ray.util.metrics import Counter, Gauge
+
         self._items = Counter(
             "meancache_items", "Items committed, by status: ok or failed", ("status",)
         )
         self._retries = Counter("meancache_retries", "Attempts beyond the first at these items")
         self._forwards = Counter("meancache_forwards", "Forwards of the transformer in ok items")
-        self._stages = Histogram(
-            "meancache_stage_seconds", "Seconds of each stage of an ok item", BOUNDARIES, ("stage",)
+        # No histogram: Ray exports its sums rounded to the middles of its buckets.
+        self._stages = Counter(
+            "meancache_stage_seconds", "Seconds of each stage of ok items", ("stage",)
         )
         self._goodput = Gauge(
             "meancache_goodput",
@@ -57,15 +60,15 @@ class ItemMetrics:
         if self._since is None:
             self._since = now - sum(row[name] or 0.0 for name in manifest.STAGES)
         self._denoising_s += seconds.get(DENOISING, 0.0)
-        self._items.inc(tags={"status": row["status"]})
         for stage, taken in seconds.items():
-            self._stages.observe(taken, tags={"stage": stage})
+            _add(self._stages, taken, stage=stage)
         _add(self._retries, row["attempts"] - 1)
         _add(self._forwards, row["nfe"] or 0)
         _add(self._store_retries, store_retries - self._repeated)
         self._repeated = store_retries
         if now > self._since:
             self._goodput.set(self._denoising_s / (now - self._since))
+        self._items.inc(tags={"status": row["status"]})
 
 
 @functools.cache
@@ -84,6 +87,6 @@ def stages(row: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _add(counter: Counter, value: int) -> None:
+def _add(counter: Counter, value: float, **tags: str) -> None:
     if value > 0:  # Ray refuses to add nothing
-        counter.inc(value)
+        counter.inc(value, tags=tags)
