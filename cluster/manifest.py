@@ -38,8 +38,6 @@ SUCCESS_KEY = "manifest/_SUCCESS"
 PARTS = "manifest/parts/"
 FAILURES = "failures/"
 OK, FAILED = "ok", "failed"
-# Columns with the seconds of what happens to an item one after the other.
-STAGES = ("render_s", "encode_s", "upload_s")
 # Requests to a store that are under way at once: one S3 request takes tens of milliseconds.
 REQUESTS_AT_ONCE = 16
 # What a damaged JSON file makes of its readers.

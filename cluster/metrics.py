@@ -8,26 +8,20 @@ Knows rows of a manifest, and nothing of how they came about.
 from __future__ import annotations
 
 import functools
-import time
+import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cluster import manifest
-
-if TYPE_CHECKING:
-    from ray.util.metrics import Counter
-
-# The stage that a gang is there for, as `stages` names it.
-DENOISING = "denoise"
+from ray.util.metrics import Counter, Gauge
 
 
 class ItemMetrics:
-    """Counts the items of this process; `of_this_process` returns the one that there is."""
+    """Counts the items of this process; `of_this_process` returns the one that there is.
+
+    Leaders have several items in their hands at once, so threads may share it.
+    """
 
     def __init__(self) -> None:
-        # Only here: ranks come by this module with their task, and have no use for Ray.
-        from ray.util.metrics import Counter, Gauge
-
         self._items = Counter(
             "meancache_items", "Items committed, by status: ok or failed", ("status",)
         )
@@ -38,14 +32,13 @@ class ItemMetrics:
             "meancache_stage_seconds", "Seconds of each stage of ok items", ("stage",)
         )
         self._goodput = Gauge(
-            "meancache_goodput",
-            "Share of a gang's time, since its first item began, inside the denoising loop",
+            "meancache_goodput", "Share of a gang's time at ok items inside the denoising loop"
         )
         self._store_retries = Counter(
             "meancache_store_retries", "Requests to the store that had to be repeated"
         )
-        self._since: float | None = None
-        self._denoising_s = 0.0
+        self._lock = threading.Lock()
+        self._denoising_s = self._gang_s = 0.0
         self._repeated = 0
 
     def record(self, row: Mapping[str, Any], store_retries: int) -> None:
@@ -56,19 +49,18 @@ class ItemMetrics:
             store_retries: `Store.retries` of the item's store, which only grows.
         """
         seconds = stages(row)
-        now = time.monotonic()
-        if self._since is None:
-            self._since = now - sum(row[name] or 0.0 for name in manifest.STAGES)
-        self._denoising_s += seconds.get(DENOISING, 0.0)
-        for stage, taken in seconds.items():
-            _add(self._stages, taken, stage=stage)
-        _add(self._retries, row["attempts"] - 1)
-        _add(self._forwards, row["nfe"] or 0)
-        _add(self._store_retries, store_retries - self._repeated)
-        self._repeated = store_retries
-        if now > self._since:
-            self._goodput.set(self._denoising_s / (now - self._since))
-        self._items.inc(tags={"status": row["status"]})
+        with self._lock:
+            for stage, taken in seconds.items():
+                _add(self._stages, taken, stage=stage)
+            _add(self._retries, row["attempts"] - 1)
+            _add(self._forwards, row["nfe"] or 0)
+            _add(self._store_retries, store_retries - self._repeated)
+            self._repeated = max(store_retries, self._repeated)
+            self._denoising_s += seconds.get("denoise", 0.0)
+            self._gang_s += seconds.get("gang", 0.0)
+            if self._gang_s:
+                self._goodput.set(self._denoising_s / self._gang_s)
+            self._items.inc(tags={"status": row["status"]})
 
 
 @functools.cache
@@ -79,10 +71,9 @@ def of_this_process() -> ItemMetrics:
 
 def stages(row: Mapping[str, Any]) -> dict[str, float]:
     """Seconds of each stage that a row knows, by name: render, encode, upload, denoise, ..."""
-    known = {**{name: row[name] for name in manifest.STAGES}, **row["metrics"]}
     return {
         name.removesuffix("_s"): seconds
-        for name, seconds in known.items()
+        for name, seconds in {**row, **row["metrics"]}.items()
         if name.endswith("_s") and seconds is not None
     }
 

@@ -22,7 +22,7 @@ from tests.faults import Fault, FaultProxy
 from tests.jobs.conftest import PROMPTS
 
 STEPS = 4
-STAGES = ("render", "denoise", "encode", "upload")
+STAGES = ("text", "denoise", "decode", "gang", "render", "encode", "upload")
 Samples = dict[tuple[str, str], float]
 
 
@@ -88,6 +88,7 @@ def expected(rows: list[dict[str, Any]]) -> Samples:
         ("forwards_total", ""): ok * STEPS,
         ("store_retries_total", ""): ok,
         **{("stage_seconds_total", stage): seconds(rows, stage) for stage in STAGES},
+        ("goodput", ""): seconds(rows, "denoise") / seconds(rows, "gang"),
     }
 
 
@@ -144,9 +145,9 @@ def test_seconds_of_each_stage_are_those_of_the_rows(rendered):
 
 
 def test_goodput_is_the_share_of_the_gangs_time_inside_the_denoising_loop(rendered):
-    # A gang's renders come one after the other, and what is between them is no denoising.
-    most = max(row["metrics"]["denoise_s"] / row["render_s"] for row in ok_rows(rendered))
-    assert 0 < rendered.samples["goodput", ""] <= most <= 1
+    denoising, gang = (seconds(rendered.rows, stage) for stage in ("denoise", "gang"))
+    assert rendered.samples["goodput", ""] == pytest.approx(denoising / gang)
+    assert 0 < rendered.samples["goodput", ""] < 1
 
 
 def test_repeated_requests_to_the_store_are_counted(rendered):
