@@ -20,9 +20,11 @@ import tomllib
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import click
+import configargparse
 from ray.scripts.scripts import cli as ray_cli
 
 PROJECT = Path(__file__).parents[1]
@@ -37,7 +39,7 @@ class CommandError(AssertionError):
 
 
 class _Parsed(BaseException):
-    """A module's own `main` has parsed its arguments, and goes no further."""
+    """A module's `main` has parsed its arguments, and goes no further."""
 
 
 def check(line: str) -> None:
@@ -91,28 +93,31 @@ def _module(name: str, arguments: list[str]) -> None:
         found = importlib.util.find_spec(name)
     if found is None:
         raise CommandError(f"python -m {name}: there is no such module")
-    if name.startswith("jobs."):
-        parser = importlib.import_module(name).parser()
-        _parse(lambda: parser.parse_args(arguments), [name, *arguments])
-    elif arguments:
+    if name.startswith("jobs.") or arguments:
         main = importlib.import_module(name).main
         _parse(lambda: _until_parsed(main, arguments), [name, *arguments])
 
 
 def _until_parsed(main: Callable[[], object], arguments: list[str]) -> None:
-    """Runs a `main` with these arguments up to where its parser has accepted them."""
-    parse_args = argparse.ArgumentParser.parse_args
+    """Runs a `main` with these arguments up to where its own parser has accepted them."""
 
-    def parse(parser: argparse.ArgumentParser) -> None:
-        parse_args(parser)
-        raise _Parsed
+    def stopping(parse_args: Callable[..., object]) -> Callable[..., object]:
+        def parse(*given: Any, **named: Any) -> None:
+            parse_args(*given, **named)
+            raise _Parsed
 
-    with (
-        mock.patch.object(argparse.ArgumentParser, "parse_args", parse),
-        mock.patch.object(sys, "argv", ["", *arguments]),
-        contextlib.suppress(_Parsed),
-    ):
-        main()
+        return parse
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(sys, "argv", ["", *arguments]))
+        for parser in (argparse.ArgumentParser, configargparse.ArgumentParser):
+            replaced = mock.patch.object(parser, "parse_args", stopping(parser.parse_args))
+            stack.enter_context(replaced)
+        try:
+            main()
+        except _Parsed:
+            return
+    raise CommandError(f"{main.__module__}: its main asks no parser")
 
 
 def _torchrun(words: list[str]) -> None:
