@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import re
 import shlex
 from collections.abc import Callable
@@ -44,7 +45,9 @@ def ray_job(request) -> dict[str, Any]:
 def options(ray_job):
     """What the job's own parser makes of its entrypoint."""
     _, _, module, *arguments = shlex.split(ray_job["spec"]["entrypoint"])
-    return pytest.importorskip(module).parser().parse_args(arguments)
+    if importlib.util.find_spec(module) is None:
+        pytest.xfail(f"{module} is not there yet")
+    return importlib.import_module(module).parser().parse_args(arguments)
 
 
 @pytest.fixture
