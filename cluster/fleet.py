@@ -50,7 +50,7 @@ It may raise TryAgainError, and then gets the item again, mostly on another lead
 """
 
 Lost = Callable[[Any, str], None]
-"""Told of an item whose leader died, and how, before it is handed out again."""
+"""Told of an item whose leader died with it alone, and how, before it is handed out again."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,8 @@ def run(
         work: what to do with each item.
         items: anything that pickles.
         gangs: who does it.
-        lost: told of each item whose leader died.
+        lost: told of each item whose leader died with it. Where there were several, none is blamed,
+            but each is handed out alone from there on.
 
     Raises:
         FleetError: the cluster has no room for one gang.
@@ -126,14 +127,14 @@ def run(
     most = min(gangs.most or places, len(items))
     waiting = deque(range(len(items)))
     deaths: Counter[int] = Counter()
+    suspects: set[int] = set()
     results: list[Any] = []
     with _Pool(work, gangs, resources, most) as pool, draining() as drain:
         for _ in range(least):
             pool.hire()
         while waiting or pool.working or results:
-            # What a leader died with it gets alone, lest it takes others with it again.
             while waiting and not drain.requested:
-                if not pool.assign(waiting[0], items[waiting[0]], alone=deaths[waiting[0]] > 0):
+                if not pool.assign(waiting[0], items[waiting[0]], alone=waiting[0] in suspects):
                     break
                 waiting.popleft()
             if not waiting or drain.requested:
@@ -150,6 +151,8 @@ def run(
                     results.append(result)
                     continue
                 waiting.appendleft(index)
+                if result.suspect:
+                    suspects.add(index)
                 if result.blamed:
                     deaths[index] += 1
                     lost(items[index], result.reason)
@@ -184,10 +187,17 @@ def _call(check: Callable[[], Any]) -> None:
 
 @dataclass(frozen=True)
 class _Undone:
-    """In place of a result: the leader is gone; `blamed` if the item may have been its end."""
+    """In place of a result.
+
+    Attributes:
+        reason: of the failure.
+        suspect: the leader died with it, for whatever reason.
+        blamed: and with no other.
+    """
 
     reason: str
-    blamed: bool
+    suspect: bool = False
+    blamed: bool = False
 
 
 class _Pool:
@@ -205,6 +215,7 @@ class _Pool:
         self._hands: dict[Any, set[int]] = {}  # of each leader that runs: its items
         self._alone: set[int] = set()  # items whose leader gets no other
         self._leaving: set[Any] = set()  # leaders that get no more
+        self._crowded: set[Any] = set()  # leaders that died with several
         self._failures: Counter[Any] = Counter()  # of each leader, in a row
         self._failed_starts = 0
         self._proven = False
@@ -281,6 +292,7 @@ class _Pool:
             self._alone.discard(index)
             # Of a leader that was buried with it, an item comes back without blame.
             buried = leader not in self._hands
+            company = not buried and len(self._hands[leader]) > 1
             if not buried:
                 self._hands[leader].discard(index)
             try:
@@ -290,17 +302,20 @@ class _Pool:
             except RayError as death:
                 reason = f"the gang's leader died: {_sentence(death)}"
                 # A node that was taken away on notice is no item's fault.
-                blamed = not buried and not getattr(death, "preempted", False)
+                suspect = not buried and not getattr(death, "preempted", False)
+                if company:
+                    self._crowded.add(leader)
+                blamed = suspect and leader not in self._crowded
                 if not buried:
                     self._leaving.add(leader)
                     if not self._hands[leader]:
                         self._bury(leader)
-                yield index, _Undone(reason, blamed)
+                yield index, _Undone(reason, suspect, blamed)
                 continue
             if isinstance(error, GangStartError):
                 if not buried:
                     self._not_started(leader, error)
-                yield index, _Undone(str(error), blamed=False)
+                yield index, _Undone(str(error))
                 continue
             if isinstance(error, TryAgainError):
                 self._failures[leader] += 1
@@ -313,7 +328,7 @@ class _Pool:
                 self._failures.pop(leader, None)
             if leader in self._leaving and not self._hands[leader]:
                 self._dismiss(leader)
-            yield index, _Undone(str(error), blamed=False) if error is not None else result
+            yield index, _Undone(str(error)) if error is not None else result
 
     def _started(self, leader: Any, answer: Any) -> None:
         try:
@@ -354,6 +369,7 @@ class _Pool:
     def _forget(self, leader: Any) -> None:
         self._hands.pop(leader, None)
         self._leaving.discard(leader)
+        self._crowded.discard(leader)
         self._failures.pop(leader, None)
 
 
