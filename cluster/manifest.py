@@ -318,7 +318,12 @@ def to_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def read_rows(data: bytes) -> list[dict[str, Any]]:
-    """The rows of one part.
+    """The rows of one part. Raises ValueError as `read_table` does."""
+    return read_table(data).to_pylist()
+
+
+def read_table(data: bytes) -> pa.Table:
+    """One part, of SCHEMA.
 
     Raises:
         ValueError: the bytes are not a Parquet file of SCHEMA.
@@ -329,4 +334,4 @@ def read_rows(data: bytes) -> list[dict[str, Any]]:
         raise ValueError(f"not a Parquet file: {error}") from error
     if not table.schema.equals(SCHEMA):
         raise ValueError("its columns are not those of a manifest part")
-    return table.to_pylist()
+    return table

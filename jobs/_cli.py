@@ -27,6 +27,7 @@ from cluster.pipelines import PIPELINES
 from cluster.plan import SpecError
 from cluster.prompts import PromptsError
 from cluster.store import MissingKey, Store, StoreError, open_store
+from cluster.where import WhereError
 from meancache.reference import FittingError
 from meancache.schedule import ScheduleError
 from meancache.solver import SolverError
@@ -47,6 +48,7 @@ REFUSALS = (
     ScheduleError,
     SolverError,
     SpecError,
+    WhereError,
 )
 
 
