@@ -47,14 +47,14 @@ class File:
         key: where it goes.
         start: the first of the export's rows that it is made of.
         stop: after the last of them.
-        bytes: of the videos that it holds.
+        size: bytes of the videos that it holds.
         make: (source, those rows) -> its content.
     """
 
     key: str
     start: int
     stop: int
-    bytes: int
+    size: int
     make: Callable[[Store, pa.Table], bytes]
 
 
@@ -128,7 +128,8 @@ def _videofolder(rows: pa.Table) -> list[list[File]]:
 
 
 def _webdataset(rows: pa.Table) -> list[list[File]]:
-    tars, start, held = [], 0, 0
+    tars: list[File] = []
+    start = held = 0
     for row, size in enumerate([*rows["bytes"].to_pylist(), MOST_BYTES]):
         if row > start and held + size > MOST_BYTES:
             tars.append(File(f"part-{len(tars):06d}.tar", start, row, held, _tar))
@@ -166,11 +167,11 @@ def _batches(files: Sequence[File]) -> Iterator[list[File]]:
     batch: list[File] = []
     held = 0
     for file in files:
-        if batch and (len(batch) == MOST_AT_ONCE or held + file.bytes > MOST_BYTES):
+        if batch and (len(batch) == MOST_AT_ONCE or held + file.size > MOST_BYTES):
             yield batch
             batch, held = [], 0
         batch.append(file)
-        held += file.bytes
+        held += file.size
     if batch:
         yield batch
 
