@@ -6,8 +6,9 @@ Reads the parts that `_SUCCESS` names and trusts nothing in them that has anothe
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -44,6 +45,22 @@ def read_parts(store: Store, success: Success) -> Iterator[pa.Table]:
         yield from at_once(partial(_read_part, store), some)
 
 
+def search(store: Store, item_id: str, keys: Sequence[str]) -> Iterator[dict[str, Any] | None]:
+    """The row of an item, or None, of each of these parts, one by one.
+
+    Raises:
+        StoreError: one is damaged.
+    """
+
+    def row(key: str) -> dict[str, Any] | None:
+        table = _table(store, key, store.get(key))
+        found = table.filter(pc.field("item_id") == item_id).to_pylist()
+        return found[0] if found else None
+
+    for first in range(0, len(keys), REQUESTS_AT_ONCE):
+        yield from at_once(row, keys[first : first + REQUESTS_AT_ONCE])
+
+
 def flattened(parts: Iterable[pa.Table]) -> pa.Table:
     """One table of parts, or of some of their columns: each metric a column `metrics.NAME`."""
     table = pa.concat_tables(parts)
@@ -56,8 +73,11 @@ def flattened(parts: Iterable[pa.Table]) -> pa.Table:
 
 
 def _read_part(store: Store, part: tuple[str, str]) -> pa.Table:
-    key, sha256 = part
+    return _table(store, part[0], read_checked(store, *part))
+
+
+def _table(store: Store, key: str, data: bytes) -> pa.Table:
     try:
-        return manifest.read_table(read_checked(store, key, sha256))
+        return manifest.read_table(data)
     except ValueError as error:
         raise StoreError(f"{store.uri(key)} is damaged: {error}; see jobs.verify") from error
