@@ -264,8 +264,9 @@ def parser() -> argparse.ArgumentParser:
     """The job's flags."""
     result = _cli.job_parser(
         "jobs.render",
-        "Renders every prompt to an mp4, or a png, and lists them in a Parquet manifest. A job\n"
-        "that was stopped is resumed by the same command; a finished one renders nothing again.",
+        "Renders every prompt to an mp4, or a png, lists them in a Parquet manifest, and shows\n"
+        "the job on a page, report.html. A job that was stopped is resumed by the same command;\n"
+        "a finished one renders nothing again.",
         "python -m jobs.render --model tiny --prompts prompts.txt --budget 10 --output out",
     )
     _cli.add_output(result, "where videos and manifest go")

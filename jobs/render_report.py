@@ -36,6 +36,7 @@ BARS = 60
 # Of reasons, how many are told, each with so many items, and how many failed attempts are read.
 REASONS, NAMED, ATTEMPTS_READ = 12, 3, 500
 LONGEST_TEXT = 240
+METRIC = "metrics."
 STAGES = ("render_s", "encode_s", "upload_s")
 _SUMMED = (*STAGES, "created_at", "attempts", "nfe", "bytes", "metrics")
 
@@ -119,7 +120,7 @@ def render_page(
         loader=jinja2.PackageLoader("jobs"), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters.update(plain=plain, seconds=seconds, size=size)
-    times = np.sort(np.array([time.timestamp() for time in rows["created_at"].to_pylist()]))
+    times = np.sort(rows["created_at"].cast(pa.int64()).to_numpy()) / 1e6
     tries = Counter(rows["attempts"].to_pylist())
     schedule = _schedule(spec)
     return environment.get_template("render.html").render(
@@ -131,9 +132,9 @@ def render_page(
         computed=set(schedule.computed_steps) if schedule else set(),
         rows=rows.num_rows,
         image=not spec["model"]["fps"],
-        bytes=sum(rows["bytes"].to_pylist()),
+        bytes=int(_known(rows["bytes"]).sum()),
         nfe=sorted(Counter(rows["nfe"].to_pylist())),
-        busy=duration(sum(sum(_known(rows[name])) for name in STAGES)),
+        busy=duration(sum(_known(rows[name]).sum() for name in STAGES)),
         throughput=_throughput(times),
         stages=_stages(rows),
         measures=_measures(rows),
@@ -247,42 +248,48 @@ def _clock(time: float) -> str:
 
 
 def _stages(rows: pa.Table) -> list[Stage]:
-    """Everything that was timed, `render_s` and what metrics end in `_s`, in seconds."""
-    names = [*STAGES, *(name for name in _metrics(rows) if name.endswith("_s"))]
+    """Everything that was timed, STAGES and what metrics end in `_s`, in seconds."""
+    inner = (name for name in _metrics(rows) if name.endswith("_s"))
+    names = [*STAGES, *(name for name in inner if _metric(name) not in STAGES)]
     known = {name: _known(rows[name]) for name in names}
-    whole = sum(sum(known[name]) for name in STAGES)
+    whole = sum(known[name].sum() for name in STAGES)
     return [
         Stage(
-            name=name.removeprefix("metrics.").removesuffix("_s"),
+            name=_metric(name).removesuffix("_s"),
             within=name not in STAGES,
             median=float(np.median(values)),
             p90=float(np.quantile(values, 0.9)),
-            most=max(values),
-            share=100 * sum(values) / whole if whole else 0.0,
+            most=float(values.max()),
+            share=float(100 * values.sum() / whole) if whole else 0.0,
         )
         for name, values in known.items()
-        if values
+        if len(values)
     ]
 
 
 def _measures(rows: pa.Table) -> list[tuple[str, int, float, float, float]]:
     """(name, how many, least, mean, most) of each metric that is no time."""
+    known = {name: _known(rows[name]) for name in _metrics(rows) if not name.endswith("_s")}
     return [
         (
-            name.removeprefix("metrics."),
+            _metric(name),
             len(values),
-            min(values),
-            float(np.mean(values)),
-            max(values),
+            float(values.min()),
+            float(values.mean()),
+            float(values.max()),
         )
-        for name in _metrics(rows)
-        if not name.endswith("_s") and (values := _known(rows[name]))
+        for name, values in known.items()
+        if len(values)
     ]
 
 
 def _metrics(rows: pa.Table) -> Iterator[str]:
-    return (name for name in rows.column_names if name.startswith("metrics."))
+    return (name for name in rows.column_names if name.startswith(METRIC))
 
 
-def _known(column: pa.ChunkedArray) -> list[float]:
-    return column.drop_null().to_pylist()
+def _metric(column: str) -> str:
+    return column.removeprefix(METRIC)
+
+
+def _known(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    return column.drop_null().to_numpy()
