@@ -37,6 +37,8 @@ BARS = 60
 REASONS, NAMED, ATTEMPTS_READ = 12, 3, 500
 LONGEST_TEXT = 240
 METRIC = "metrics."
+# Of a video, the gang's time in its denoising loop, and all of it, waiting for work included.
+DENOISE, GANG = "metrics.denoise_s", "metrics.gang_s"
 STAGES = ("render_s", "encode_s", "upload_s")
 _SUMMED = (*STAGES, "created_at", "attempts", "nfe", "bytes", "metrics")
 
@@ -135,6 +137,7 @@ def render_page(
         bytes=int(_known(rows["bytes"]).sum()),
         nfe=sorted(Counter(rows["nfe"].to_pylist())),
         busy=duration(sum(_known(rows[name]).sum() for name in STAGES)),
+        goodput=_goodput(rows),
         throughput=_throughput(times),
         stages=_stages(rows),
         measures=_measures(rows),
@@ -242,14 +245,21 @@ def _throughput(times: NDArray[np.float64]) -> dict[str, Any] | None:
     }
 
 
+def _goodput(rows: pa.Table) -> str | None:
+    """The share of the gangs' time that went into denoising; None where it was not timed."""
+    if not {DENOISE, GANG} <= set(rows.column_names) or not (whole := _known(rows[GANG]).sum()):
+        return None
+    return f"{_known(rows[DENOISE]).sum() / whole:.0%}"
+
+
 def _clock(time: float) -> str:
     moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=time)
     return f"{moment:%Y-%m-%d %H:%M}"
 
 
 def _stages(rows: pa.Table) -> list[Stage]:
-    """Everything that was timed, STAGES and what metrics end in `_s`, in seconds."""
-    inner = (name for name in _metrics(rows) if name.endswith("_s"))
+    """Everything that a video went through: STAGES, and what metrics end in `_s`, in seconds."""
+    inner = (name for name in _metrics(rows) if name.endswith("_s") and name != GANG)
     names = [*STAGES, *(name for name in inner if _metric(name) not in STAGES)]
     known = {name: _known(rows[name]) for name in names}
     whole = sum(known[name].sum() for name in STAGES)

@@ -20,13 +20,20 @@ from typing import Any
 import numpy as np
 
 from cluster import dataset, fleet, image, plan, video
-from cluster.delivery import RenderRequest, render_item
-from cluster.gang import Gang
 from cluster.manifest import PARTS, UNREADABLE
 from cluster.model import Model, ModelError, find_model
 from cluster.plan import SpecError, WorkItem
-from cluster.rendering import encoded, rank_builder
+from cluster.rendering import (
+    RenderRequest,
+    codec_builder,
+    decode_item,
+    denoiser_builder,
+    draw_item,
+    encoded,
+    read_texts,
+)
 from cluster.store import AlreadyExists, Store, StoreError, open_store
+from cluster.studio import Studio
 from jobs import _cli
 from jobs._progress import progress
 from meancache.grid import shown
@@ -46,10 +53,13 @@ class Replay:
     model: Model
     schedule: Schedule | None
 
-    def __call__(self, gang: Gang, item: WorkItem) -> bytes:
-        """The item's mp4 or png, rendered again. Raises GangError."""
-        rendering, _ = gang.run_with_retries(render_item, RenderRequest(item, self.schedule))
-        return encoded(self.model, rendering.frames)
+    def __call__(self, studio: Studio, item: WorkItem) -> bytes:
+        """The item's mp4 or png, rendered again as a render job does. Raises GangError."""
+        (texts, _), _ = studio.codec.run_with_retries(read_texts, item)
+        request = RenderRequest(item, self.schedule, texts)
+        drawing, _ = studio.gang.run_with_retries(draw_item, request)
+        (frames, _), _ = studio.codec.run_with_retries(decode_item, (drawing.latents, item))
+        return encoded(self.model, frames)
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,7 @@ def prepare(options: argparse.Namespace) -> Prepared:
     item = _item(store, spec, row, model, schedule)
     size = options.gang_size or row["world_size"]
     model.check_arguments(item.arguments, size)
-    gangs = fleet.Gangs(rank_builder(model), size, 1, 1)
+    gangs = fleet.Gangs(denoiser_builder(model), size, 1, 1, codec_builder(model))
     return Prepared(store, row, item, Replay(model, schedule), gangs, output)
 
 
