@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from meancache.grid import shown
 
-EXAMPLE = "metrics.caption >= 0.9 and num_frames == 9"
+EXAMPLE = "metrics.denoise_s < 2.5 and 'circle' in prompt"
 # Python's parser is written for programs that are trusted not to exhaust it.
 MOST_CHARACTERS = 10_000
 _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
@@ -64,7 +64,7 @@ def where(table: pa.Table, condition: str) -> pa.Table:
         said = error.msg if isinstance(error, SyntaxError) else str(error)
         raise WhereError(
             f"the condition {shown(condition)} cannot be read ({said}): write one such as "
-            f"{EXAMPLE!r}, with == for equal"
+            f"{EXAMPLE}, with == for equal"
         ) from None
 
 
@@ -80,7 +80,7 @@ def _truth(table: pa.Table, node: ast.expr) -> Any:
             pairs = itertools.pairwise([left, *others])
             found = [_compared(table, a, op, b) for (a, b), op in zip(pairs, ops, strict=True)]
             return functools.reduce(pc.and_kleene, found)
-    raise WhereError(f"{_text(node)} is no condition: compare a column, as in {EXAMPLE!r}")
+    raise WhereError(f"{_text(node)} is no condition: compare a column, as in {EXAMPLE}")
 
 
 def _compared(table: pa.Table, left: ast.expr, op: ast.cmpop, right: ast.expr) -> Any:
@@ -147,7 +147,7 @@ def _column(table: pa.Table, node: ast.expr) -> pa.ChunkedArray:
         ):
             name = f"metrics.{metric}"
         case _:
-            raise WhereError(f"{_text(node)} is no column: write one as in {EXAMPLE!r}")
+            raise WhereError(f"{_text(node)} is no column: write one as in {EXAMPLE}")
     if name not in table.column_names:
         raise WhereError(
             f"there is no column {shown(name)}; there are {', '.join(table.column_names)}"

@@ -103,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
         "--where",
         metavar="EXPR",
         help="only rows that meet a condition on columns and metrics, of == != < <= > >= in, "
-        f"is None, and, or, not; such as '{EXAMPLE}'",
+        f'is None, and, or, not; such as "{EXAMPLE}"',
     )
     return result
 

@@ -135,7 +135,7 @@ def render_page(
         rows=rows.num_rows,
         image=not spec["model"]["fps"],
         bytes=int(_known(rows["bytes"]).sum()),
-        nfe=sorted(Counter(rows["nfe"].to_pylist())),
+        nfe=np.unique(_known(rows["nfe"])).astype(int).tolist(),
         busy=duration(sum(_known(rows[name]).sum() for name in STAGES)),
         goodput=_goodput(rows),
         throughput=_throughput(times),
