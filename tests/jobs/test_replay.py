@@ -111,7 +111,7 @@ def test_a_root_that_is_none_is_refused(tmp_path, refused):
         (b'{"kind":"render","arguments":{},"schedule":{},"model":'
          b'{"id":7,"revision":"","pipeline":"","dtype":""}}', "is not a job's JSON"),
         (b'{"kind":"calibrate","arguments":{},"schedule":null,"model":'
-         b'{"id":"","revision":"","pipeline":"","dtype":""}}', "is a job's of kind 'calibrate'"),
+         b'{"id":"","revision":"","pipeline":"","dtype":""}}', "of a job of kind 'calibrate'"),
     ],
 )  # fmt: skip
 def test_a_root_of_another_job_is_refused(tmp_path, refused, spec, sentence):
