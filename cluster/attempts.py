@@ -11,20 +11,31 @@ from __future__ import annotations
 
 import json
 import secrets
-from itertools import count
+from itertools import count, islice
 
-from cluster.manifest import Manifest
+from cluster.manifest import Manifest, at_once
 from cluster.plan import WorkItem
-from cluster.store import AlreadyExists
+from cluster.store import AlreadyExists, Store
 from meancache.schedule import canonical_json
 
 # Of an error's text; the whole of it is in the log of its rank.
 REASON_LENGTH = 2000
+_FOLDER = "attempts/"
 
 
 def failures(manifest: Manifest, item: WorkItem) -> list[str]:
     """Why earlier attempts at the item failed, the oldest first."""
     return [json.loads(manifest.store.get(key))["error"] for key in _keys(manifest, item)]
+
+
+def recorded(store: Store, most: int) -> list[tuple[str, str]]:
+    """(item id, reason) of the failed attempts of a root, the first `most` by shard and id."""
+    keys = list(islice(store.list(_FOLDER), most))
+    reasons = at_once(lambda key: json.loads(store.get(key))["error"], keys)
+    return [
+        (key.rpartition("/")[2].partition(".")[0], reason)
+        for key, reason in zip(keys, reasons, strict=True)
+    ]
 
 
 def record_failure(manifest: Manifest, item: WorkItem, reason: str) -> None:
@@ -42,7 +53,7 @@ def record_failure(manifest: Manifest, item: WorkItem, reason: str) -> None:
 
 
 def _prefix(manifest: Manifest, item: WorkItem) -> str:
-    return f"attempts/{item.shard:06d}/{item.id}.r{manifest.healing}."
+    return f"{_FOLDER}{item.shard:06d}/{item.id}.r{manifest.healing}."
 
 
 def _keys(manifest: Manifest, item: WorkItem) -> list[str]:

@@ -150,6 +150,8 @@ class Delivery:
             "attempts": attempts_,
             "fps": self.model.fps,
             "metrics": {},
+            # Beyond the manifest's columns: what a row overrides is in no other place.
+            "arguments": dict(item.arguments),
             "created_at": manifest.now(),
             **known,
         }

@@ -2,10 +2,12 @@
 
     videos/{id[:2]}/{id}.{sha256[:16]}.mp4     content-addressed, never overwritten; .png of a
                                                model of images, whose rows have fps 0 and 1 frame
-    receipts/{shard:06d}/{id}.json             created once: the commit point of an item
+    receipts/{shard:06d}/{id}.json             created once: the commit point of an item; its row,
+                                               and the arguments of its call
     manifest/parts/part-{shard:06d}.parquet    its shard's `ok` rows
     failures/part-{shard:06d}.parquet          its shard's rows that were given up
     manifest/_SUCCESS                          once every item is accounted for
+    report.html                                all of it on a page; derived, and no part of it
 
 The n-th healing of what failed adds the same files beside these, as {id}.r{n}.json,
 part-{shard:06d}-r{n}.parquet and _SUCCESS.r{n}, and rewrites nothing.
@@ -318,7 +320,12 @@ def to_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def read_rows(data: bytes) -> list[dict[str, Any]]:
-    """The rows of one part.
+    """The rows of one part. Raises ValueError as `read_table` does."""
+    return read_table(data).to_pylist()
+
+
+def read_table(data: bytes) -> pa.Table:
+    """One part, of SCHEMA.
 
     Raises:
         ValueError: the bytes are not a Parquet file of SCHEMA.
@@ -329,4 +336,4 @@ def read_rows(data: bytes) -> list[dict[str, Any]]:
         raise ValueError(f"not a Parquet file: {error}") from error
     if not table.schema.equals(SCHEMA):
         raise ValueError("its columns are not those of a manifest part")
-    return table.to_pylist()
+    return table

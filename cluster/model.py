@@ -31,6 +31,7 @@ __all__ = ["Model", "ModelError", "find_model"]
 CONDITIONS = ("height", "width", "num_frames", "guidance_scale", "true_cfg_scale")
 # Beyond any model of today; a slip of the keyboard should not reach a GPU.
 MOST = {"height": 16384, "width": 16384, "num_frames": 16385, "num_inference_steps": 1000}
+DTYPES = ("float32", "bfloat16", "float16")
 EULER = "FlowMatchEulerDiscreteScheduler"
 # Pipelines that draw from a picture or a video, of which a row of prompts has none.
 _FROM_PICTURES = re.compile("ImageTo|VideoTo|Img2Img|Inpaint|Control|Edit|Kontext|Fill|Layered")
@@ -265,6 +266,8 @@ def find_model(model_id: str, revision: str | None = None, dtype: str | None = N
     Raises:
         ModelError: there is no such model, or its pipeline is not one that this project runs.
     """
+    if dtype is not None and dtype not in DTYPES:
+        raise ModelError(f"dtype {shown(dtype)} must be one of {', '.join(DTYPES)}")
     folder = tiny.WEIGHTS if model_id == "tiny" else Path(model_id)
     files = find_files(model_id, revision, folder)
     pipeline = files.config("model_index.json").get("_class_name")

@@ -101,6 +101,37 @@ def decode(data: bytes) -> NDArray[np.uint8]:
     return np.stack(frames)
 
 
+def preview(data: bytes, count: int, side: int) -> NDArray[np.uint8]:
+    """Return some frames of a video, small: uint8, shape (F, H, W, 3), RGB.
+
+    count: how many at most, evenly spread, the first among them; side: of the longer edge, in
+        pixels, at most. No more than one frame of full size is in memory.
+
+    Raises ValueError, in a sentence, if `data` is no video.
+    """
+    try:
+        with av.open(io.BytesIO(data), "r") as container:
+            stream = container.streams.video[0]
+            scale = min(1.0, side / max(stream.width, stream.height))
+            size = [max(1, round(edge * scale)) for edge in (stream.width, stream.height)]
+            count = min(count, max(1, stream.frames))
+            wanted = {number * stream.frames // count for number in range(count)}
+            frames = [
+                frame.to_ndarray(
+                    format="rgb24",
+                    width=size[0],
+                    height=size[1],
+                    src_colorspace=Colorspace.ITU709,
+                    interpolation=_SCALING,
+                )
+                for number, frame in enumerate(container.decode(stream))
+                if number in wanted
+            ]
+            return np.stack(frames)
+    except (av.FFmpegError, IndexError, ValueError) as error:
+        raise ValueError(f"{len(data)} bytes cannot be decoded as a video: {error}") from error
+
+
 def check_drawn(what: str, values: NDArray[np.floating], shape: tuple[int, ...]) -> None:
     """Refuse what a model returned where it is no picture of anything.
 

@@ -22,11 +22,12 @@ from ray.exceptions import RayError
 from cluster.draining import EXIT_TERMINATED, Stopped, stoppable
 from cluster.fleet import FleetError, Gangs, parse_count
 from cluster.gang import BuildRank, GangError
-from cluster.model import Model, ModelError, find_model
+from cluster.model import DTYPES, Model, ModelError, find_model
 from cluster.pipelines import PIPELINES
 from cluster.plan import SpecError
 from cluster.prompts import PromptsError
 from cluster.store import MissingKey, Store, StoreError, open_store
+from cluster.where import WhereError
 from meancache.reference import FittingError
 from meancache.schedule import ScheduleError
 from meancache.solver import SolverError
@@ -47,6 +48,7 @@ REFUSALS = (
     ScheduleError,
     SolverError,
     SpecError,
+    WhereError,
 )
 
 
@@ -122,7 +124,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--revision", help="branch, tag or commit of a Hugging Face id")
     group.add_argument(
         "--dtype",
-        choices=("float32", "bfloat16", "float16"),
+        choices=DTYPES,
         help="default: float32 for tiny, bfloat16 otherwise",
     )
     group = parser.add_argument_group("video or image (defaults: the model's own)")

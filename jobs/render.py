@@ -26,7 +26,7 @@ from cluster.plan import WorkItem, plan_items, specification
 from cluster.prompts import Prompt, read_prompts
 from cluster.rendering import codec_builder, denoiser_builder
 from cluster.store import MissingKey, Store, StoreError, read
-from jobs import _cli
+from jobs import _cli, render_report
 from jobs._progress import duration, progress
 from jobs.solve import prediction, smallest_budget
 from meancache.grid import shown
@@ -100,6 +100,8 @@ def perform(prepared: Prepared) -> int:
     else:
         _announce(prepared, items, [])
         success = there[1]
+        if not (prepared.dry_run or store.exists(render_report.REPORT_KEY)):
+            render_report.write(store)
     if success is None:
         return 0
     print(f"{success.rows} videos, {success.failed} failed: {store.uri(manifest.PARTS[:-1])}")
@@ -147,7 +149,9 @@ def _render(
                 here.close_shard(row["shard"], shards[row["shard"]])
     if spent["gang_s"]:
         print(f"goodput {spent['denoise_s'] / spent['gang_s']:.0%} of the gangs' time is denoising")
-    return here.finish(shards, before)
+    success = here.finish(shards, before)
+    print(f"report: {render_report.write(here.store)}")
+    return success
 
 
 def _schedule(options: argparse.Namespace, model: Model, steps: int) -> Schedule | None:
@@ -260,8 +264,9 @@ def parser() -> argparse.ArgumentParser:
     """The job's flags."""
     result = _cli.job_parser(
         "jobs.render",
-        "Renders every prompt to an mp4, or a png, and lists them in a Parquet manifest. A job\n"
-        "that was stopped is resumed by the same command; a finished one renders nothing again.",
+        "Renders every prompt to an mp4, or a png, lists them in a Parquet manifest, and shows\n"
+        "the job on a page, report.html. A job that was stopped is resumed by the same command;\n"
+        "a finished one renders nothing again.",
         "python -m jobs.render --model tiny --prompts prompts.txt --budget 10 --output out",
     )
     _cli.add_output(result, "where videos and manifest go")

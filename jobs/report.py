@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 import jinja2
 import numpy as np
-from PIL import Image
 
 from jobs.comparison import Pair
+from jobs.pictures import animation, film_strip
 from meancache.quality import Summary
 from meancache.schedule import Schedule
 from meancache.tiny.captions import Caption
@@ -62,11 +60,11 @@ def demo_page(pairs: Sequence[Pair], schedules: Mapping[int, Schedule], budget: 
         cards=[
             {
                 "pair": pair,
-                "full_moving": _animation(pair.full),
-                "fast_moving": _animation(pair.fast),
-                "full": _film_strip(pair.full),
-                "fast": _film_strip(pair.fast),
-                "difference": _film_strip(_difference(pair)),
+                "full_moving": animation(pair.full, FRAME_MS),
+                "fast_moving": animation(pair.fast, FRAME_MS),
+                "full": film_strip(pair.full),
+                "fast": film_strip(pair.fast),
+                "difference": film_strip(_difference(pair)),
             }
             for pair in pairs
         ],
@@ -91,30 +89,3 @@ def _facts(videos: Sequence[np.ndarray], pairs: Sequence[Pair]) -> float:
 def _difference(pair: Pair) -> np.ndarray:
     error = np.abs(pair.fast.astype(np.int16) - pair.full.astype(np.int16))
     return np.clip(error * DIFFERENCE_GAIN, 0, 255).astype(np.uint8)
-
-
-def _film_strip(frames: np.ndarray) -> str:
-    """All frames in a row, as a data URI."""
-    sink = io.BytesIO()
-    Image.fromarray(np.concatenate(list(frames), axis=1)).save(sink, "PNG", optimize=True)
-    return _data_uri("image/png", sink.getvalue())
-
-
-def _animation(frames: np.ndarray) -> str:
-    """The video as a small looping picture, as a data URI."""
-    images = [Image.fromarray(frame) for frame in frames]
-    sink = io.BytesIO()
-    images[0].save(
-        sink,
-        "WEBP",
-        save_all=True,
-        append_images=images[1:],
-        duration=FRAME_MS,
-        loop=0,
-        lossless=True,
-    )
-    return _data_uri("image/webp", sink.getvalue())
-
-
-def _data_uri(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"

@@ -24,7 +24,7 @@ from cluster.delivery import Delivery
 from cluster.manifest import Manifest
 from cluster.null import NullRenderer
 from cluster.plan import SHARD_SIZE, WorkItem
-from jobs import _cli, render
+from jobs import _cli, render, render_report
 from jobs._progress import progress
 
 # Of each half of the rows, how many are delivered by gangs: enough to know the rate.
@@ -88,6 +88,8 @@ def perform(prepared: Prepared) -> int:
                 here.close_shard(shard, job.items[shard * SHARD_SIZE : (shard + 1) * SHARD_SIZE])
     with timed("finish_s"):
         here.finish(manifest.by_shard(job.items))
+    with timed("report_s"):
+        render_report.write(job.store)
     del job, missing
     with timed("resubmit_finished_s"):
         code = render.main(command)

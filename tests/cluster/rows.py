@@ -11,7 +11,14 @@ from cluster.manifest import Manifest, Success
 from cluster.plan import WorkItem
 
 
-def row_of(item: WorkItem, job: Manifest, status: str = "ok", data: bytes = b"mp4", **changes: Any):
+def row_of(
+    item: WorkItem,
+    job: Manifest,
+    status: str = "ok",
+    data: bytes = b"mp4",
+    ending: str = "mp4",
+    **changes: Any,
+):
     """A row as a leader would commit it; the video of an `ok` one is put into the store."""
     row = {
         **dict.fromkeys(manifest.SCHEMA.names),
@@ -36,7 +43,7 @@ def row_of(item: WorkItem, job: Manifest, status: str = "ok", data: bytes = b"mp
     }
     if status == "ok":
         sha256 = hashlib.sha256(data).hexdigest()
-        key = manifest.video_key(item.id, sha256)
+        key = manifest.video_key(item.id, sha256, ending)
         job.store.put_new(key, data)
         row |= {"uri": job.store.uri(key), "key": key, "sha256": sha256, "bytes": len(data)}
     else:

@@ -46,3 +46,11 @@ def test_a_reason_that_no_file_could_hold_is_kept_as_far_as_it_can(job, items):
     attempts.record_failure(job, items[0], "\ud800" + "x" * 1_000_000)
     (reason,) = attempts.failures(job, items[0])
     assert reason == "?" + "x" * (attempts.REASON_LENGTH - 1)
+
+
+def test_all_that_failed_in_a_root_is_told_with_its_item(job, items):
+    for item in items[:3]:
+        attempts.record_failure(job, item, f"reason {item.index}")
+    told = [(item.id, f"reason {item.index}") for item in items[:3]]
+    assert sorted(attempts.recorded(job.store, 10)) == sorted(told)
+    assert len(attempts.recorded(job.store, 2)) == 2

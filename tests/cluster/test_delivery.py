@@ -69,7 +69,8 @@ def test_a_delivered_item_has_its_video_and_a_receipt_that_describes_it(
     assert set(seconds) == {"text_s", "denoise_s", "decode_s", "gang_s"}
     assert row["render_s"] == seconds["text_s"] + seconds["denoise_s"] + seconds["decode_s"]
     assert 0 < seconds["denoise_s"] < seconds["gang_s"]
-    assert list(row) == manifest.SCHEMA.names
+    assert set(row) == {*manifest.SCHEMA.names, "arguments"}
+    assert row["arguments"] == item.arguments  # for replays: no column says what a row overrides
 
 
 def test_a_rank_that_died_between_two_items_costs_neither_an_attempt(job, model, item, gang_of_one):

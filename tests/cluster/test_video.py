@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cluster.video import decode, encode
+from cluster.video import decode, encode, preview
 
 Frames = NDArray[np.uint8]
 
@@ -153,3 +153,21 @@ def test_a_file_that_breaks_off_anywhere_is_refused() -> None:
 def test_bytes_that_are_no_video_are_refused() -> None:
     with pytest.raises(ValueError, match="300 bytes cannot be decoded"):
         decode(b"abc" * 100)
+
+
+def test_a_preview_is_some_frames_evenly_spread_and_small() -> None:
+    frames = np.repeat(np.arange(0, 250, 10, np.uint8), 64 * 96 * 3).reshape(25, 64, 96, 3)
+    shown = preview(encode(frames, fps=24), 5, 48)
+    assert shown.shape == (5, 32, 48, 3)
+    assert np.abs(shown.mean(axis=(1, 2, 3)) - [0, 50, 100, 150, 200]).max() < 4
+
+
+def test_a_preview_of_a_short_and_small_video_is_all_of_it() -> None:
+    frames = smooth(3)
+    data = encode(frames, fps=24)
+    assert np.array_equal(preview(data, 12, 256), decode(data))
+
+
+def test_a_preview_of_no_video_is_refused() -> None:
+    with pytest.raises(ValueError, match="300 bytes cannot be decoded"):
+        preview(b"abc" * 100, 12, 256)

@@ -55,7 +55,9 @@ def problems(root: str) -> list[str]:
 
 
 def contents(root: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    """All files of a root but its page, which is derived from them and may be replaced."""
+    files = (path for path in root.rglob("*") if path.is_file() and path.name != "report.html")
+    return {path: path.read_bytes() for path in files}
 
 
 def test_a_render_leaves_a_dataset_that_anyone_may_read(rendered):
@@ -73,6 +75,22 @@ def test_the_same_command_again_renders_nothing(root, command, capsys):
     assert render.main(command) == 0
     assert "0 videos to do (0 forwards), 3 already done" in capsys.readouterr().out
     assert contents(root) == before
+
+
+def test_a_finished_job_has_a_page_and_writes_it_again_only_where_it_is_gone(
+    root, rendered, command
+):
+    page = root / "report.html"
+    drawn = page.read_bytes().replace(str(rendered).encode(), str(root).encode())
+    assert drawn.count(b"<figure") == len(PROMPTS)
+    page.write_bytes(b"the reader's own")
+    assert render.main(command) == 0
+    assert page.read_bytes() == b"the reader's own"
+    page.unlink()
+    assert render.main([*command, "--dry-run"]) == 0
+    assert not page.exists()
+    assert render.main(command) == 0
+    assert page.read_bytes() == drawn
 
 
 @pytest.mark.parametrize("lost", ["_SUCCESS", "part-*.parquet"])
@@ -135,6 +153,7 @@ def test_what_has_failed_is_said_and_healed_on_demand_and_nothing_is_rewritten(
     assert "--retry-failed renders those rows again" in said.out
     assert "the gang's leader died: killed" in said.err
     assert [row["index"] for row in rows(root)] == [0, 2]
+    assert "the gang&#39;s leader died: killed" in (root / "report.html").read_text()
     before = contents(root)
 
     assert render.main(command) == 3
@@ -146,6 +165,7 @@ def test_what_has_failed_is_said_and_healed_on_demand_and_nothing_is_rewritten(
 
     assert render.main([*command, "--retry-failed"]) == 0
     assert "3 videos, 0 failed" in capsys.readouterr().out
+    assert "failed</span>" not in (root / "report.html").read_text()
     after = contents(root)
     assert {**after, **before} == after
     assert sorted(row["index"] for row in rows(root)) == [0, 1, 2]
