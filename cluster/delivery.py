@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cluster import attempts, manifest
+from cluster import attempts, audit, manifest
 from cluster.gang import MAX_ATTEMPTS, Gang, GangTaskError, TryAgainError
 from cluster.manifest import Manifest
 from cluster.model import Model
@@ -46,11 +46,19 @@ def render_item(renderer: Renderer, request: RenderRequest) -> Rendering:
 
 @dataclass(frozen=True)
 class Delivery:
-    """What the fleet does with each item of a render job; a `fleet.Work`."""
+    """What the fleet does with each item of a render job; a `fleet.Work`.
+
+    Attributes:
+        manifest: where items are committed.
+        model: what renders them.
+        schedule: which steps to compute; None for all.
+        audit_share: of the items, how many are rendered in full too, to measure the others by.
+    """
 
     manifest: Manifest
     model: Model
     schedule: Schedule | None
+    audit_share: float = 0.0
 
     def __call__(self, gang: Gang, item: WorkItem) -> dict[str, Any]:
         """Renders and commits one item; one that failed MAX_ATTEMPTS times is committed too.
@@ -85,7 +93,7 @@ class Delivery:
         """One attempt. Raises GangTaskError where it fails, perhaps by the item's own fault."""
         if not gang.pace.known:
             self._learn_pace(gang, item)
-        size = self._size(item)
+        size = self._size(item, self.schedule)
         gang.start()  # a deadline is for the item alone
         started = time.perf_counter()
         # Longer every time: what is slow for a reason should not be killed three times.
@@ -99,6 +107,7 @@ class Delivery:
         key = manifest.video_key(item.id, sha256, "png" if self.model.kind.is_image else "mp4")
         store = self.manifest.store
         store.put_new(key, data)
+        uploaded = time.perf_counter()
         return self._commit(
             gang,
             item,
@@ -111,8 +120,24 @@ class Delivery:
             nfe=rendering.nfe,
             render_s=rendering.seconds,
             encode_s=written - rendered,
-            upload_s=time.perf_counter() - written,
+            upload_s=uploaded - written,
+            metrics=self._audited(gang, item, rendering, attempt),
         )
+
+    def _audited(
+        self, gang: Gang, item: WorkItem, rendering: Rendering, attempt: int
+    ) -> dict[str, float]:
+        """An audited item's fidelity to its full run.
+
+        In first attempts alone: a full run that fails costs an attempt, but never the row.
+        """
+        if self.schedule is None or attempt > 1 or not audit.is_chosen(item.id, self.audit_share):
+            return {}
+        size = self._size(item, None)
+        started = time.perf_counter()
+        full = gang.run(render_item, RenderRequest(item, None), gang.pace.deadline_s(size))
+        gang.pace.observe(size, time.perf_counter() - started)
+        return audit.fidelity(rendering.frames, full.frames)
 
     def _learn_pace(self, gang: Gang, item: WorkItem) -> None:
         """A new gang's memory: what others have delivered of the item's shard."""
@@ -123,9 +148,9 @@ class Delivery:
             if row["status"] == manifest.OK and row["world_size"] == gang.world_size:
                 gang.pace.observe(_size(row, row["nfe"]), row["render_s"])
 
-    def _size(self, item: WorkItem) -> float:
+    def _size(self, item: WorkItem, schedule: Schedule | None) -> float:
         steps = item.arguments["num_inference_steps"]
-        computed = steps if self.schedule is None else self.schedule.nfe
+        computed = steps if schedule is None else schedule.nfe
         return _size(self._shape(item), computed * self.model.calls(item.arguments))
 
     def _shape(self, item: WorkItem) -> dict[str, int]:
