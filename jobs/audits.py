@@ -11,8 +11,8 @@ from meancache.quality import Summary
 
 # Fewer rows than this in a half say nothing.
 LEAST = 4
-# Standard errors that a change must exceed to be reported.
-BEYOND = 2.0
+# Standard errors that a change must exceed to be reported: by chance, in one night of 700.
+BEYOND = 3.0
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,360 @@
+"""Nights on a real cluster and a real S3 server: what is promoted, kept, refused and restored.
+
+One tale of three nights is told to all tests of this file. First night: nothing is current. Second
+night: a poor schedule is current for one of the budgets, and two refreshes run at once. Third
+night: the checkpoint is another one.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file, save_file
+
+from cluster.model import find_model
+from cluster.registry import Succession, differences, settings
+from cluster.store import Store, open_store
+from jobs import calibrate, evaluate, refresh, render
+from jobs.nights import OUTCOME_KEY, Nights
+from meancache import Schedule, tiny
+from meancache.stability import StabilityGraph
+from tests.jobs.test_demo import CHROMIUM
+
+STEPS = 10
+KEPT, REPLACED = 4, 5  # budgets: of the second a poor schedule is current on the second night
+COLOURS = ("red", "green", "blue", "yellow", "white", "purple")
+
+pytestmark = pytest.mark.usefixtures("shared_cluster")
+
+
+@dataclass(frozen=True)
+class Tale:
+    """Copies of the root after each night, and what was run.
+
+    Attributes:
+        link: the model's folder, which leads to `original` or to `swapped`.
+        prompts: two files of other prompts.
+        nights: the root after the first, second and third night.
+        poor: the schedule that was made current before the second night.
+    """
+
+    link: Path
+    original: Path
+    swapped: Path
+    prompts: tuple[Path, Path]
+    nights: tuple[Path, Path, Path]
+    poor: Schedule
+
+    def use(self, folder: Path) -> None:
+        self.link.unlink(missing_ok=True)
+        self.link.symlink_to(folder)
+
+    def model_flags(self) -> list[str]:
+        return [
+            *("--model", str(self.link), "--dtype", "float32", "--steps", str(STEPS)),
+            *("--height", "64", "--width", "64", "--num-frames", "9", "--guidance-scale", "6"),
+        ]
+
+    def command(self, root: object, date: int, prompts: int = 0) -> list[str]:
+        return [
+            *self.model_flags(),
+            *("--prompts", str(self.prompts[prompts]), "--budgets", f"{KEPT},{REPLACED}"),
+            *("--output", str(root), "--night", f"2026-01-{date:02d}"),
+        ]
+
+
+@pytest.fixture(scope="module")
+def tale(tmp_path_factory, new_s3_root) -> Tale:
+    """All three nights, on S3."""
+    ray.shutdown()  # workers have the environment that their cluster was started with
+    folder, root = tmp_path_factory.mktemp("tale"), new_s3_root()
+    told = Tale(
+        link=folder / "model",
+        original=Path(shutil.copytree(tiny.WEIGHTS, folder / "original")),
+        swapped=perturbed(Path(shutil.copytree(tiny.WEIGHTS, folder / "swapped"))),
+        prompts=(
+            written(folder / "circles.txt", "circle moving left"),
+            written(folder / "squares.txt", "square moving up"),
+        ),
+        nights=(folder / "first", folder / "second", folder / "third"),
+        poor=Schedule.from_edges(
+            find_model("tiny").grid(STEPS).sigmas,
+            [{"start": 0, "stop": STEPS, "weights": {0: 1.0}}],
+        ),
+    )
+    told.use(told.original)
+    assert refresh.main(told.command(root, 1)) == 0
+    copied(open_store(root), told.nights[0])
+
+    registry = succession(open_store(root), REPLACED)
+    registry.promote(told.poor, {"psnr": 5.0}, registry.current())
+    with subprocess.Popen(
+        [sys.executable, "-m", "jobs.refresh", *told.command(root, 2, prompts=1)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    ) as other:
+        assert refresh.main(told.command(root, 2)) == 0
+        _, said = other.communicate()
+    assert other.returncode == 0, said
+    copied(open_store(root), told.nights[1])
+
+    told.use(told.swapped)
+    assert refresh.main(told.command(root, 3)) == 0
+    copied(open_store(root), told.nights[2])
+    return told
+
+
+def written(path: Path, what: str) -> Path:
+    """Six captions: two of them are held out, four calibrated on."""
+    path.write_text("".join(f"a {colour} {what} on a dark background\n" for colour in COLOURS))
+    return path
+
+
+def perturbed(folder: Path) -> Path:
+    """A checkpoint of the same shapes that draws otherwise."""
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in weights.items():
+        if weight.ndim == 2:
+            noise = torch.randn(weight.shape, generator=generator)
+            weights[name] = weight + 0.5 * weight.std() * noise
+    save_file(weights, file, metadata={"format": "pt"})
+    return folder
+
+
+def copied(store: Store, folder: Path) -> None:
+    """Everything under a root, as files."""
+    for key in store.list():
+        path = folder / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(store.get(key))
+
+
+def succession(store: Store, budget: int, take: int = 0) -> Succession:
+    """That of a budget; where the registry has several, the one whose key comes first."""
+    return [Succession(store, one) for one in settings(store) if one["budget"] == budget][take]
+
+
+def outcomes(root: Path, date: int) -> list[dict]:
+    files = root.glob(f"nights/*/2026-01-{date:02d}-*/{OUTCOME_KEY}")
+    return [json.loads(file.read_text()) for file in files]
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def no_ranks(monkeypatch) -> None:
+    monkeypatch.setattr("cluster.fleet.connect", lambda: pytest.fail("a rank was asked for"))
+
+
+def test_the_first_night_creates_a_schedule_for_each_budget_and_promotes_it(tale):
+    (outcome,) = outcomes(tale.nights[0], 1)
+    assert [one["promoted"] for one in outcome["decisions"]] == [True, True]
+    tale.use(tale.original)
+    model = find_model(str(tale.link), dtype="float32")
+    arguments = {"height": 64, "width": 64, "num_frames": 9, "guidance_scale": 6.0}
+    for budget in (KEPT, REPLACED):
+        folder = tale.nights[0] / succession(open_store(str(tale.nights[0])), budget).folder
+        current = json.loads((folder / "current.json").read_text())
+        assert current["previous"] is None
+        assert current["metrics"]["pairs"] == 2
+        schedule = Schedule.load(folder / f"{current['schedule_id']}.json")
+        assert (schedule.id, schedule.nfe) == (current["schedule_id"], budget)
+        model.check_schedule(schedule, {**arguments, "num_inference_steps": STEPS})
+
+
+def test_no_prompt_is_calibrated_on_that_is_judged_by(tale):
+    for room in (tale.nights[1] / "nights").glob("*/2026-*"):
+        merged = StabilityGraph.from_parquet((room / refresh.MERGED_KEY).read_bytes())
+        calibrated = {one.prompt for one in merged.trajectories.values()}
+        rows = evaluate.from_parquet((room / "held-out" / evaluate.TABLE_KEY).read_bytes())
+        assert len(set(rows["prompt"].to_pylist())) == 2
+        assert not calibrated & set(rows["prompt"].to_pylist())
+
+
+def test_the_next_night_promotes_only_what_is_ahead_by_more_than_the_standard_error(tale):
+    for outcome in outcomes(tale.nights[1], 2):
+        for one in outcome["decisions"]:
+            metrics = one["metrics"]
+            ahead = metrics["gain"] > metrics["gain_standard_error"]
+            assert one["promoted"] == ahead or "promoted meanwhile" in one["reason"]
+    current = succession(open_store(str(tale.nights[1])), REPLACED).current()
+    assert current.schedule_id != tale.poor.id
+    assert current.metrics["gain"] > 3.0
+
+
+def test_two_refreshes_at_once_leave_one_current_and_both_nights_statistics_once(tale):
+    store = open_store(str(tale.nights[1]))
+    assert len(outcomes(tale.nights[1], 2)) == 2
+    for budget in (KEPT, REPLACED):
+        line = succession(store, budget)
+        history = line.history()
+        assert [promotion.number for promotion in history] == [*range(1, len(history) + 1)]
+        published = (tale.nights[1] / line.folder / "current.json").read_bytes()
+        assert published == history[-1].to_json()
+        for before, after in zip(history, history[1:], strict=False):
+            assert after.previous == before.schedule_id
+    setting = json.loads(next(tale.nights[1].glob("nights/*/setting.json")).read_text())
+    nights = Nights(store, setting)
+    names = nights.window("2026-01-03-" + 12 * "0", 3)[:-1]
+    graphs = [nights.graph(name) for name in names]
+    assert [len(graph.trajectories) for graph in graphs] == [4, 4, 4]
+    first, *others = graphs
+    for graph in others * 2:
+        first = first.merge(graph)
+    assert len(first.trajectories) == 12
+
+
+def test_another_checkpoint_is_refused_the_old_schedule_with_the_reason(
+    tale, tmp_path, capsys, no_ranks
+):
+    tale.use(tale.swapped)
+    command = ["--prompts", str(tale.prompts[0]), "--output", str(tmp_path / "out")]
+    asked = ["--schedule", "current", "--registry", str(tale.nights[1]), "--budget", str(KEPT)]
+    assert render.main([*tale.model_flags(), *command, *asked]) == 2
+    said = capsys.readouterr().err
+    revisions = {name: find_model(str(tale.link)).revision for name in ("here",)}
+    assert "differs: revision is '" in said
+    assert f"there and '{revisions['here']}' here" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_checkpoint_is_drift_and_gets_a_schedule_of_its_own(tale):
+    (outcome,) = outcomes(tale.nights[2], 3)
+    assert [one["promoted"] for one in outcome["decisions"]] == [True, True]
+    assert outcome["drift"]["steps"]
+    assert "of another setting (revision is '" in outcome["drift"]["says"]
+    known = settings(open_store(str(tale.nights[2])))
+    assert len(known) == 4
+    (there, here) = (one for one in known if one["budget"] == KEPT)
+    assert [text.split()[0] for text in differences(there, here)] == ["revision"]
+    # And the old checkpoint keeps its own, should it come back.
+    for budget in (KEPT, REPLACED):
+        old = succession(open_store(str(tale.nights[1])), budget)
+        assert Succession(open_store(str(tale.nights[2])), old.setting).current() == old.current()
+
+
+def test_a_night_with_the_same_checkpoint_is_no_drift(tale):
+    for outcome in outcomes(tale.nights[1], 2):
+        assert outcome["drift"]["steps"] == []
+
+
+def test_rollback_restores_what_the_current_one_has_replaced(tale, root, capsys, no_ranks):
+    shutil.copytree(tale.nights[1], root)
+    tale.use(tale.original)
+    line = succession(open_store(str(root)), REPLACED)
+    before = line.current()
+    command = [*tale.model_flags(), "--rollback", "--budgets", str(REPLACED)]
+    assert refresh.main([*command, "--output", str(root), "--dry-run"]) == 0
+    assert f"would restore {before.previous}" in capsys.readouterr().out
+    assert line.current() == before
+    assert refresh.main([*command, "--output", str(root)]) == 0
+    assert line.current().schedule_id == before.previous
+    assert json.loads((root / line.folder / "current.json").read_text())["schedule_id"] == (
+        before.previous
+    )
+
+
+def test_the_same_command_again_says_that_the_night_is_over(tale, root, capsys, no_ranks):
+    shutil.copytree(tale.nights[0], root)
+    tale.use(tale.original)
+    files = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    assert refresh.main(tale.command(root, 1)) == 0
+    assert "the night of 2026-01-01 is over" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == files
+
+
+# What a driver that was killed has not written yet, from its last file back.
+LEFT_OUT = [
+    [OUTCOME_KEY],
+    [OUTCOME_KEY, "report.html"],
+    [OUTCOME_KEY, "report.html", "current.json"],
+    [OUTCOME_KEY, "report.html", "current.json", "000001.json"],
+    [OUTCOME_KEY, "report.html", "current.json", "000001.json", "*" * 64 + ".json"],
+    [
+        *(OUTCOME_KEY, "report.html", "current.json", "000001.json", "?" * 64 + ".json"),
+        *("setting.json", "opponents.json", "evaluation.parquet"),
+    ],
+]
+
+
+@pytest.mark.parametrize("lost", LEFT_OUT, ids=lambda lost: lost[-1])
+def test_a_night_that_was_killed_before_its_end_is_resumed_without_a_rank(
+    tale, root, lost, no_ranks
+):
+    shutil.copytree(tale.nights[0], root)
+    tale.use(tale.original)
+    there = {path for path in root.rglob("*") if path.is_file()}
+    current = succession(open_store(str(root)), KEPT).current()
+    for pattern in lost:
+        for path in root.rglob(pattern):
+            path.unlink()
+    assert refresh.main(tale.command(root, 1)) == 0
+    assert {path for path in root.rglob("*") if path.is_file()} == there
+    again = succession(open_store(str(root)), KEPT).current()
+    assert (again.schedule_id, again.number) == (current.schedule_id, 1)
+    assert again.metrics == current.metrics
+
+
+def test_without_a_date_a_stopped_night_is_resumed_and_a_finished_one_is_not(
+    tale, root, capsys, no_ranks
+):
+    shutil.copytree(tale.nights[0], root)
+    tale.use(tale.original)
+    command = tale.command(root, 1)[:-2]
+    assert refresh.main([*command, "--dry-run"]) == 0
+    assert "4 trajectories to run, 0 already done" in capsys.readouterr().out
+    next(root.rglob(OUTCOME_KEY)).unlink()
+    assert refresh.main([*command, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "the night of 2026-01-01: 0 trajectories to run, 4 already done" in said
+    assert "0 held-out pairs to draw, 2 already done" in said
+
+
+def test_half_a_calibration_counts_in_no_other_night(tale, root):
+    shutil.copytree(tale.nights[1], root)
+    nights = Nights(
+        open_store(str(root)), json.loads(next(root.glob("nights/*/setting.json")).read_text())
+    )
+    night = "2026-01-03-" + 12 * "0"
+    whole = nights.window(night, 3)
+    room = root / nights.folder / whole[0]
+    (room / calibrate.STATISTICS_KEY).unlink()
+    assert nights.window(night, 3) == whole[1:]
+    assert nights.window(night, 1) == [night]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_the_report_shows_decisions_drift_and_history_in_a_real_browser(tale):
+    from playwright.sync_api import sync_playwright
+
+    file = tale.nights[2] / "report.html"
+    assert "http://" not in file.read_text().replace("http://www.w3.org", "")
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        for width in (390, 1280):
+            page = browser.new_page(viewport={"width": width, "height": 900})
+            asked: list[str] = []
+            page.on("request", lambda request, asked=asked: asked.append(request.url))
+            page.goto(file.as_uri())
+            assert page.locator("h1").inner_text() == "Promoted: 4, 5 forwards of 10"
+            assert page.locator(".warning", has_text="drift: ").count() == 1
+            assert page.locator(".cells").count() == 2
+            box = page.locator("figure svg").bounding_box()
+            assert box is not None
+            assert box["height"] > 100
+            assert not page.evaluate("document.documentElement.scrollWidth > innerWidth")
+            assert asked == [file.as_uri()]
+        browser.close()
