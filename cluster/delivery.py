@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from cluster import attempts, audit, manifest
 from cluster.gang import MAX_ATTEMPTS, Gang, GangTaskError, TryAgainError
 from cluster.manifest import Manifest
@@ -121,11 +123,11 @@ class Delivery:
             render_s=rendering.seconds,
             encode_s=written - rendered,
             upload_s=uploaded - written,
-            metrics=self._audited(gang, item, rendering, attempt),
+            metrics=self._audited(gang, item, rendering.frames, attempt),
         )
 
     def _audited(
-        self, gang: Gang, item: WorkItem, rendering: Rendering, attempt: int
+        self, gang: Gang, item: WorkItem, frames: np.ndarray, attempt: int
     ) -> dict[str, float]:
         """An audited item's fidelity to its full run.
 
@@ -137,7 +139,7 @@ class Delivery:
         started = time.perf_counter()
         full = gang.run(render_item, RenderRequest(item, None), gang.pace.deadline_s(size))
         gang.pace.observe(size, time.perf_counter() - started)
-        return audit.fidelity(rendering.frames, full.frames)
+        return audit.fidelity(frames, full.frames)
 
     def _learn_pace(self, gang: Gang, item: WorkItem) -> None:
         """A new gang's memory: what others have delivered of the item's shard."""

@@ -359,8 +359,9 @@ def _finish(night: Night, graph: StabilityGraph, decisions: Sequence[Decision]) 
     ).encode()
     night.room.put(REPORT_KEY, page)
     night.store.put(REPORT_KEY, page)  # the latest night's, where people look first
+    said = [decision.to_json() for decision in decisions]
     outcome = {
-        "decisions": [decision.to_json() for decision in decisions],
+        "decisions": said,
         "drift": None if moved is None else {"steps": moved.moved, "says": str(moved)},
         "audits": [str(trend) for trend in trends],
         "finished_at": now(),
@@ -368,7 +369,7 @@ def _finish(night: Night, graph: StabilityGraph, decisions: Sequence[Decision]) 
     with suppress(AlreadyExists):  # another driver of this night was first
         night.room.put_new(OUTCOME_KEY, canonical_json(outcome))
     print()
-    _say(outcome["decisions"])
+    _say(said)
     print("drift: unknown until a second night" if moved is None else moved)
     for trend in trends:
         print(trend)
