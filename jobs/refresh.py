@@ -314,10 +314,10 @@ def _trial(
     opponents: Mapping[int, tuple[Promotion | None, Schedule | None]],
 ) -> evaluate.Prepared:
     """Candidates and opponents on the same pairs, as jobs.evaluate has it."""
-    schedules = {f"candidate, B={budget}": one for budget, one in candidates.items()}
+    schedules = {f"candidate-b{budget}": one for budget, one in candidates.items()}
     for budget, (_, opponent) in opponents.items():
         if opponent is not None:
-            schedules[f"current, B={budget}"] = opponent
+            schedules[f"current-b{budget}"] = opponent
     contenders = from_schedules(schedules)
     spec = specification("evaluate", night.held_out, night.model, night.arguments)
     return evaluate.Prepared(

@@ -191,9 +191,9 @@ def test_the_next_night_promotes_only_what_is_ahead_by_more_than_the_standard_er
             metrics = one["metrics"]
             ahead = metrics["gain"] > metrics["gain_standard_error"]
             assert one["promoted"] == ahead or "promoted meanwhile" in one["reason"]
-    current = succession(open_store(str(tale.nights[1])), REPLACED).current()
-    assert current.schedule_id != tale.poor.id
-    assert current.metrics["gain"] > 3.0
+    _, poor, better, *_ = succession(open_store(str(tale.nights[1])), REPLACED).history()
+    assert (poor.schedule_id, better.previous) == (tale.poor.id, tale.poor.id)
+    assert better.metrics["gain"] > 3.0
 
 
 def test_two_refreshes_at_once_leave_one_current_and_both_nights_statistics_once(tale):
