@@ -19,13 +19,18 @@ import ray
 import torch
 from safetensors.torch import load_file, save_file
 
+from cluster import plan
+from cluster.manifest import Manifest
 from cluster.model import find_model
-from cluster.registry import Succession, differences, settings
+from cluster.plan import plan_items
+from cluster.prompts import Prompt
+from cluster.registry import Promotion, Succession, differences, settings
 from cluster.store import Store, open_store
 from jobs import calibrate, evaluate, refresh, render
 from jobs.nights import OUTCOME_KEY, Nights
 from meancache import Schedule, tiny
 from meancache.stability import StabilityGraph
+from tests.cluster.rows import row_of
 from tests.jobs.test_demo import CHROMIUM
 
 STEPS = 10
@@ -108,7 +113,8 @@ def tale(tmp_path_factory, new_s3_root) -> Tale:
     copied(open_store(root), told.nights[1])
 
     told.use(told.swapped)
-    assert refresh.main(told.command(root, 3)) == 0
+    audited = falling_audits(open_store(str(folder / "videos")), registry.history()[0])
+    assert refresh.main([*told.command(root, 3), "--audits", audited]) == 0
     copied(open_store(root), told.nights[2])
     return told
 
@@ -130,6 +136,21 @@ def perturbed(folder: Path) -> Path:
             weights[name] = weight + 0.5 * weight.std() * noise
     save_file(weights, file, metadata={"format": "pt"})
     return folder
+
+
+def falling_audits(store: Store, promotion: Promotion) -> str:
+    """A render root with audited rows, the later ones 6 dB below the earlier."""
+    model = find_model("tiny")
+    prompts = [Prompt(line, f"prompt {line}", f"id-{line}") for line in range(16)]
+    items = plan_items(prompts, model, model.defaults)
+    plan.freeze(store, plan.specification("render", items, model, model.defaults))
+    job = Manifest(store)
+    for item in items:
+        decibels = (40.0 if item.index < 8 else 34.0) + item.index % 2
+        metrics = {"psnr": decibels, "ssim": 0.9}
+        job.commit(row_of(item, job, schedule_id=promotion.schedule_id, metrics=metrics))
+    job.close_shard(0, items)
+    return store.uri("x").removesuffix("/x")
 
 
 def copied(store: Store, folder: Path) -> None:
@@ -244,6 +265,13 @@ def test_another_checkpoint_is_drift_and_gets_a_schedule_of_its_own(tale):
     for budget in (KEPT, REPLACED):
         old = succession(open_store(str(tale.nights[1])), budget)
         assert Succession(open_store(str(tale.nights[2])), old.setting).current() == old.current()
+
+
+def test_a_falling_audit_is_reported(tale):
+    (outcome,) = outcomes(tale.nights[2], 3)
+    (said,) = outcome["audits"]
+    assert "16 rows: falling: 34.5 ± 0.2 dB lately, 40.5 ± 0.2 dB before" in said
+    assert "falling: 34.5" in (tale.nights[2] / "report.html").read_text()
 
 
 def test_a_night_with_the_same_checkpoint_is_no_drift(tale):
