@@ -1,4 +1,4 @@
-"""Delivers one item: gang -> frames -> mp4 -> store -> receipt.
+"""Delivers one item: prompt -> texts -> latents -> frames -> mp4 -> store -> receipt.
 
 The order is the promise: the video is in the store before its receipt, so a receipt implies its
 mp4, and a leader killed anywhere in between leaves at worst an unreferenced file.
@@ -11,39 +11,23 @@ import json
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from cluster import attempts, audit, manifest
-from cluster.gang import MAX_ATTEMPTS, Gang, GangTaskError, TryAgainError
+from cluster import attempts, audit, logs, manifest, metrics
+from cluster.gang import MAX_ATTEMPTS, GangTaskError, TryAgainError
 from cluster.manifest import Manifest
 from cluster.model import Model
 from cluster.plan import WorkItem
-from cluster.rendering import Rendering, encoded
+from cluster.rendering import Drawing, RenderRequest, decode_item, draw_item, encoded, read_texts
 from cluster.store import MissingKey
+from cluster.studio import Studio
 from meancache import Schedule
-
-if TYPE_CHECKING:
-    from cluster.renderer import Renderer
 
 # Of a shard's receipts, how many tell a new gang how long a video takes.
 PACE_SAMPLE = 10
-
-
-@dataclass(frozen=True)
-class RenderRequest:
-    """What every rank of a gang gets to render one item."""
-
-    item: WorkItem
-    schedule: Schedule | None
-
-
-def render_item(renderer: Renderer, request: RenderRequest) -> Rendering:
-    """The gang's task: one item's video."""
-    item = request.item
-    return renderer.render(item.prompt, item.seed, item.arguments, request.schedule)
 
 
 @dataclass(frozen=True)
@@ -62,7 +46,7 @@ class Delivery:
     schedule: Schedule | None
     audit_share: float = 0.0
 
-    def __call__(self, gang: Gang, item: WorkItem) -> dict[str, Any]:
+    def __call__(self, studio: Studio, item: WorkItem) -> dict[str, Any]:
         """Renders and commits one item; one that failed MAX_ATTEMPTS times is committed too.
 
         Returns:
@@ -79,10 +63,10 @@ class Delivery:
         failures = attempts.failures(self.manifest, item)
         if len(failures) >= MAX_ATTEMPTS:
             return self._commit(
-                gang, item, len(failures), status=manifest.FAILED, error=failures[-1]
+                studio, item, len(failures), status=manifest.FAILED, error=failures[-1]
             )
         try:
-            return self._deliver(gang, item, len(failures) + 1)
+            return self._deliver(studio, item, len(failures) + 1)
         except GangTaskError as error:
             attempts.record_failure(self.manifest, item, str(error))
             raise TryAgainError(str(error)) from error
@@ -91,27 +75,27 @@ class Delivery:
         """Counts the attempt of a leader that died with the item; a `fleet.Lost`."""
         attempts.record_failure(self.manifest, item, how)
 
-    def _deliver(self, gang: Gang, item: WorkItem, attempt: int) -> dict[str, Any]:
+    def _deliver(self, studio: Studio, item: WorkItem, attempt: int) -> dict[str, Any]:
         """One attempt. Raises GangTaskError where it fails, perhaps by the item's own fault."""
-        if not gang.pace.known:
-            self._learn_pace(gang, item)
-        size = self._size(item, self.schedule)
-        gang.start()  # a deadline is for the item alone
-        started = time.perf_counter()
+        if not studio.gang.pace.known:
+            self._learn_pace(studio, item)
         # Longer every time: what is slow for a reason should not be killed three times.
-        deadline_s = gang.pace.deadline_s(size) * 2 ** (attempt - 1)
-        rendering = gang.run(render_item, RenderRequest(item, self.schedule), deadline_s)
-        gang.pace.observe(size, time.perf_counter() - started)
+        patience = 2 ** (attempt - 1)
+        codec = studio.codec
+        texts, text_s = codec.run(read_texts, item, codec.pace.deadline_s(0) * patience)
+        request = RenderRequest(item, self.schedule, texts)
+        drawing, frames, decode_s = self._draw(studio, request, patience)
         rendered = time.perf_counter()
-        data = encoded(self.model, rendering.frames)
+        data = encoded(self.model, frames)
         written = time.perf_counter()
         sha256 = hashlib.sha256(data).hexdigest()
         key = manifest.video_key(item.id, sha256, "png" if self.model.kind.is_image else "mp4")
         store = self.manifest.store
         store.put_new(key, data)
         uploaded = time.perf_counter()
+        fidelity = self._audited(studio, request, frames) if attempt == 1 else {}
         return self._commit(
-            gang,
+            studio,
             item,
             attempt,
             status=manifest.OK,
@@ -119,36 +103,56 @@ class Delivery:
             key=key,
             sha256=sha256,
             bytes=len(data),
-            nfe=rendering.nfe,
-            render_s=rendering.seconds,
+            nfe=drawing.nfe,
+            render_s=text_s + drawing.loop_s + decode_s,
             encode_s=written - rendered,
             upload_s=uploaded - written,
-            metrics=self._audited(gang, item, rendering.frames, attempt),
+            metrics={
+                "text_s": text_s,
+                "denoise_s": drawing.loop_s,
+                "decode_s": decode_s,
+                "gang_s": drawing.gang_s,
+                **fidelity,
+            },
         )
 
+    def _draw(
+        self, studio: Studio, request: RenderRequest, patience: int
+    ) -> tuple[Drawing, np.ndarray, float]:
+        """Draws and decodes: the drawing, its frames and the seconds that decoding took."""
+        item, gang, codec = request.item, studio.gang, studio.codec
+        size = self._size(item, request.schedule)
+        drawing = gang.run(draw_item, request, gang.pace.deadline_s(size) * patience)
+        gang.pace.observe(size, drawing.loop_s)
+        pixels = _size(self._shape(item), 1)
+        deadline_s = codec.pace.deadline_s(pixels) * patience
+        frames, decode_s = codec.run(decode_item, (drawing.latents, item), deadline_s)
+        codec.pace.observe(pixels, decode_s)
+        return drawing, frames, decode_s
+
     def _audited(
-        self, gang: Gang, item: WorkItem, frames: np.ndarray, attempt: int
+        self, studio: Studio, request: RenderRequest, frames: np.ndarray
     ) -> dict[str, float]:
         """An audited item's fidelity to its full run.
 
-        In first attempts alone: a full run that fails costs an attempt, but never the row.
+        For first attempts alone: a full run that fails costs an attempt, but never the row.
         """
-        if self.schedule is None or attempt > 1 or not audit.is_chosen(item.id, self.audit_share):
+        chosen = audit.is_chosen(request.item.id, self.audit_share)
+        if self.schedule is None or not chosen:
             return {}
-        size = self._size(item, None)
-        started = time.perf_counter()
-        full = gang.run(render_item, RenderRequest(item, None), gang.pace.deadline_s(size))
-        gang.pace.observe(size, time.perf_counter() - started)
-        return audit.fidelity(frames, full.frames)
+        _, full, _ = self._draw(studio, replace(request, schedule=None), patience=1)
+        return audit.fidelity(frames, full)
 
-    def _learn_pace(self, gang: Gang, item: WorkItem) -> None:
-        """A new gang's memory: what others have delivered of the item's shard."""
+    def _learn_pace(self, studio: Studio, item: WorkItem) -> None:
+        """A new studio's memory: what others have delivered of the item's shard."""
         store = self.manifest.store
         folder = self.manifest.receipt_key(item.shard, "").rpartition("/")[0]
         for key, _ in zip(store.list(f"{folder}/"), range(PACE_SAMPLE), strict=False):
             row = json.loads(store.get(key))
-            if row["status"] == manifest.OK and row["world_size"] == gang.world_size:
-                gang.pace.observe(_size(row, row["nfe"]), row["render_s"])
+            if row["status"] == manifest.OK and row["world_size"] == studio.world_size:
+                took = row["metrics"]
+                studio.gang.pace.observe(_size(row, row["nfe"]), took["denoise_s"])
+                studio.codec.pace.observe(_size(row, 1), took["decode_s"])
 
     def _size(self, item: WorkItem, schedule: Schedule | None) -> float:
         steps = item.arguments["num_inference_steps"]
@@ -159,7 +163,9 @@ class Delivery:
         shape = self.model.shape(item.arguments)
         return dict(zip(("num_frames", "height", "width"), shape, strict=True))
 
-    def _commit(self, gang: Gang, item: WorkItem, attempts_: int, **known: Any) -> dict[str, Any]:
+    def _commit(
+        self, studio: Studio, item: WorkItem, attempts_: int, **known: Any
+    ) -> dict[str, Any]:
         empty = dict.fromkeys(manifest.SCHEMA.names)
         row = {
             **empty,
@@ -174,14 +180,18 @@ class Delivery:
             "shard": item.shard,
             **self._shape(item),
             "num_inference_steps": item.arguments["num_inference_steps"],
-            "world_size": gang.world_size,
+            "world_size": studio.world_size,
             "attempts": attempts_,
             "fps": self.model.fps,
             "metrics": {},
             "created_at": manifest.now(),
             **known,
         }
-        return self.manifest.commit(row)
+        committed = self.manifest.commit(row)
+        if committed is row:  # and not another driver's, which counts it itself
+            metrics.of_this_process().record(row, self.manifest.store.retries)
+            logs.item(row, metrics.stages(row))
+        return committed
 
 
 def _size(of: Mapping[str, Any], forwards: int) -> float:

@@ -1,9 +1,9 @@
 """Many gangs over one Ray cluster: hands out items, hands back results.
 
-One Ray actor leads each gang; its ranks are its child processes. An item is handed to a leader
-only when that leader is idle, so a leader that dies costs the item in its hands and no other, and
-a driver that stops has nothing queued. Knows nothing of what is done to an item: that is the
-job's `Work`.
+One Ray actor leads each gang; its ranks are its child processes. A leader has one item in its
+hands, or, where there is a codec beside its gang, as many as there are stages to keep busy. So a
+leader that dies costs those and no others, and a driver that stops has nothing queued. Knows
+nothing of what is done to an item: that is the job's `Work`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from cluster import logs
 from cluster.draining import Stopped, draining
 from cluster.gang import (
     MAX_ATTEMPTS,
@@ -30,6 +31,7 @@ from cluster.gang import (
     GangTaskError,
     TryAgainError,
 )
+from cluster.studio import DEPTH, Studio
 
 # Of a machine without GPUs a leader reserves little: the ranks' cores are not Ray's to count.
 CPU_SHARE = 0.01
@@ -41,8 +43,8 @@ class FleetError(ValueError):
     """The cluster cannot hold the gangs that were asked for; the message says what it has."""
 
 
-Work = Callable[[Gang, Any], Any]
-"""What is done to each item, on a gang's leader. Must pickle, and hold no credential.
+Work = Callable[[Any, Any], Any]
+"""What is done to each item, with the leader's Gang or Studio. Must pickle, and hold no credential.
 
 It may raise TryAgainError, and then gets the item again, mostly on another leader.
 """
@@ -60,12 +62,24 @@ class Gangs:
         size: ranks in a gang.
         least: how many gangs to begin with; None for all that there is room for.
         most: how many gangs to grow to while items wait; None likewise.
+        build_codec: of a process beside each gang, see `Studio`; None for gangs alone.
     """
 
     build_rank: BuildRank
     size: int
     least: int | None = None
     most: int | None = None
+    build_codec: BuildRank | None = None
+
+    @property
+    def depth(self) -> int:
+        """Items in the hands of a leader."""
+        return 1 if self.build_codec is None else DEPTH
+
+    def lead(self) -> Gang | Studio:
+        """What a leader works with, not started."""
+        gang = Gang(self.build_rank, self.size)
+        return gang if self.build_codec is None else Studio(gang, Gang(self.build_codec, 1))
 
 
 def parse_count(text: str) -> tuple[int, int]:
@@ -117,9 +131,11 @@ def run(
         for _ in range(least):
             pool.hire()
         while waiting or pool.working or results:
-            while waiting and pool.idle and not drain.requested:
-                index = waiting.popleft()
-                pool.assign(index, items[index])
+            # What a leader died with it gets alone, lest it takes others with it again.
+            while waiting and not drain.requested:
+                if not pool.assign(waiting[0], items[waiting[0]], alone=deaths[waiting[0]] > 0):
+                    break
+                waiting.popleft()
             if not waiting or drain.requested:
                 pool.dismiss_idle()
             elif pool.size < pool.places and not pool.starting:
@@ -186,7 +202,9 @@ class _Pool:
         self._work, self._gangs, self._resources = work, gangs, resources
         self._starting: dict[Any, Any] = {}  # answer to come -> leader
         self._working: dict[Any, tuple[Any, int]] = {}  # answer to come -> leader, item
-        self._idle: list[Any] = []
+        self._hands: dict[Any, set[int]] = {}  # of each leader that runs: its items
+        self._alone: set[int] = set()  # items whose leader gets no other
+        self._leaving: set[Any] = set()  # leaders that get no more
         self._failures: Counter[Any] = Counter()  # of each leader, in a row
         self._failed_starts = 0
         self._proven = False
@@ -196,13 +214,12 @@ class _Pool:
 
     def __exit__(self, *_: object) -> None:
         self.dismiss_idle()
-        leaders = [*self._starting.values(), *(leader for leader, _ in self._working.values())]
-        for leader in leaders:
+        for leader in [*self._starting.values(), *self._hands]:
             ray.kill(leader)
 
     @property
     def size(self) -> int:
-        return len(self._starting) + len(self._working) + len(self._idle)
+        return len(self._starting) + len(self._hands) - len(self._leaving)
 
     @property
     def starting(self) -> bool:
@@ -212,27 +229,43 @@ class _Pool:
     def working(self) -> bool:
         return bool(self._working)
 
-    @property
-    def idle(self) -> bool:
-        return bool(self._idle)
-
     def hire(self) -> None:
         """Asks for one leader more; on a cluster that scales, a node more where there is none."""
         # Spread over the nodes, so that the loss of one costs as few gangs as can be.
         options = {**self._resources, "scheduling_strategy": "SPREAD"}
+        # Its threads carry an item each.
+        options["max_concurrency"] = self._gangs.depth
         leader = ray.remote(_Leader).options(**options).remote(self._work, self._gangs)
         self._starting[leader.start.remote()] = leader
 
-    def assign(self, index: int, item: Any) -> None:
-        """Hands an item to an idle leader."""
-        leader = self._idle.pop()
+    def assign(self, index: int, item: Any, alone: bool) -> bool:
+        """Hands an item to the leader with the emptiest hands; False where none is free.
+
+        Args:
+            index: of the item.
+            item: it.
+            alone: only to a leader with nothing else in its hands, which gets nothing more.
+        """
+        most = 0 if alone else self._gangs.depth - 1
+        free = [
+            leader
+            for leader, hands in self._hands.items()
+            if len(hands) <= most and leader not in self._leaving and not hands & self._alone
+        ]
+        if not free:
+            return False
+        # An item that failed is better tried elsewhere than where it, or another, failed.
+        leader = min(free, key=lambda one: (self._failures[one], len(self._hands[one])))
+        self._hands[leader].add(index)
+        if alone:
+            self._alone.add(index)
         self._working[leader.do.remote(item)] = leader, index
+        return True
 
     def dismiss_idle(self) -> None:
         """Frees what idle leaders hold; they end when they have closed their gangs."""
-        for leader in self._idle:
-            leader.close.remote()
-        self._idle.clear()
+        for leader in [leader for leader, hands in self._hands.items() if not hands]:
+            self._dismiss(leader)
 
     def finished(self) -> Iterator[tuple[int, Any]]:
         """Waits a moment for answers; yields (item's index, result or _Undone) of those there."""
@@ -245,29 +278,42 @@ class _Pool:
                 self._started(self._starting.pop(answer), answer)
                 continue
             leader, index = self._working.pop(answer)
+            self._alone.discard(index)
+            # Of a leader that was buried with it, an item comes back without blame.
+            buried = leader not in self._hands
+            if not buried:
+                self._hands[leader].discard(index)
             try:
                 result, error = ray.get(answer)
             except RayTaskError:
                 raise
             except RayError as death:
-                _bury(leader)
                 reason = f"the gang's leader died: {_sentence(death)}"
                 # A node that was taken away on notice is no item's fault.
-                yield index, _Undone(reason, blamed=not getattr(death, "preempted", False))
+                blamed = not buried and not getattr(death, "preempted", False)
+                if not buried:
+                    self._leaving.add(leader)
+                    if not self._hands[leader]:
+                        self._bury(leader)
+                yield index, _Undone(reason, blamed)
                 continue
             if isinstance(error, GangStartError):
-                self._not_started(leader, error)
+                if not buried:
+                    self._not_started(leader, error)
                 yield index, _Undone(str(error), blamed=False)
                 continue
             if isinstance(error, TryAgainError):
-                self._failed(leader)
-                yield index, _Undone(str(error), blamed=False)
-                continue
-            self._failures.pop(leader, None)
-            self._idle.append(leader)
-            if error is not None:
+                self._failures[leader] += 1
+                # The fault may be its gang's own: another takes its place.
+                if self._failures[leader] == MAX_ATTEMPTS and not buried:
+                    self._leaving.add(leader)
+            elif error is not None:
                 raise error
-            yield index, result
+            else:
+                self._failures.pop(leader, None)
+            if leader in self._leaving and not self._hands[leader]:
+                self._dismiss(leader)
+            yield index, _Undone(str(error), blamed=False) if error is not None else result
 
     def _started(self, leader: Any, answer: Any) -> None:
         try:
@@ -284,19 +330,10 @@ class _Pool:
             self._not_started(leader, error)
             return
         self._failed_starts, self._proven = 0, True
-        self._idle.append(leader)
-
-    def _failed(self, leader: Any) -> None:
-        """An item failed here. After others, so that another leader is the first to be asked."""
-        self._failures[leader] += 1
-        if self._failures[leader] < MAX_ATTEMPTS:
-            self._idle.insert(0, leader)
-            return
-        del self._failures[leader]
-        leader.close.remote()
+        self._hands[leader] = set()
 
     def _not_started(self, leader: Any, error: GangError) -> None:
-        _bury(leader)
+        self._bury(leader)
         self._failed_starts += 1
         if self._failed_starts == MAX_ATTEMPTS:
             self._failed_starts = 0
@@ -304,11 +341,20 @@ class _Pool:
         if not self.places:
             raise error
 
+    def _dismiss(self, leader: Any) -> None:
+        self._forget(leader)
+        leader.close.remote()
 
-def _bury(leader: Any) -> None:
-    """Makes sure of a leader that cannot be reached: another will have its item."""
-    with suppress(RayError):
-        ray.kill(leader)
+    def _bury(self, leader: Any) -> None:
+        """Makes sure of a leader that cannot be reached: another will have its items."""
+        self._forget(leader)
+        with suppress(RayError):
+            ray.kill(leader)
+
+    def _forget(self, leader: Any) -> None:
+        self._hands.pop(leader, None)
+        self._leaving.discard(leader)
+        self._failures.pop(leader, None)
 
 
 def _sentence(error: Exception) -> str:
@@ -324,8 +370,9 @@ class _Leader:
     """
 
     def __init__(self, work: Work, gangs: Gangs) -> None:
+        logs.to_stderr()
         self.work = work
-        self.gang = Gang(gangs.build_rank, gangs.size)
+        self.gang = gangs.lead()
 
     def start(self) -> GangError | None:
         try:

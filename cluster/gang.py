@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -36,6 +36,8 @@ MAX_ATTEMPTS = 3
 _PR_SET_PDEATHSIG = 1
 
 BuildRank = Callable[[int, int, str], Any]
+"""Called on each rank. Where it has an attribute `needs`, a tuple of names of modules, they are
+imported once for all ranks of a process's gangs: torch and diffusers take seconds."""
 Task = Callable[[Any, Any], Any]
 
 
@@ -74,9 +76,11 @@ class Gang:
         self.world_size = world_size
         self.pace = Pace()
         self._build_rank = build_rank
-        self._ranks: list[SpawnProcess] = []
+        self._ranks: list[ForkServerProcess] = []
         self._pipes: list[Connection] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._starting = False  # launched, and not yet heard of
+        self._turn = threading.RLock()
 
     def __enter__(self) -> Gang:
         self.start()
@@ -95,6 +99,32 @@ class Gang:
         """Process ids of the ranks, by rank; empty while the gang is down."""
         return [rank.pid for rank in self._ranks if rank.pid is not None]
 
+    def launch(self) -> None:
+        """Starts the ranks where they do not run; `start` waits for them to be ready."""
+        if self._ranks and (self._starting or all(rank.is_alive() for rank in self._ranks)):
+            return
+        self.close()
+        # Ranks are forks of a process that has nothing but imports, and no thread or GPU.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(list(getattr(self._build_rank, "needs", ())))
+        # Whether there is a GPU is asked at import; only in this way it does no harm to forks.
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+        # A file as rendezvous: a port probed and then bound may be taken in between.
+        self._folder = tempfile.TemporaryDirectory(prefix="gang-")
+        init_method = (Path(self._folder.name) / "rendezvous").as_uri()
+        for rank in range(self.world_size):
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=_serve,
+                args=(theirs, self._build_rank, rank, self.world_size, init_method),
+                name=f"rank-{rank}",
+            )
+            process.start()
+            theirs.close()
+            self._ranks.append(process)
+            self._pipes.append(ours)
+        self._starting = True
+
     def start(self) -> None:
         """Starts the ranks and waits until all are ready; nothing happens when all run.
 
@@ -103,31 +133,20 @@ class Gang:
         Raises:
             GangStartError: a rank failed to start.
         """
-        if self._ranks and all(rank.is_alive() for rank in self._ranks):
-            return
-        self.close()
-        context = multiprocessing.get_context("spawn")
-        # A file as rendezvous: a port probed and then bound may be taken in between.
-        self._folder = tempfile.TemporaryDirectory(prefix="gang-")
-        init_method = (Path(self._folder.name) / "rendezvous").as_uri()
-        for rank in range(self.world_size):
-            ours, theirs = context.Pipe()
-            process = context.Process(
-                target=_serve,
-                args=(theirs, os.getpid(), self._build_rank, rank, self.world_size, init_method),
-                name=f"rank-{rank}",
-            )
-            process.start()
-            theirs.close()
-            self._ranks.append(process)
-            self._pipes.append(ours)
-        try:
-            self._answers(START_DEADLINE_S)
-        except GangTaskError as error:
-            raise GangStartError(str(error)) from error
+        with self._turn:
+            self.launch()
+            if not self._starting:
+                return
+            try:
+                self._answers(START_DEADLINE_S)
+            except GangTaskError as error:
+                raise GangStartError(str(error)) from error
+            self._starting = False
 
     def run(self, task: Task, payload: Any, deadline_s: float = TASK_DEADLINE_S) -> Any:
         """Runs task(built, payload) on every rank, started if need be; returns rank 0's result.
+
+        One task at a time: threads that share a gang wait for their turn.
 
         Args:
             task: a function that pickles by name; `built` is what `build_rank` returned.
@@ -138,20 +157,21 @@ class Gang:
             GangStartError: the ranks had to be started, and were not.
             GangTaskError: a rank died, raised or hung. The ranks are gone; the next call rebuilds.
         """
-        self.start()
-        # A rank that stops within a message would hold us in a read or write without an end.
-        watchdog = threading.Timer(min(deadline_s, MOST_DEADLINE_S) + MESSAGE_S, self._kill)
-        watchdog.daemon = True
-        watchdog.start()
-        try:
-            for pipe in self._pipes:
-                pipe.send((task, payload))
-            return self._answers(deadline_s)[0]
-        except OSError as error:
-            self.close()
-            raise GangTaskError("a rank died or stopped as it was handed a task") from error
-        finally:
-            watchdog.cancel()
+        with self._turn:
+            self.start()
+            # A rank that stops within a message would hold us in a read or write without an end.
+            watchdog = threading.Timer(min(deadline_s, MOST_DEADLINE_S) + MESSAGE_S, self._kill)
+            watchdog.daemon = True
+            watchdog.start()
+            try:
+                for pipe in self._pipes:
+                    pipe.send((task, payload))
+                return self._answers(deadline_s)[0]
+            except OSError as error:
+                self.close()
+                raise GangTaskError("a rank died or stopped as it was handed a task") from error
+            finally:
+                watchdog.cancel()
 
     def run_with_retries(
         self, task: Task, payload: Any, deadline_s: float = TASK_DEADLINE_S
@@ -182,6 +202,7 @@ class Gang:
         for pipe in self._pipes:
             pipe.close()
         self._ranks, self._pipes = [], []
+        self._starting = False
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
@@ -233,14 +254,13 @@ class Gang:
 
 def _serve(
     pipe: Connection,
-    leader: int,
     build_rank: BuildRank,
     rank: int,
     world_size: int,
     init_method: str,
 ) -> None:
     """A rank's whole life: build, then answer tasks until the leader closes the pipe."""
-    _die_with(leader)
+    _die_with_leader()
     built = _report(pipe, partial(build_rank, rank, world_size, init_method), answer=False)
     while True:
         try:
@@ -262,8 +282,12 @@ def _report(pipe: Connection, work: Callable[[], Any], answer: bool) -> Any:
     return result
 
 
-def _die_with(leader: int) -> None:
-    """Asks the kernel to kill this process when its leader ends, in whatever way."""
+def _die_with_leader() -> None:
+    """Asks the kernel to kill this process when its leader ends, in whatever way.
+
+    Its parent is the process that it was forked from, which ends with the leader.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != leader:  # it ended before the kernel was asked
+    leader = multiprocessing.parent_process()
+    if leader is None or not leader.is_alive():  # it ended before the kernel was asked
         os._exit(1)

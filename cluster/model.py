@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cluster.cost_model import Transformer
 from cluster.model_files import ModelError, ModelFiles, find_files
 from cluster.pipelines import PIPELINES, Kind
 from meancache import tiny
@@ -51,6 +52,7 @@ class Model:
         patch: (temporal, spatial) pixels a token covers per axis.
         temporal_compression: the VAE's; frames are 1 + a multiple of it.
         scheduler: the configuration of the Euler scheduler that it runs.
+        transformer: its size, where the cost model knows such transformers.
     """
 
     id: str
@@ -64,6 +66,7 @@ class Model:
     patch: tuple[int, int]
     temporal_compression: int
     scheduler: Mapping[str, Any]
+    transformer: Transformer | None
 
     @property
     def kind(self) -> Kind:
@@ -74,6 +77,13 @@ class Model:
     def key(self) -> dict[str, str]:
         """The `model` object of schedules, graphs and job specifications."""
         return {"id": self.id, "revision": self.revision, "pipeline": self.pipeline}
+
+    @property
+    def place(self) -> tuple[str, str | None]:
+        """Where its files are, from this machine: what from_pretrained takes, and the revision."""
+        # The embedded model lies where this machine has the package, not where the driver's has.
+        source = str(tiny.WEIGHTS) if self.id == "tiny" else self.source
+        return source, None if Path(source).is_absolute() else self.revision
 
     def conditions(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The `conditions` object of schedules and graphs for these call arguments."""
@@ -124,21 +134,35 @@ class Model:
                 f"{self.id} cannot run {num_inference_steps} steps ({error}): use more"
             ) from error
 
-    def load(self, device: torch.device) -> Any:
-        """The pipeline on `device`, without progress bars, stepping as `scheduler` says."""
+    def load(self, device: torch.device, without: Collection[str] = ()) -> Any:
+        """The pipeline on `device`, without progress bars, stepping as `scheduler` says.
+
+        Args:
+            device: where its weights go.
+            without: beginnings of names of components that are not loaded, such as TEXT.
+        """
         import diffusers
         import torch
 
-        # The embedded model lies where this machine has the package, not where the driver's has.
-        source = str(tiny.WEIGHTS) if self.id == "tiny" else self.source
-        pipeline = getattr(diffusers, self.pipeline).from_pretrained(
+        source, revision = self.place
+        pipeline_class = getattr(diffusers, self.pipeline)
+        components = pipeline_class.load_config(source, revision=revision) if without else {}
+        pipeline = pipeline_class.from_pretrained(
             source,
-            revision=None if Path(source).is_absolute() else self.revision,
+            revision=revision,
             torch_dtype=getattr(torch, self.dtype),
             use_safetensors=True,
+            **{name: None for name in components if name.startswith(tuple(without))},
         )
+        if "transformer" in without:
+            from cluster.stages import outline_transformers
+
+            outline_transformers(pipeline, source, revision)
         if type(pipeline.scheduler).__name__ != EULER:  # see `_euler`
             pipeline.scheduler = _scheduler(self.scheduler)
+        # A video of 720p does not decode in one piece; what is smaller than a tile still does.
+        if hasattr(pipeline.vae, "enable_tiling"):
+            pipeline.vae.enable_tiling()
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(device)
 
@@ -296,8 +320,16 @@ def _describe(model_id: str, files: ModelFiles, pipeline: str, dtype: str | None
         num_heads=transformer[kind.heads],
         patch=(frames * temporal, pixels * spatial),
         temporal_compression=frames,
+        transformer=_cost(transformer, defaults),
         scheduler=_euler(files.config("scheduler/scheduler_config.json")),
     )
+
+
+def _cost(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> Transformer | None:
+    try:
+        return Transformer.of(config, defaults.get("max_sequence_length", 256))
+    except (KeyError, TypeError):
+        return None
 
 
 def _euler(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.rendering import Rendering
+from cluster.rendering import Drawing
 from meancache import Schedule
 
 SIDE = 16  # pixels; the smallest that H.264 takes
@@ -24,13 +24,21 @@ class NullRenderer:
         self.rank = rank
         self.world_size = world_size
 
-    def render(
+    def read(self, prompt: str, arguments: Mapping[str, Any]) -> bytes:
+        """No embeddings."""
+        return b""
+
+    def draw(
         self,
         prompt: str,
         seed: int,
         arguments: Mapping[str, Any],
         schedule: Schedule | None = None,
-    ) -> Rendering:
-        """A frame of 16x16 pixels, at once."""
-        frame = np.full((1, SIDE, SIDE, 3), seed % 256, np.uint8)
-        return Rendering(frame, 0, 0.0, 0.0)
+        texts: bytes | None = None,
+    ) -> Drawing:
+        """The seed, at once."""
+        return Drawing(bytes([seed % 256]), nfe=0, loop_s=0.0, gang_s=0.0)
+
+    def decode(self, latents: bytes, arguments: Mapping[str, Any]) -> np.ndarray:
+        """A frame of 16x16 pixels of one value."""
+        return np.full((1, SIDE, SIDE, 3), latents[0], np.uint8)

@@ -12,8 +12,10 @@ import argparse
 import inspect
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,10 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from tqdm import tqdm
 
 from cluster import video, xdit
 from cluster.model import Model, ModelError, find_model
-from cluster.rendering import Rendering, encoded
+from cluster.rendering import Drawing, Rendering, encoded
+from cluster.stages import Texts, frames_of, latents_of, texts_given
 from meancache import Schedule, ScheduleError, apply_mean_cache, remove_mean_cache
 from meancache.pipelines import transformers_of
 
@@ -87,9 +91,18 @@ class Renderer:
         rank: 0 .. world_size - 1.
         world_size: ranks that share each video by sequence parallelism.
         init_method: rendezvous of the ranks for torch.distributed; unused for one rank.
+        without: components that this process leaves to others, see `cluster.rendering`; of what
+            they do its methods cannot be called.
     """
 
-    def __init__(self, model: Model, rank: int, world_size: int, init_method: str) -> None:
+    def __init__(
+        self,
+        model: Model,
+        rank: int,
+        world_size: int,
+        init_method: str,
+        without: tuple[str, ...] = (),
+    ) -> None:
         self.model = model
         self.rank = rank
         self.world_size = world_size
@@ -100,8 +113,13 @@ class Renderer:
         if device.type == "cpu":
             torch.set_num_threads(CPU_THREADS)
         self.kind = model.kind
-        self.pipeline = model.load(device)
+        # The lock of its own is one between processes, and a killed rank would leave it behind.
+        tqdm.set_lock(threading.RLock())
+        self.device = device
+        self.pipeline = model.load(device, without)
+        self._texts = Texts(self.pipeline, self._ask)
         self._watch: _LoopWatch | None = None
+        self._done: float | None = None  # when the last drawing was
         self._calls_back = (
             "callback_on_step_end" in inspect.signature(type(self.pipeline).__call__).parameters
         )
@@ -118,7 +136,35 @@ class Renderer:
         arguments: Mapping[str, Any],
         schedule: Schedule | None = None,
     ) -> Rendering:
-        """Draws one video or picture; every rank of the gang makes the same call.
+        """Draws and decodes one video or picture; every rank of the gang makes the same call.
+
+        Decoding is rank 0's alone: the others have the same latents.
+
+        Raises:
+            ScheduleError: the schedule does not fit the run.
+            ValueError: what came out is no picture (NaN, Inf, one value, another shape).
+        """
+        started = time.perf_counter()
+        drawing = self.draw(prompt, seed, arguments, schedule)
+        frames = None
+        if drawing.latents is not None:
+            frames = self.decode(drawing.latents, arguments)
+        seconds = time.perf_counter() - started
+        return Rendering(frames, drawing.nfe, seconds, drawing.loop_s)
+
+    def read(self, prompt: str, arguments: Mapping[str, Any]) -> bytes:
+        """The embeddings of the texts of a call, packed, for `draw` in another process."""
+        return self._texts.of(prompt, arguments)
+
+    def draw(
+        self,
+        prompt: str,
+        seed: int,
+        arguments: Mapping[str, Any],
+        schedule: Schedule | None = None,
+        texts: bytes | None = None,
+    ) -> Drawing:
+        """Denoises one video or picture; every rank of the gang makes the same call.
 
         Args:
             prompt: the text.
@@ -126,11 +172,13 @@ class Renderer:
                 machine starts from the same noise.
             arguments: of the pipeline's call.
             schedule: which steps to compute; None computes all.
+            texts: what `read` returned, in another process; None makes them here.
 
         Raises:
             ScheduleError: the schedule does not fit the run.
-            ValueError: what came out is no picture (NaN, Inf, one value, another shape).
+            ValueError: what came out is no picture (NaN, Inf, one value).
         """
+        started = time.perf_counter()
         watch = self._watch = _LoopWatch()
         watching = [
             transformer.register_forward_pre_hook(watch.before_forward)
@@ -139,26 +187,47 @@ class Renderer:
         call = dict(arguments)
         if self._calls_back:
             call["callback_on_step_end"] = watch.after_step
-        started = time.perf_counter()
+        given = nullcontext() if texts is None else texts_given(self.pipeline, texts, self.device)
+        latents = None
         try:
             hook = None if schedule is None else apply_mean_cache(self.pipeline, schedule)
-            # Decoding is rank 0's alone: the others have the same latents.
-            output = self._call(prompt, seed, call, "np" if self.rank == 0 else "latent")
+            with given:
+                if self.rank == 0:
+                    drawn = partial(self._call, prompt, seed, call, "np")
+                    latents = latents_of(self.pipeline, drawn)
+                else:
+                    self._call(prompt, seed, call, "latent")
         finally:
             remove_mean_cache(self.pipeline)
             for one in watching:
                 one.remove()
             self._watch = None
-        seconds = time.perf_counter() - started
         # Of the calls with a schedule, the hook answered some itself.
         nfe = watch.calls if hook is None else hook.forwards
-        loop_s = watch.stopped - watch.started
-        if self.rank != 0:
-            return Rendering(None, nfe, seconds, loop_s)
-        # Of a batch of one: a picture is the batch's one frame.
-        frames = output if self.kind.is_image else output[0]
+        before, self._done = self._done, time.perf_counter()
+        return Drawing(
+            latents,
+            nfe,
+            loop_s=watch.stopped - watch.started,
+            gang_s=self._done - (started if before is None else before),
+        )
+
+    def decode(self, latents: bytes, arguments: Mapping[str, Any]) -> np.ndarray:
+        """The frames of what `draw` drew, here or in another process.
+
+        Args:
+            latents: of the `Drawing`.
+            arguments: of the call that drew it.
+
+        Returns:
+            (F, H, W, 3) uint8; F = 1 for a picture.
+
+        Raises:
+            ValueError: what came out is no picture (NaN, Inf, one value, another shape).
+        """
+        frames = frames_of(self.pipeline, latents, self.device)
         video.check_drawn("frames", frames, (*self.model.shape(arguments), 3))
-        return Rendering(np.rint(frames * 255).astype(np.uint8), nfe, seconds, loop_s)
+        return np.rint(frames * 255).astype(np.uint8)
 
     def denoise(self, prompt: str, seed: int, arguments: Mapping[str, Any]) -> torch.Tensor:
         """Runs all steps of one video without decoding it; returns its latents."""
@@ -228,6 +297,9 @@ class Renderer:
         return self.pipeline(
             prompt, generator=generator, output_type=output_type, return_dict=False, **call
         )[0]
+
+    def _ask(self, prompt: str, arguments: Mapping[str, Any]) -> Any:
+        return self._call(prompt, 0, arguments, "latent")
 
     def _listen(self, scheduler: Any) -> None:
         """Tells the watch of the last step where the pipeline has no callback for it.

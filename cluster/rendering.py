@@ -5,18 +5,42 @@ Light on purpose: only ranks need torch and diffusers, which take seconds to imp
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from cluster import image, video
 from cluster.model import Model
+from cluster.plan import WorkItem
+from meancache.schedule import Schedule
 
 if TYPE_CHECKING:
     from cluster.renderer import Renderer
+
+# How the names of a pipeline's components begin.
+TEXT = ("text_encoder", "tokenizer")
+DENOISERS = ("transformer",)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One video or picture before it is decoded, as a rank sees it.
+
+    Attributes:
+        latents: the call of the VAE that decodes them, packed; None on ranks other than 0.
+        nfe: forwards of the transformers; guidance in two forwards counts as two.
+        loop_s: wall time of the denoising loop: from the transformer's first call to the
+            scheduler's last step.
+        gang_s: wall time since this rank was done with the one before, or of this one alone where
+            it is the first: what the gang's time was spent on, waiting for work included.
+    """
+
+    latents: bytes | None
+    nfe: int
+    loop_s: float
+    gang_s: float
 
 
 @dataclass(frozen=True)
@@ -37,17 +61,80 @@ class Rendering:
     loop_s: float
 
 
-def rank_builder(model: Model) -> Callable[[int, int, str], Renderer]:
-    """What a gang calls on each of its ranks, as (rank, world_size, init_method)."""
-    return partial(_build, model)
+@dataclass(frozen=True)
+class RenderRequest:
+    """What every rank of a gang gets to render one item.
+
+    Attributes:
+        item: what is to be rendered.
+        schedule: which steps to compute; None computes all.
+        texts: embeddings of its prompt, from `read_texts`; None where the ranks make them.
+    """
+
+    item: WorkItem
+    schedule: Schedule | None
+    texts: bytes | None = None
+
+
+def render_item(renderer: Renderer, request: RenderRequest) -> Rendering:
+    """A gang's task: one item from prompt to frames."""
+    item = request.item
+    return renderer.render(item.prompt, item.seed, item.arguments, request.schedule)
+
+
+def read_texts(codec: Renderer, item: WorkItem) -> tuple[bytes, float]:
+    """A codec's task: the embeddings of an item's prompt, and the seconds that they took."""
+    started = time.perf_counter()
+    return codec.read(item.prompt, item.arguments), time.perf_counter() - started
+
+
+def draw_item(renderer: Renderer, request: RenderRequest) -> Drawing:
+    """A gang's task: denoises one item whose texts are given."""
+    item = request.item
+    return renderer.draw(item.prompt, item.seed, item.arguments, request.schedule, request.texts)
+
+
+def decode_item(codec: Renderer, drawn: tuple[bytes, WorkItem]) -> tuple[np.ndarray, float]:
+    """A codec's task: the frames of an item that was drawn, and the seconds that they took."""
+    latents, item = drawn
+    started = time.perf_counter()
+    return codec.decode(latents, item.arguments), time.perf_counter() - started
+
+
+@dataclass(frozen=True)
+class RankBuilder:
+    """What a gang calls on each of its ranks.
+
+    Attributes:
+        model: what to load.
+        without: components that are left to others.
+    """
+
+    model: Model
+    without: tuple[str, ...] = ()
+    needs: ClassVar = ("cluster.renderer",)
+
+    def __call__(self, rank: int, world_size: int, init_method: str) -> Renderer:
+        from cluster.renderer import Renderer
+
+        return Renderer(self.model, rank, world_size, init_method, self.without)
+
+
+def rank_builder(model: Model) -> RankBuilder:
+    """For ranks that hold the whole pipeline."""
+    return RankBuilder(model)
+
+
+def denoiser_builder(model: Model) -> RankBuilder:
+    """For ranks of a studio's gang: without text encoders."""
+    return RankBuilder(model, TEXT)
+
+
+def codec_builder(model: Model) -> RankBuilder:
+    """For a studio's codec: without the transformers."""
+    return RankBuilder(model, DENOISERS)
 
 
 def encoded(model: Model, frames: np.ndarray) -> bytes:
     """The file of what was drawn: an mp4, or a PNG of a model of images."""
     return image.encode(frames) if model.kind.is_image else video.encode(frames, model.fps)
-
-
-def _build(model: Model, rank: int, world_size: int, init_method: str) -> Renderer:
-    from cluster.renderer import Renderer
-
-    return Renderer(model, rank, world_size, init_method)

@@ -21,13 +21,12 @@ from ray.exceptions import RayError
 
 from cluster.draining import EXIT_TERMINATED, Stopped, stoppable
 from cluster.fleet import FleetError, Gangs, parse_count
-from cluster.gang import GangError
+from cluster.gang import BuildRank, GangError
 from cluster.model import Model, ModelError, find_model
 from cluster.pipelines import PIPELINES
 from cluster.plan import SpecError
 from cluster.prompts import PromptsError
 from cluster.registry import RegistryError
-from cluster.rendering import rank_builder
 from cluster.store import MissingKey, Store, StoreError, open_store
 from meancache.reference import FittingError
 from meancache.schedule import ScheduleError
@@ -257,10 +256,12 @@ def model_and_arguments(options: argparse.Namespace) -> tuple[Model, dict[str, A
     return model, {**model.defaults, **wanted}
 
 
-def gangs(options: argparse.Namespace, model: Model) -> Gangs:
-    """The gangs of --gang-size and --gangs for this model. Raises FleetError."""
-    count = (None, None) if options.gangs is None else parse_count(options.gangs)
-    return Gangs(rank_builder(model), options.gang_size, *count)
+def gangs(
+    options: argparse.Namespace, build_rank: BuildRank, build_codec: BuildRank | None = None
+) -> Gangs:
+    """The gangs of --gang-size and --gangs. Raises FleetError."""
+    least, most = (None, None) if options.gangs is None else parse_count(options.gangs)
+    return Gangs(build_rank, options.gang_size, least, most, build_codec)
 
 
 def run_job(

@@ -1,157 +1,176 @@
-"""python -m jobs.benchmark scale: what a job costs around the model, up to a million rows.
+"""python -m jobs.benchmark: how fast this machine renders, and what skipping steps saves.
 
-Renders with ranks that render nothing; all else is real, so the figures are what planning,
-handing out, mp4, store and receipts take, and what the driver holds in memory. Of a large job only
-a part is delivered by gangs; the other receipts are written as their leaders would write them.
+On a GPU the full-size HunyuanVideo, on a CPU the same graph scaled down, both with random weights:
+speed does not depend on them. Needs no Ray. `python -m jobs.benchmark scale` measures what a job
+costs around the model instead.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
+import platform
 import sys
-import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cluster import fleet, manifest, plan
-from cluster.delivery import Delivery
-from cluster.manifest import Manifest
-from cluster.null import NullRenderer
-from cluster.plan import SHARD_SIZE, WorkItem
-from jobs import _cli, render
-from jobs._progress import progress
+if TYPE_CHECKING:
+    from cluster.random_model import RandomModel
 
-# Of each half of the rows, how many are delivered by gangs: enough to know the rate.
-BY_GANGS = 10_000
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A benchmark of so many rows."""
-
-    rows: int
-    gangs: int
-    folder: Path
-    json: Path | None
+# (width, height, frames): the paper's and xDiT's on a GPU, and smaller ones of like proportions.
+SHAPES = {
+    "full": {"480p": (640, 480, 65), "544p": (960, 544, 65), "720p": (1280, 720, 129)},
+    "scaled": {"480p": (112, 80, 17), "544p": (160, 96, 17), "720p": (192, 112, 17)},
+}
+STEPS = 50
+BUDGETS = (10, 5)
+# Sides of the matrices whose product is the limit, by device.
+MATRIX = {"cuda": 8192, "cpu": 1024}
 
 
-def prepare(options: argparse.Namespace) -> Prepared:
-    """Finds an empty place for the root."""
-    folder = Path(options.output or tempfile.mkdtemp(prefix="benchmark-"))
-    if options.output and (options.output.startswith("s3:") or folder.exists()):
-        raise plan.SpecError(f"--output {folder} must be a folder that does not exist yet")
-    return Prepared(options.rows, options.gangs, folder, options.json)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    given = sys.argv[1:] if argv is None else list(argv)
+    if given[:1] == ["scale"]:
+        from jobs import scale  # with Ray
+
+        return scale.main(given[1:])
+    options = parser().parse_args(given)
+    figures = measure(options.shape, options.repeats, options.videos)
+    if options.json is not None:
+        options.json.write_text(json.dumps(figures, indent=1))
+    return 0
 
 
-def perform(prepared: Prepared) -> int:
-    """Half of a job, its resumption, and its resubmission when it is finished; prints figures."""
-    figures: dict[str, float] = {"rows": prepared.rows, "gangs": prepared.gangs}
+def measure(shape: str, repeats: int, videos: int) -> dict[str, Any]:
+    """Runs the benchmark, prints as it goes, and returns what `--json` writes.
 
-    @contextmanager
-    def timed(name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        figures[name] = figures.get(name, 0.0) + time.perf_counter() - started
+    Args:
+        shape: a key of SHAPES.
+        repeats: turns of each kind of run.
+        videos: of the steady state.
+    """
+    import torch
 
-    prepared.folder.mkdir(parents=True, exist_ok=True)
-    prompts = prepared.folder / "prompts.txt"
-    with prompts.open("w") as file:
-        file.writelines(f"prompt {number} of a benchmark\n" for number in range(prepared.rows))
-    command = [
-        *("--model", "tiny", "--prompts", str(prompts), "--budget", "10"),
-        *("--output", str((prepared.folder / "root").absolute())),
-    ]
-    with timed("plan_s"):
-        job = render.prepare(render.parser().parse_args(command))
-    here = Manifest(job.store)
-    plan.freeze(job.store, job.spec)
-    half = len(job.items) // 2
-    delivered = 0
-    for part in filter(None, (job.items[:half], job.items[half:])):
-        by_gangs, by_hand = part[:BY_GANGS], part[BY_GANGS:]
-        delivered += len(by_gangs)
-        row, seconds = _deliver(job, by_gangs, prepared.gangs)
-        figures["deliver_s"] = figures.get("deliver_s", 0.0) + seconds
-        _write_receipts(here, by_hand, row)
-        with timed("find_missing_s"):
-            missing = here.open_shards(job.items)
-        if sum(map(len, missing.values())) != len(job.items) - 1 - part[-1].index:
-            raise RuntimeError(f"what is missing after {part[-1].index + 1} items is not the rest")
-        for shard, members in progress(missing.items(), len(missing), "shards", first=""):
-            if not members:
-                here.close_shard(shard, job.items[shard * SHARD_SIZE : (shard + 1) * SHARD_SIZE])
-    with timed("finish_s"):
-        here.finish(manifest.by_shard(job.items))
-    del job, missing
-    with timed("resubmit_finished_s"):
-        code = render.main(command)
-    figures["items_per_s"] = delivered / figures["deliver_s"]
-    figures["driver_peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    for name, value in figures.items():
-        print(f"{name:20} {value:.4g}" if value % 1 else f"{name:20} {value:.0f}")
-    if prepared.json is not None:
-        prepared.json.write_text(json.dumps(figures, indent=1))
-    print(f"{delivered} videos by gangs, {prepared.rows} receipts: {prepared.folder}")
-    return code
+    from cluster.random_model import FULL, SCALED, random_model
+
+    cuda = torch.cuda.is_available()
+    model = random_model(FULL, "bfloat16") if cuda else random_model(SCALED, "float32")
+    width, height, frames = SHAPES["full" if cuda else "scaled"][shape]
+    arguments = {
+        **model.defaults,
+        **{"width": width, "height": height, "num_frames": frames, "num_inference_steps": STEPS},
+    }
+    machine = torch.cuda.get_device_name() if cuda else f"{platform.machine()}, a core a process"
+    figures: dict[str, Any] = {
+        "machine": machine,
+        "model": "HunyuanVideo, " + ("full size" if cuda else "scaled down") + ", random weights",
+        "versions": {name: version(name) for name in ("torch", "diffusers", "xfuser")},
+        "shape": {"width": width, "height": height, "num_frames": frames},
+        "tokens": model.tokens(arguments),
+        "steps": STEPS,
+        "repeats": repeats,
+    }
+    print(f"{figures['model']}, {width}x{height}x{frames}, {machine}")
+    figures |= _figures(model, arguments, repeats, videos)
+    for part in ("seconds", "peak_gib", "ratios"):
+        for name, value in figures[part].items():
+            if not isinstance(value, list):
+                print(f"{part:8} {name:26} {value:10.4g}")
+    return figures
 
 
-def _deliver(
-    job: render.Prepared, items: Sequence[WorkItem], gangs: int
-) -> tuple[dict[str, Any], float]:
-    """Delivers items by gangs that render nothing; the last row, and the seconds from the first."""
-    work = Delivery(Manifest(job.store), job.model, job.schedule)
-    rows = fleet.run(work, items, fleet.Gangs(NullRenderer, 1, gangs, gangs), work.lost)
-    results = progress(rows, len(items), "videos")
-    row = next(results)  # before it the ranks start
-    started = time.perf_counter()
-    for _ in results:
-        pass
-    return row, time.perf_counter() - started
+def _figures(
+    model: RandomModel, arguments: dict[str, Any], repeats: int, videos: int
+) -> dict[str, Any]:
+    from cluster import speed
+    from cluster.cost_model import Transformer
+    from cluster.renderer import Renderer
+    from jobs._progress import progress
 
-
-def _write_receipts(here: Manifest, items: Sequence[WorkItem], like: dict[str, Any]) -> None:
-    """Commits the items without their videos, by rows that tell of one that was delivered."""
-
-    def commit(item: WorkItem) -> None:
-        of_item = {name: getattr(item, name) for name in ("prompt_id", "prompt", "index", "seed")}
-        here.commit({**like, **of_item, "item_id": item.id, "shard": item.shard})
-
-    for _ in progress(map(commit, items), len(items), "receipts", first=""):
-        pass
+    sigmas = model.grid(STEPS, arguments).sigmas
+    schedules = {f"b{budget}": speed.even_schedule(sigmas, budget) for budget in BUDGETS}
+    renderer = Renderer(model, 0, 1, "")
+    turns: dict[str, list[speed.Turn]] = defaultdict(list)
+    kinds = {"full": None, **schedules}
+    runs = speed.take_turns(renderer, arguments, kinds, repeats)
+    for name, turn in progress(runs, repeats * len(kinds), "videos", first=", warming up"):
+        turns[name].append(turn)
+    every = [turn for of in turns.values() for turn in of]
+    loop = {name: speed.median([turn.loop for turn in of]) for name, of in turns.items()}
+    video = {name: speed.median([turn.video for turn in of]) for name, of in turns.items()}
+    forward = speed.median([second for turn in turns["full"] for second in turn.steps])
+    computed = schedules["b10"].computed_steps
+    skipped = speed.median(
+        [
+            second
+            for turn in turns["b10"]
+            for step, second in enumerate(turn.steps, start=1)
+            if step not in computed
+        ]
+    )
+    statistics_s = speed.statistics_seconds(renderer, arguments)
+    peaks = {name: speed.peak_gib(renderer, arguments, of) for name, of in kinds.items()}
+    limit = speed.matmul_rate(renderer, MATRIX[renderer.device.type])
+    transformer = Transformer.of(renderer.pipeline.transformer.config, model.text_tokens)
+    flops = transformer.forward_flops(model.tokens(arguments))
+    del renderer
+    steady = speed.steady_state(model, arguments, schedules["b10"], videos)
+    return {
+        "seconds": {
+            "forward": forward,
+            "skipped_step": skipped,
+            "text": speed.median([turn.text for turn in every]),
+            "decode": speed.median([turn.decode for turn in every]),
+            "mp4": speed.median([turn.file for turn in every]),
+            "statistics": statistics_s,
+            **{f"loop_{name}": seconds for name, seconds in loop.items()},
+            **{f"video_{name}": seconds for name, seconds in video.items()},
+            "video_b10_in_steady_state": steady.seconds,
+            **{f"loops_{name}": [turn.loop for turn in of] for name, of in turns.items()},
+        },
+        "peak_gib": {name: gib for name, gib in peaks.items() if gib is not None},
+        "ratios": {
+            **{f"loop_speedup_b{budget}": loop["full"] / loop[f"b{budget}"] for budget in BUDGETS},
+            "end_to_end_speedup_b10": video["full"] / steady.seconds,
+            "one_by_one_speedup_b10": video["full"] / video["b10"],
+            "skipped_step_share": skipped / forward,
+            "statistics_share": statistics_s / loop["full"],
+            "goodput": steady.goodput,
+            "share_of_matmul_rate": flops / forward / limit,
+        },
+    }
 
 
 def parser() -> argparse.ArgumentParser:
-    """The job's flags."""
-    result = _cli.job_parser(
-        "jobs.benchmark",
-        "scale: renders rows with ranks that render nothing, and reports the time to plan, items\n"
-        "a second, the time to find what is missing in a half-finished root, the time of a\n"
-        "resubmission and the driver's peak memory. Every row leaves two small files.",
-        "python -m jobs.benchmark scale --rows 10000",
-    )
-    result.add_argument("what", choices=["scale"], help="what to measure")
-    result.add_argument(
-        "--rows", type=_cli.positive, default=10_000, metavar="N", help="default 10000"
+    """The benchmark's flags."""
+    result = argparse.ArgumentParser(
+        prog="python -m jobs.benchmark",
+        description=__doc__,
+        epilog="example: python -m jobs.benchmark --shape 544p --json figures.json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     result.add_argument(
-        "--gangs", type=_cli.positive, default=2, metavar="N", help="gangs at once (default 2)"
+        "--shape", choices=SHAPES["full"], default="544p", help="of the video (default: 544p)"
     )
     result.add_argument(
-        "--output", metavar="DIR", help="a new folder for the root (default: a temporary one)"
+        "--repeats", type=_positive, default=3, metavar="N", help="runs of each kind (default: 3)"
+    )
+    result.add_argument(
+        "--videos", type=_positive, default=12, metavar="N", help="in steady state (default: 12)"
     )
     result.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     return result
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    return _cli.run_job(prepare, perform, parser(), argv)
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return number
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from cluster import fleet, plan
 from cluster.gang import Gang, GangTaskError
 from cluster.plan import WorkItem, plan_items, specification
 from cluster.prompts import read_prompts
+from cluster.rendering import rank_builder
 from cluster.store import AlreadyExists, Store
 from jobs import _cli
 from jobs._progress import progress
@@ -102,7 +103,7 @@ class Prepared:
 def prepare(options: argparse.Namespace) -> Prepared:
     """Checks the whole request before any rank starts."""
     model, arguments = _cli.model_and_arguments(options)
-    gangs = _cli.gangs(options, model)
+    gangs = _cli.gangs(options, rank_builder(model))
     model.check_arguments(arguments, gangs.size)
     items = plan_items(read_prompts(options.prompts), model, arguments, seeds=options.seeds)
     plan.check_one_setting(items, arguments)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cluster.delivery import RenderRequest, render_item
 from cluster.gang import Gang
 from cluster.plan import WorkItem
+from cluster.rendering import RenderRequest, render_item
 from meancache.quality import psnr, ssim
 from meancache.schedule import Schedule
 

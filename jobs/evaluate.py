@@ -23,6 +23,7 @@ from cluster.gang import TASK_DEADLINE_S, Gang, GangTaskError
 from cluster.model import Model, ModelError
 from cluster.plan import WorkItem, plan_items, specification
 from cluster.prompts import PromptsError, read_prompts
+from cluster.rendering import rank_builder
 from cluster.store import AlreadyExists, Store, StoreError, open_store
 from jobs import _cli
 from jobs._progress import progress
@@ -228,7 +229,7 @@ class Prepared:
 def prepare(options: argparse.Namespace) -> Prepared:
     """Checks the whole request before any rank starts."""
     model, arguments = _cli.model_and_arguments(options)
-    gangs = _cli.gangs(options, model)
+    gangs = _cli.gangs(options, rank_builder(model))
     model.check_arguments(arguments, gangs.size)
     items = plan_items(read_prompts(options.prompts), model, arguments, seeds=options.seeds)
     plan.check_one_setting(items, arguments)

@@ -30,6 +30,7 @@ from cluster.registry import (
     Succession,
     setting_of,
 )
+from cluster.rendering import rank_builder
 from cluster.store import AlreadyExists, Store, open_store
 from jobs import _cli, audits, calibrate, drift, evaluate, fitting, scoreboard, solve
 from jobs._progress import progress
@@ -105,7 +106,7 @@ class Rollback:
 def prepare(options: argparse.Namespace) -> Night | Rollback:
     """Checks the whole request before any rank starts."""
     model, arguments = _cli.model_and_arguments(options)
-    gangs = _cli.gangs(options, model)
+    gangs = _cli.gangs(options, rank_builder(model))
     model.check_arguments(arguments, gangs.size)
     budgets = solve.budgets(options.budgets)
     steps = arguments["num_inference_steps"]

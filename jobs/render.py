@@ -17,12 +17,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cluster import audit, fleet, manifest, plan, registry
+from cluster import audit, cost_model, fleet, manifest, plan, registry
 from cluster.delivery import Delivery
 from cluster.manifest import Manifest, Success
+from cluster.memory import component_bytes
 from cluster.model import Model
 from cluster.plan import WorkItem, plan_items, specification
 from cluster.prompts import Prompt, read_prompts
+from cluster.rendering import codec_builder, denoiser_builder
 from cluster.store import MissingKey, Store, StoreError, open_store, read
 from jobs import _cli
 from jobs._progress import duration, progress
@@ -37,6 +39,8 @@ CURRENT = "current"
 RATE_SAMPLE = 20
 # How many of the rows that repeat another are named.
 NAMED = 5
+# Of an H100.
+MEMORY_GIB = 80
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Prepared:
 def prepare(options: argparse.Namespace) -> Prepared:
     """Checks the whole request before any rank starts."""
     model, arguments = _cli.model_and_arguments(options)
-    gangs = _cli.gangs(options, model)
+    gangs = _cli.gangs(options, denoiser_builder(model), codec_builder(model))
     schedule = _schedule(options, model, arguments)
     if options.audit and schedule is None:
         raise ScheduleError(
@@ -139,15 +143,19 @@ def _render(
     work = Delivery(here, prepared.model, prepared.schedule, prepared.audit_share)
     # Two drivers of one root meet as late as they can when each begins somewhere else.
     first = secrets.randbelow(len(todo)) if todo else 0
+    spent: Counter[str] = Counter()  # seconds of each kind
     with closing(
         fleet.run(work, todo[first:] + todo[:first], prepared.gangs, work.lost)
     ) as results:
         for row in progress(results, len(todo), "videos"):
+            spent.update(row["metrics"])
             if row["status"] == manifest.FAILED:
                 print(f"\nfailed: {row['item_id']}: {row['error']}", file=sys.stderr)
             left[row["shard"]] -= 1
             if not left[row["shard"]]:
                 here.close_shard(row["shard"], shards[row["shard"]])
+    if spent["gang_s"]:
+        print(f"goodput {spent['denoise_s'] / spent['gang_s']:.0%} of the gangs' time is denoising")
     return here.finish(shards, before)
 
 
@@ -229,9 +237,34 @@ def _announce(prepared: Prepared, items: Sequence[WorkItem], todo: Sequence[Work
         seconds = _known_seconds(prepared, todo) if done else None
         if seconds is None:
             print("time: unknown until a first video of this job is rendered")
+            _print_estimates(prepared, todo[0], forwards / len(todo))
         else:
             total = duration(seconds * len(todo))
             print(f"time: {total} of gang time at the last known rate of {seconds:.1f} s a video")
+
+
+def _print_estimates(prepared: Prepared, item: WorkItem, forwards: float) -> None:
+    """What a video as large as this one is expected to take on gangs of some sizes."""
+    model = prepared.model
+    if model.transformer is None or model.dtype != "bfloat16":
+        return
+    tokens = model.tokens(item.arguments)
+    weights = sum(component_bytes(model).values())
+    choices = cost_model.estimates(model.transformer, tokens, forwards, weights)
+    print("estimated for H100s, denoising alone:")
+    for one in choices:
+        print(
+            f"  --gang-size {one.gang_size}: {duration(one.seconds)} a video, "
+            f"{one.videos_a_gpu_day:.0f} videos a GPU and day, about {one.gib:.0f} GiB a GPU"
+        )
+    best = cost_model.recommended(choices, MEMORY_GIB)
+    if best is None:
+        print(f"no gang holds it in {MEMORY_GIB} GiB: make the video smaller")
+    else:
+        print(
+            f"for bulk work use --gang-size {best.gang_size}, the smallest that fits "
+            f"{MEMORY_GIB} GiB; larger ones only for a deadline"
+        )
 
 
 def _forwards(prepared: Prepared, item: WorkItem) -> int:
@@ -251,7 +284,7 @@ def _known_seconds(prepared: Prepared, todo: Sequence[WorkItem]) -> float | None
         with suppress(MissingKey):
             row = Manifest(prepared.store).receipt(item)
             if row["status"] == manifest.OK:
-                seconds.append(row["render_s"] + row["encode_s"] + row["upload_s"])
+                seconds.append(row["metrics"]["gang_s"])
     return sum(seconds) / len(seconds) if seconds else None
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from cluster import fleet
 from cluster.model import find_model
+from cluster.rendering import rank_builder
 from cluster.store import Store
 from jobs import _cli, fitting
 from jobs._progress import progress
@@ -67,7 +68,7 @@ def prepare(options: argparse.Namespace) -> Prepared:
             options.gamma,
             options.reference_steps,
         )
-        gangs = _cli.gangs(options, model)
+        gangs = _cli.gangs(options, rank_builder(model))
         if options.gangs is None:  # a second gang would run the references a second time
             gangs = replace(gangs, least=1, most=1)
         model.check_arguments(to_fit.arguments, gangs.size)

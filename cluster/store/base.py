@@ -49,7 +49,12 @@ class Store(ABC):
     StoreError when the key is absolute, has an empty, `.` or `..` segment, a segment above 255
     bytes or one that begins with `.tmp-`, a backslash or a control character; and when the store
     cannot be reached, written or read. Stores may be shared by threads and pickled to processes.
+
+    Attributes:
+        retries: how many requests were repeated through this object; a copy begins with none.
     """
+
+    retries = 0
 
     @abstractmethod
     def get(self, key: str) -> bytes:

@@ -60,7 +60,7 @@ class S3Store(Store):
         return f"S3Store({self._root!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_client": None}
+        return self.__dict__ | {"_client": None, "retries": 0}
 
     def get(self, key: str) -> bytes:
         place = self._place(key)
@@ -192,6 +192,8 @@ class S3Store(Store):
             if attempt + 1 < patience.attempts:
                 level = logging.INFO if attempt < 6 else logging.WARNING  # some seconds in
                 log.log(level, "attempt %d failed and is repeated: %s", attempt + 1, verdict.error)
+                with _client_lock:
+                    self.retries += 1
                 patience.wait(attempt)
         raise verdict.error
 

@@ -11,6 +11,8 @@ from contextlib import suppress
 import psutil
 
 LEADER = "ray::_Leader"
+# The process that ranks are forked from, and hence they too.
+FORKS = "multiprocessing.forkserver"
 GONE_WITHIN_S = 60
 
 
@@ -28,8 +30,13 @@ def leaders(mark: str) -> list[int]:
 
 
 def ranks(mark: str) -> list[int]:
-    """The ranks of all gangs."""
-    return [pid for pid in marked(mark) if "spawn_main" in _title(pid)]
+    """The ranks of all gangs that have a leader."""
+    return [pid for pid in marked(mark) if FORKS in _title(pid) and FORKS in _title(_parent(pid))]
+
+
+def family(mark: str) -> list[int]:
+    """Leaders, what their ranks are forked from, and ranks, also those without a leader."""
+    return leaders(mark) + [pid for pid in marked(mark) if FORKS in _title(pid)]
 
 
 def marked(mark: str) -> list[int]:
@@ -63,6 +70,13 @@ def _ends(pid: int, within_s: float) -> bool:
         return True
     with os.fdopen(handle):
         return bool(select.select([handle], [], [], within_s)[0])
+
+
+def _parent(pid: int) -> int:
+    try:
+        return psutil.Process(pid).ppid()
+    except psutil.Error:
+        return 0
 
 
 def _title(pid: int) -> str:

@@ -22,8 +22,9 @@ from cluster.manifest import Manifest
 from cluster.model import find_model
 from cluster.plan import plan_items
 from cluster.prompts import Prompt
-from cluster.rendering import rank_builder
+from cluster.rendering import codec_builder, denoiser_builder
 from cluster.store import open_store
+from cluster.studio import Studio
 
 
 def main() -> int:
@@ -40,20 +41,22 @@ def main() -> int:
     calm, struck = [], []
     with (
         tempfile.TemporaryDirectory() as folder,
-        Gang(rank_builder(model), options.gang_size) as gang,
+        Studio(
+            Gang(denoiser_builder(model), options.gang_size), Gang(codec_builder(model), 1)
+        ) as studio,
     ):
         deliver = Delivery(Manifest(open_store(folder)), model, None)
-        deliver(gang, items[0])  # the first video of a gang is slower
+        deliver(studio, items[0])  # the first video of a gang is slower
         for number, item in enumerate(items[1:]):
             started = time.monotonic()
             if number % 2:
-                victim = draw.choice(gang.pids)
-                delay = draw.uniform(0.1, 0.9) * statistics.median(calm)
+                victim = draw.choice(studio.gang.pids)
+                delay = draw.uniform(0.1, 0.7) * statistics.median(calm)
                 threading.Timer(delay, os.kill, (victim, signal.SIGKILL)).start()
             try:
-                row = deliver(gang, item)
+                row = deliver(studio, item)
             except TryAgainError:
-                row = deliver(gang, item)
+                row = deliver(studio, item)
             (struck if number % 2 else calm).append(time.monotonic() - started)
             assert (row["status"], row["attempts"]) == ("ok", 1 + number % 2), row
     lost = [seconds - statistics.median(calm) for seconds in struck]

@@ -225,7 +225,7 @@ def outcome(round_: Round) -> Outcome:
         lost=sum((planned - found).values()) + len(set(failed) - hopeless),
         duplicate=sum((found - planned).values()),
         corrupt=[f"{uri} {problem}" for uri, problem in findings if problem],
-        orphans=processes.left_over([*processes.leaders(MARK), *processes.ranks(MARK)]),
+        orphans=processes.left_over(processes.family(MARK)),
         started=round_.started,
     )
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # every rank imports this file: most need none of it
     import torch
 
-    from cluster.delivery import RenderRequest
     from cluster.renderer import Renderer
+    from cluster.rendering import RenderRequest
 
 
 def build(rank: int, world_size: int, init_method: str) -> tuple[int, int]:
@@ -90,3 +90,10 @@ def fail_until_third_try(built: tuple[int, int], folder: Path) -> str:
         if tries < 2:
             os.kill(os.getpid(), signal.SIGKILL)
     return "third time lucky"
+
+
+def open_fifo(built: tuple[int, int], end: tuple[Path, str]) -> str:
+    """Opens an end of a fifo, which waits until the other is opened too."""
+    path, mode = end
+    with path.open(mode):
+        return mode

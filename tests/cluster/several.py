@@ -6,10 +6,9 @@ from collections.abc import Mapping
 
 import torch
 
-from cluster.delivery import RenderRequest, render_item
 from cluster.model import Model
 from cluster.renderer import Renderer
-from cluster.rendering import Rendering
+from cluster.rendering import Rendering, RenderRequest, render_item
 from tests.cluster.ranks import latents
 
 

@@ -21,6 +21,7 @@ from cluster.plan import plan_items
 from cluster.prompts import Prompt
 from cluster.rendering import rank_builder
 from cluster.store import open_store
+from cluster.studio import Studio
 from meancache import Schedule, tiny
 from meancache.quality import psnr, ssim
 from tests.cluster import ranks
@@ -33,11 +34,11 @@ def planned(model):
     return plan_items([prompt], model, arguments)[0]
 
 
-def delivered(delivery: Delivery, gang: Gang, item) -> dict:
-    """The item's row, tried on the one gang until it is done or given up."""
+def delivered(delivery: Delivery, studio: Studio, item) -> dict:
+    """The item's row, tried in the one studio until it is done or given up."""
     while True:
         with suppress(TryAgainError):
-            return delivery(gang, item)
+            return delivery(studio, item)
 
 
 @pytest.fixture
@@ -51,9 +52,9 @@ def job(tmp_path):
 
 
 def test_a_delivered_item_has_its_video_and_a_receipt_that_describes_it(
-    job, model, item, gang_of_two
+    job, model, item, gang_of_one, gang_of_two
 ):
-    row = Delivery(job, model, None)(gang_of_two, item)
+    row = Delivery(job, model, None)(Studio(gang_of_two, gang_of_one), item)
     assert row == job.receipt(item)
     data = job.store.get(row["key"])
     assert row["sha256"] == hashlib.sha256(data).hexdigest()
@@ -65,7 +66,10 @@ def test_a_delivered_item_has_its_video_and_a_receipt_that_describes_it(
         "world_size": 2, "attempts": 1, "schedule_id": None, "error": None, "model": "tiny",
     }  # fmt: skip
     assert {name: row[name] for name in expected} == expected
-    assert row["render_s"] > 0
+    seconds = row["metrics"]
+    assert set(seconds) == {"text_s", "denoise_s", "decode_s", "gang_s"}
+    assert row["render_s"] == seconds["text_s"] + seconds["denoise_s"] + seconds["decode_s"]
+    assert 0 < seconds["denoise_s"] < seconds["gang_s"]
     assert list(row) == manifest.SCHEMA.names
 
 
@@ -78,7 +82,7 @@ def schedule(model) -> Schedule:
 def test_an_audited_item_tells_how_close_it_is_to_its_full_run(
     job, model, item, schedule, gang_of_one
 ):
-    row = Delivery(job, model, schedule, audit_share=1.0)(gang_of_one, item)
+    row = Delivery(job, model, schedule, audit_share=1.0)(Studio(gang_of_one, gang_of_one), item)
     fast, full = (
         gang_of_one.run(render_item, RenderRequest(item, one), 60.0).frames
         for one in (schedule, None)
@@ -93,7 +97,7 @@ def test_what_failed_before_is_not_audited_so_an_audit_never_costs_a_row(
     job, model, item, schedule, gang_of_one
 ):
     attempts.record_failure(job, item, "rank 0 ran out of memory in the full run")
-    row = Delivery(job, model, schedule, audit_share=1.0)(gang_of_one, item)
+    row = Delivery(job, model, schedule, audit_share=1.0)(Studio(gang_of_one, gang_of_one), item)
     assert (row["status"], row["attempts"], row["metrics"]) == ("ok", 2, {})
 
 
@@ -101,15 +105,17 @@ def test_an_item_outside_of_the_audited_share_is_drawn_once(
     job, model, item, schedule, gang_of_one
 ):
     smallest = 16**-8
-    row = Delivery(job, model, schedule, audit_share=smallest)(gang_of_one, item)
+    row = Delivery(job, model, schedule, audit_share=smallest)(
+        Studio(gang_of_one, gang_of_one), item
+    )
     assert row["metrics"] == {}
 
 
-def test_a_rank_that_died_between_two_items_costs_neither_an_attempt(job, model, item):
+def test_a_rank_that_died_between_two_items_costs_neither_an_attempt(job, model, item, gang_of_one):
     with Gang(rank_builder(model), 1) as gang:
         os.kill(gang.pids[0], signal.SIGKILL)
         assert gone(gang.pids[0])
-        row = delivered(Delivery(job, model, None), gang, item)
+        row = delivered(Delivery(job, model, None), Studio(gang, gang_of_one), item)
     assert (row["status"], row["attempts"]) == ("ok", 1)
     assert attempts.failures(job, item) == []
 
@@ -128,13 +134,15 @@ class KillingOnce(Schedule):
         return object.__getattribute__(self, name)
 
 
-def test_a_rank_killed_during_an_item_costs_one_attempt_and_no_row(job, model, item, tmp_path):
+def test_a_rank_killed_during_an_item_costs_one_attempt_and_no_row(
+    job, model, item, tmp_path, gang_of_one
+):
     grid = model.grid(4)
     plain = Schedule.from_edges(grid.sigmas, [{"start": 0, "stop": 4, "span": 1}])
     fields = {name: getattr(plain, name) for name in plain.__dataclass_fields__}
     schedule = KillingOnce(**fields, mark=tmp_path / "killed")
     with Gang(rank_builder(model), 1) as gang:
-        row = delivered(Delivery(job, model, schedule), gang, item)
+        row = delivered(Delivery(job, model, schedule), Studio(gang, gang_of_one), item)
     assert (row["status"], row["attempts"], row["nfe"]) == ("ok", 2, 1)
     assert len(list(job.store.list("receipts/"))) == len(list(job.store.list("videos/"))) == 1
     assert attempts.failures(job, item) == ["rank 0 died with exit code -9"]
@@ -142,7 +150,7 @@ def test_a_rank_killed_during_an_item_costs_one_attempt_and_no_row(job, model, i
 
 def test_an_item_that_fails_three_times_is_committed_as_failed_with_the_reason(job, model, item):
     with Gang(ranks.build, 1) as gang:  # ranks that have no pipeline to render with
-        row = delivered(Delivery(job, model, None), gang, item)
+        row = delivered(Delivery(job, model, None), Studio(gang, gang), item)
     assert (row["status"], row["attempts"], row["key"]) == ("failed", 3, None)
     assert "rank 0 failed: AttributeError" in row["error"]
     receipt = job.store.get(job.receipt_key(0, item.id))
@@ -155,7 +163,7 @@ def test_an_item_that_has_failed_elsewhere_has_only_the_attempts_left_over(job, 
     delivery.lost(item, "the gang's leader died: killed")
     attempts.record_failure(job, item, "rank 0 did not answer within 60 s")
     with Gang(ranks.build, 1) as gang:
-        row = delivered(delivery, gang, item)
+        row = delivered(delivery, Studio(gang, gang), item)
     assert row["attempts"] == 3
     assert "AttributeError" in row["error"]
 
@@ -164,7 +172,7 @@ def test_an_item_that_killed_its_leader_every_time_is_given_up_without_a_rank(jo
     delivery = Delivery(job, model, None)
     for _ in range(3):
         delivery.lost(item, "the gang's leader died: killed")
-    nobody = Gang(ranks.build_fails, 1)  # would fail, were it asked
+    nobody = Studio(*[Gang(ranks.build_fails, 1)] * 2)  # would fail, were it asked
     row = delivery(nobody, item)
     assert (row["status"], row["attempts"]) == ("failed", 3)
     assert row["error"] == "the gang's leader died: killed"
@@ -173,18 +181,20 @@ def test_an_item_that_killed_its_leader_every_time_is_given_up_without_a_rank(jo
 def test_a_failed_attempt_is_handed_back_so_that_another_gang_may_try(job, model, item):
     delivery = Delivery(job, model, None)
     with Gang(ranks.build, 1) as broken, pytest.raises(TryAgainError, match="AttributeError"):
-        delivery(broken, item)
+        delivery(Studio(broken, broken), item)
     with Gang(rank_builder(model), 1) as whole:
-        row = delivery(whole, item)
+        row = delivery(Studio(whole, whole), item)
     assert (row["status"], row["attempts"]) == ("ok", 2)
 
 
-def test_a_new_gang_learns_nothing_from_gangs_of_another_size(job, model, item, gang_of_two):
+def test_a_new_gang_learns_nothing_from_gangs_of_another_size(
+    job, model, item, gang_of_one, gang_of_two
+):
     delivery = Delivery(job, model, None)
-    delivery(gang_of_two, item)
-    lone = Gang(ranks.build, 1)
+    delivery(Studio(gang_of_two, gang_of_one), item)
+    lone = Studio(Gang(ranks.build, 1), Gang(ranks.build, 1))
     delivery._learn_pace(lone, item)
-    assert not lone.pace.known
+    assert not lone.gang.pace.known
 
 
 @pytest.fixture
@@ -227,7 +237,7 @@ def test_what_a_broken_model_draws_becomes_a_failed_row(
     for _ in range(2):  # each attempt takes a gang of its own: spare all but the last
         delivery.lost(item, "earlier")
     with Gang(rank_builder(model), 1) as gang:
-        row = delivered(delivery, gang, item)
+        row = delivered(delivery, Studio(gang, gang), item)
     assert (row["status"], row["attempts"]) == ("failed", 3)
     assert sentence in row["error"]
     assert not list(job.store.list("videos/"))
@@ -235,14 +245,14 @@ def test_what_a_broken_model_draws_becomes_a_failed_row(
 
 def test_ranks_that_do_not_start_use_up_no_item(job, model, item):
     with pytest.raises(GangStartError, match="no weights here"):
-        Delivery(job, model, None)(Gang(ranks.build_fails, 1), item)
+        Delivery(job, model, None)(Studio(*[Gang(ranks.build_fails, 1)] * 2), item)
     assert job.open_items([item]) == [item]
     assert attempts.failures(job, item) == []
 
 
 def test_an_item_that_is_committed_is_not_paid_for_again(job, model, item, gang_of_one):
-    first = Delivery(job, model, None)(gang_of_one, item)
-    nobody = Gang(ranks.build_fails, 1)  # would fail, were it asked
+    first = Delivery(job, model, None)(Studio(gang_of_one, gang_of_one), item)
+    nobody = Studio(*[Gang(ranks.build_fails, 1)] * 2)  # would fail, were it asked
     assert Delivery(job, model, None)(nobody, item) == first
 
 
@@ -251,8 +261,9 @@ def test_a_new_gang_learns_from_receipts_how_long_a_video_takes(job, model, gang
     arguments = {**model.defaults, "num_inference_steps": 4}
     prompts = [Prompt(line, f"prompt {line}", str(line)) for line in (1, 2)]
     first, second = plan_items(prompts, model, arguments)
-    row = delivery(gang_of_one, first)
-    with Gang(rank_builder(model), 1) as gang:
-        delivery(gang, second)
-        size = 9 * 64 * 64 * 4
-        assert next(iter(gang.pace._known)) == (size, row["render_s"])
+    row = delivery(Studio(gang_of_one, gang_of_one), first)
+    new = Studio(Gang(ranks.build, 1), Gang(ranks.build, 1))
+    delivery._learn_pace(new, second)
+    pixels = 9 * 64 * 64
+    assert list(new.gang.pace._known) == [(pixels * 4, row["metrics"]["denoise_s"])]
+    assert list(new.codec.pace._known) == [(pixels, row["metrics"]["decode_s"])]

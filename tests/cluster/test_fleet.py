@@ -1,5 +1,6 @@
 """Gangs over a real Ray cluster: every item once, whatever the number of gangs."""
 
+import multiprocessing
 import os
 import signal
 from functools import partial
@@ -12,6 +13,7 @@ from cluster import fleet
 from cluster.draining import Stopped
 from cluster.gang import Gang, GangError, GangStartError, GangTaskError
 from cluster.store import StoreError
+from cluster.studio import DEPTH, Studio
 from tests.cluster import ranks
 
 
@@ -44,6 +46,27 @@ def die_once(gang: Gang, item) -> int:
     return number
 
 
+_busy: set[int] = set()
+
+
+def die_in_company(studio: Studio, item) -> tuple[int, int]:
+    """Items 0 and 1 meet on their leader, and 1 kills it; later how many it has in its hands."""
+    number, folder = item
+    _busy.add(number)
+    mark = folder / "died"
+    if number < 2 and not mark.exists():
+        (folder / "pipe").open("rw"[number]).close()
+        if number == 1:
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        (folder / "never").open()  # nobody opens the other end
+    most = len(_busy)
+    studio.gang.run(ranks.who, None)
+    most = max(most, len(_busy))
+    _busy.discard(number)
+    return number, most
+
+
 def die(gang: Gang, item) -> None:
     """Kills its leader every time."""
     os.kill(os.getpid(), signal.SIGKILL)
@@ -64,7 +87,9 @@ def terminate_driver(gang: Gang, item: tuple[int, int]) -> int:
 
 def build_dies(rank: int, world_size: int, init_method: str) -> None:
     """A rank whose leader is killed while it starts."""
-    os.kill(os.getppid(), signal.SIGKILL)
+    leader = multiprocessing.parent_process()
+    assert leader is not None
+    os.kill(leader.pid, signal.SIGKILL)
 
 
 @pytest.mark.usefixtures("cluster")
@@ -81,6 +106,33 @@ def test_a_fleet_grows_while_items_wait(tmp_path):
     items = [(tmp_path / "pipe", "r"), (tmp_path / "pipe", "w")]
     leaders = list(fleet.run(meet, items, fleet.Gangs(ranks.build, 1, 1, 2)))
     assert len(set(leaders)) == 2
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_leader_with_a_codec_has_several_items_in_its_hands(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    items = [(tmp_path / "pipe", "r"), (tmp_path / "pipe", "w")]
+    gangs = fleet.Gangs(ranks.build, 1, 1, 1, ranks.build)
+    (leader,) = set(fleet.run(meet, items, gangs))
+    assert leader != os.getpid()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_what_a_leader_died_with_comes_back_alone(tmp_path):
+    """Two items meet, and one kills their leader; then neither is with another, nor dies again."""
+    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "never")
+    items = [(number, tmp_path) for number in range(6)]
+    told = []
+    gangs = fleet.Gangs(ranks.build, 1, 1, 1, ranks.build)
+    results = fleet.run(die_in_company, items, gangs, lambda item, how: told.append(item[0]))
+    answers = dict(results)
+    assert sorted(answers) == list(range(6))
+    assert {0, 1} <= set(told)
+    assert len(told) <= DEPTH
+    assert len(told) == len(set(told))
+    for number in told:
+        assert answers[number] == 1, f"item {number} had company"
 
 
 @pytest.mark.usefixtures("cluster")

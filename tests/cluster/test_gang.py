@@ -95,6 +95,30 @@ def test_a_rank_killed_between_tasks_is_replaced_before_the_next():
         assert not set(gang.pids) & set(before)
 
 
+def test_the_process_that_ranks_are_forked_from_may_die_too():
+    program = textwrap.dedent(
+        """
+        import os, signal
+        from cluster.gang import Gang, GangError
+        from tests.cluster import ranks
+
+        with Gang(ranks.build, 2) as gang:
+            pid = gang.run(ranks.who, None)[2]
+            with open(f"/proc/{pid}/stat") as stat:
+                parent = int(stat.read().rpartition(")")[2].split()[1])
+            assert parent != os.getpid()
+            os.kill(parent, signal.SIGKILL)
+            try:
+                gang.run(ranks.who, None)  # before their deaths are known
+            except GangError:
+                pass
+            print("again", gang.run(ranks.who, "again")[1])
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "again again\n", done.stderr
+
+
 def test_a_rank_that_cannot_start_is_reported_and_leaves_no_other(monkeypatch):
     gang = Gang(ranks.build_fails, 2)
     with pytest.raises(GangError, match="rank 1 failed: RuntimeError: no weights here"):

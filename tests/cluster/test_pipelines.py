@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.delivery import RenderRequest, render_item
 from cluster.gang import Gang
 from cluster.model import Model, ModelError, find_model
 from cluster.pipelines import PIPELINES
 from cluster.plan import plan_items
 from cluster.prompts import Prompt
 from cluster.renderer import Renderer
-from cluster.rendering import encoded
+from cluster.rendering import DENOISERS, TEXT, RenderRequest, encoded, render_item
 from meancache import Schedule
 from meancache.pipelines import grid_of
 from tests.cluster import folders, several
@@ -81,6 +80,26 @@ def test_the_driver_knows_size_noise_levels_and_forwards_of_a_run(small, alone):
     magic = b"\x89PNG" if kind.is_image else b"ftyp"
     assert magic in encoded(small.model, rendering.frames)[:12]
     assert (small.model.fps == 0) == kind.is_image
+
+
+def test_its_stages_in_processes_of_their_own_draw_what_the_pipeline_draws(small, alone):
+    kind, arguments = small.model.kind, dict(small.arguments)
+    if "true_cfg_scale" in kind.takes:
+        arguments |= {"negative_prompt": "noise", "true_cfg_scale": 3.0}
+    denoiser = Renderer(small.model, 0, 1, "", without=TEXT)
+    codec = Renderer(small.model, 0, 1, "", without=DENOISERS)
+    texts = codec.read(PROMPT, arguments)
+    assert codec.read(PROMPT, arguments) is texts
+    drawing = denoiser.draw(PROMPT, 3, arguments, texts=texts)
+    frames = codec.decode(drawing.latents, arguments)
+    own = dict(arguments)
+    if kind.guider:  # whose guidance is no argument
+        del own["guidance_scale"]
+    plain = alone.pipeline(
+        PROMPT, generator=torch.Generator().manual_seed(3), output_type="np", **own
+    )[0]
+    expected = plain if kind.is_image else plain[0]
+    assert np.array_equal(frames, np.rint(expected * 255).astype(np.uint8))
 
 
 def test_a_run_depends_on_prompt_and_seed_alone(small, alone):

@@ -27,7 +27,7 @@ def test_an_item_that_kills_its_leader_every_time_is_given_up_and_the_others_are
     tmp_path, model, items
 ):
     work = Poisoned(Manifest(open_store(str(tmp_path))), model, None)
-    gangs = fleet.Gangs(NullRenderer, 1, 1, 1)
+    gangs = fleet.Gangs(NullRenderer, 1, 1, 1, NullRenderer)
     try:
         rows = {row["prompt_id"]: row for row in fleet.run(work, items, gangs, work.lost)}
     finally:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from cluster import renderer, video
-from cluster.delivery import RenderRequest, render_item
 from cluster.plan import plan_items
 from cluster.prompts import Prompt
+from cluster.rendering import RenderRequest, render_item
 from meancache import Schedule, apply_mean_cache, remove_mean_cache
 from meancache.quality import psnr
 from tests.cluster import ranks

@@ -17,6 +17,7 @@ from cluster.gang import Gang
 from cluster.manifest import Manifest
 from cluster.rendering import rank_builder
 from cluster.store import StoreError, open_store, read
+from cluster.studio import Studio
 from jobs import render
 
 KEY_ID = "AKIAFAKEFAKEFAKEFAKE"
@@ -60,7 +61,7 @@ def test_a_job_leaves_no_secret_behind(credentials, s3_root, tmp_path, caplog, c
     manifest = Manifest(job.store)
     deliver = Delivery(manifest, job.model, job.schedule)
     with Gang(rank_builder(job.model), 1) as gang:
-        rows = [deliver(gang, item) for item in job.items]
+        rows = [deliver(Studio(gang, gang), item) for item in job.items]
     manifest.close_shard(0, job.items)
     manifest.finish([0])
     keys = list(job.store.list())

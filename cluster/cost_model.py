@@ -1,0 +1,117 @@
+"""What a video costs before it is rendered: FLOPs, memory, seconds, and videos a GPU makes a day.
+
+Counts the matrix products of a transformer of double and single stream blocks, as HunyuanVideo's
+is: for N tokens of width d in L blocks, 24 N d^2 + 4 N^2 d each. How much of a GPU's peak is
+reached is taken from xDiT's published times of HunyuanVideo (720x1280, 129 frames, 50 steps, on 1,
+2, 4 and 8 H100: 1904, 925, 514 and 338 s), so the figures are for such GPUs and are estimates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# FLOP/s in bfloat16 without sparsity, by what a GPU's name holds.
+PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
+# Gang size -> share of the peak in xDiT's measurements; larger gangs wait more for each other.
+REACHED = {1: 0.320, 2: 0.330, 4: 0.297, 8: 0.226}
+# Sixteen activations of a token are alive at once where a block's are most, in bfloat16.
+ALIVE = 16
+GIB = 2**30
+DAY_S = 86_400.0
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """A transformer's size.
+
+    Attributes:
+        blocks: double and single stream ones together.
+        width: d, of a token.
+        text_tokens: that every forward has beside those of the video.
+    """
+
+    blocks: int
+    width: int
+    text_tokens: int
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], text_tokens: int) -> Transformer:
+        """Reads a HunyuanVideo or FLUX transformer's configuration; KeyError for another's."""
+        return cls(
+            blocks=config["num_layers"] + config["num_single_layers"],
+            width=config["num_attention_heads"] * config["attention_head_dim"],
+            text_tokens=text_tokens,
+        )
+
+    def forward_flops(self, tokens: int) -> float:
+        """FLOPs of one forward over so many tokens of video, those of the text added."""
+        n, d = tokens + self.text_tokens, self.width
+        return float(self.blocks * (24 * n * d**2 + 4 * n**2 * d))
+
+    def forward_seconds(self, tokens: int, gang_size: int = 1, peak: float = PEAK["H100"]) -> float:
+        """Seconds of one forward on a gang.
+
+        Args:
+            tokens: of the video.
+            gang_size: GPUs that share it.
+            peak: FLOP/s of one GPU.
+        """
+        reached = REACHED[max(size for size in REACHED if size <= gang_size)]
+        return self.forward_flops(tokens) / (gang_size * peak * reached)
+
+    def activation_bytes(self, tokens: int, gang_size: int = 1) -> float:
+        """Memory a GPU takes beyond the weights while it denoises; ranks share the tokens."""
+        return 2.0 * ALIVE * (tokens / gang_size + self.text_tokens) * self.width
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A video on a gang.
+
+    Attributes:
+        gang_size: GPUs that share it.
+        seconds: of its computed steps.
+        gib: memory of a GPU, weights and activations, in GiB.
+    """
+
+    gang_size: int
+    seconds: float
+    gib: float
+
+    @property
+    def videos_a_gpu_day(self) -> float:
+        return DAY_S / (self.seconds * self.gang_size)
+
+
+def estimates(
+    transformer: Transformer,
+    tokens: int,
+    forwards: float,
+    weight_bytes: float,
+    peak: float = PEAK["H100"],
+) -> list[Estimate]:
+    """A video on gangs of 1, 2, 4 and 8 GPUs.
+
+    Args:
+        transformer: its size.
+        tokens: of the video.
+        forwards: of the transformer for a video.
+        weight_bytes: of all that lies on a GPU; every rank has all of the transformer.
+        peak: FLOP/s of one GPU.
+    """
+    return [
+        Estimate(
+            gang_size=size,
+            seconds=forwards * transformer.forward_seconds(tokens, size, peak),
+            gib=(weight_bytes + transformer.activation_bytes(tokens, size)) / GIB,
+        )
+        for size in REACHED
+    ]
+
+
+def recommended(choices: list[Estimate], memory_gib: float) -> Estimate | None:
+    """The best of them for bulk work: throughput a GPU falls as gangs grow, so the smallest that
+    fits the memory; None where none does."""
+    return next((choice for choice in choices if choice.gib <= memory_gib), None)

@@ -1,0 +1,47 @@
+"""How large a pipeline's components are, from their configurations, on the meta device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cluster.model import Model
+
+
+def component_bytes(model: Model) -> dict[str, int]:
+    """Bytes of the weights of each component in the model's dtype; nothing is loaded.
+
+    Builds each with its own class where tensors have shapes and no memory, so the sizes are the
+    architecture's own. Takes some seconds.
+
+    Raises:
+        OSError: a configuration cannot be read.
+    """
+    import diffusers
+    import torch
+    import transformers
+    from accelerate import init_empty_weights
+
+    source, revision = model.place
+    sizes = {}
+    components = getattr(diffusers, model.pipeline).load_config(source, revision=revision)
+    width = torch.empty((), dtype=getattr(torch, model.dtype)).element_size()
+    for name, value in components.items():
+        if not isinstance(value, list | tuple) or value[1] is None:
+            continue
+        kind: Any = getattr(diffusers if value[0] == "diffusers" else transformers, value[1], None)
+        if not _is_module(kind):
+            continue
+        where = {"subfolder": name, "revision": revision}
+        with init_empty_weights():
+            if value[0] == "diffusers":
+                module = kind.from_config(kind.load_config(source, **where))
+            else:
+                module = kind(kind.config_class.from_pretrained(source, **where))
+        sizes[name] = width * sum(weights.numel() for weights in module.parameters())
+    return sizes
+
+
+def _is_module(kind: Any) -> bool:
+    import torch
+
+    return isinstance(kind, type) and issubclass(kind, torch.nn.Module)

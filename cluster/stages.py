@@ -1,0 +1,172 @@
+"""A pipeline's call in three parts, for processes of their own: text, denoising, decoding.
+
+The pipeline's own code runs in all of them, unmodified: its call is stopped where the next part
+begins, and what it had computed until then is handed on. What the parts exchange is packed, so
+that a process in between needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import diffusers
+import torch
+from accelerate import init_empty_weights
+from torch.utils import _pytree as pytree
+
+# Prompts of whom the embeddings are kept: rows that differ by their seed alone are neighbours.
+REMEMBERED = 16
+
+
+class _Reached(BaseException):
+    """Ends a pipeline's call where the next part begins; nothing in between may catch it."""
+
+
+class Texts:
+    """Runs a pipeline's call up to its embeddings of the prompt; remembers the last ones.
+
+    Args:
+        pipeline: with its text encoders; its transformers may be outlines.
+        call: makes a call of the pipeline for a prompt and the call's arguments.
+    """
+
+    def __init__(self, pipeline: Any, call: Callable[[str, Mapping[str, Any]], Any]) -> None:
+        self._pipeline = pipeline
+        self._call = call
+        self._known: OrderedDict[str, bytes] = OrderedDict()
+
+    def of(self, prompt: str, arguments: Mapping[str, Any]) -> bytes:
+        """What the call's `encode_prompt` returns, each time that it is asked, packed."""
+        key = json.dumps([prompt, arguments], sort_keys=True, default=repr)
+        if key not in self._known:
+            self._known[key] = self._encode(prompt, arguments)
+            if len(self._known) > REMEMBERED:
+                self._known.popitem(last=False)
+        self._known.move_to_end(key)
+        return self._known[key]
+
+    def _encode(self, prompt: str, arguments: Mapping[str, Any]) -> bytes:
+        answers: list[Any] = []
+        encode_prompt = self._pipeline.encode_prompt
+
+        def recorded(*given: Any, **named: Any) -> Any:
+            answers.append(encode_prompt(*given, **named))
+            return answers[-1]
+
+        def reached(*_: Any, **__: Any) -> Any:
+            raise _Reached
+
+        with (
+            _replaced(self._pipeline, "encode_prompt", recorded),
+            # The first thing that every pipeline does when it knows its texts.
+            _replaced(self._pipeline, "prepare_latents", reached),
+        ):
+            try:
+                self._call(prompt, arguments)
+            except _Reached:
+                return _pack(answers)
+        raise RuntimeError(f"{type(self._pipeline).__name__} prepared no latents")
+
+
+@contextmanager
+def texts_given(pipeline: Any, texts: bytes, device: torch.device) -> Iterator[None]:
+    """Within it, the pipeline's call uses these embeddings instead of its text encoders."""
+    answers = iter(_unpack(texts, device))
+    with _replaced(pipeline, "encode_prompt", lambda *_, **__: next(answers)):
+        yield
+
+
+def latents_of(pipeline: Any, call: Callable[[], Any]) -> bytes:
+    """Runs a pipeline's call up to its VAE.
+
+    Args:
+        pipeline: which `call` calls.
+        call: asks it for frames.
+
+    Returns:
+        What its VAE would have been called with, packed.
+    """
+    asked: list[Any] = []
+
+    def reached(*given: Any, **named: Any) -> Any:
+        asked.append((given, named))
+        raise _Reached
+
+    with _replaced(pipeline.vae, "decode", reached):
+        try:
+            call()
+        except _Reached:
+            return _pack(asked[0])
+    raise RuntimeError(f"{type(pipeline).__name__} did not decode what it drew")
+
+
+@torch.no_grad()
+def frames_of(pipeline: Any, latents: bytes, device: torch.device) -> Any:
+    """The rest of a call that `latents_of` stopped: (F, H, W, 3) float32 in [0, 1]."""
+    given, named = _unpack(latents, device)
+    decoded = pipeline.vae.decode(*given, **named)[0]
+    if hasattr(pipeline, "video_processor"):
+        return pipeline.video_processor.postprocess_video(decoded, output_type="np")[0]
+    # The VAE of Qwen-Image is one of videos, and its pictures are their first frames.
+    picture = decoded[:, :, 0] if decoded.ndim == 5 else decoded
+    return pipeline.image_processor.postprocess(picture, output_type="np")
+
+
+class Outline:
+    """What is known of a module without its weights. No module itself: it is on no device.
+
+    Args:
+        module: on the meta device.
+        dtype: that its weights would have.
+    """
+
+    def __init__(self, module: torch.nn.Module, dtype: torch.dtype) -> None:
+        self._module = module
+        self.dtype = dtype
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def outline_transformers(pipeline: Any, source: str, revision: str | None) -> None:
+    """Lets a pipeline without transformers be asked for the texts that it would give them.
+
+    Args:
+        pipeline: which was loaded without them.
+        source: where from; its configurations are read again.
+        revision: of a Hugging Face id.
+    """
+    components = type(pipeline).load_config(source, revision=revision)
+    for name, value in components.items():
+        if name.startswith("transformer") and value[1] is not None:
+            kind = getattr(diffusers, value[1])
+            config = kind.load_config(source, subfolder=name, revision=revision)
+            with init_empty_weights():
+                module = kind.from_config(config)
+            setattr(pipeline, name, Outline(module, pipeline.dtype))
+
+
+def _pack(value: Any) -> bytes:
+    on_cpu = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.cpu(), value)
+    return pickle.dumps(on_cpu)
+
+
+def _unpack(packed: bytes, device: torch.device) -> Any:
+    # From another process of this gang, never from a file or the network.
+    value = pickle.loads(packed)
+    return pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), value)
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, by: Callable[..., Any]) -> Iterator[None]:
+    """Within it, the object's method is another."""
+    setattr(owner, name, by)
+    try:
+        yield
+    finally:
+        delattr(owner, name)

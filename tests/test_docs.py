@@ -1,0 +1,114 @@
+"""README and docs: what can be copied from them works, and what they point to exists."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.commands import PROJECT, CommandError, check, simple_commands
+
+PAGES = [
+    *(PROJECT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((PROJECT / "docs").glob("*.md")),
+    *sorted((PROJECT / "schedules").rglob("*.md")),
+]
+TYPED = ("", "console", "sh")
+# Python of pages is run, by tests of their own.
+PARSED = {"python": ast.parse, "yaml": yaml.safe_load, "json": json.loads}
+SHOWN = ("mermaid", "text")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: where it is, its language ('' for none) and its text."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(PROJECT)}:{self.line}"
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    text = page.read_text(encoding="utf-8")
+    for found in re.finditer(r"^```(.*)\n([\s\S]*?)^```$", text, re.MULTILINE):
+        yield Block(page, text.count("\n", 0, found.start()) + 1, found[1], found[2])
+
+
+def commands(block: Block) -> list[str]:
+    """What is typed: all lines of a script, those behind a prompt where output follows them."""
+    text = block.text.replace("\\\n", " ")
+    if block.language == "sh":
+        return [line for line in text.splitlines() if simple_commands(line)]
+    return [line.removeprefix("$ ") for line in text.splitlines() if line.startswith("$ ")]
+
+
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+COMMANDS = [
+    pytest.param(command, id=f"{block} {command[:60]}")
+    for block in BLOCKS
+    if block.language in TYPED
+    for command in commands(block)
+]
+
+
+def test_every_fenced_block_is_of_a_kind_that_is_checked_here():
+    assert not [str(block) for block in BLOCKS if block.language not in {*TYPED, *PARSED, *SHOWN}]
+    silent = [str(block) for block in BLOCKS if block.language in TYPED and not commands(block)]
+    assert not silent, "a block of commands has none; call it text"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_is_accepted_by_what_it_is_for(command):
+    check(command)
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language in PARSED], ids=str)
+def test_code_and_data_parse(block):
+    assert PARSED[block.language](block.text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
+def test_links_and_paths_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", text)
+    for path, anchor in links:
+        target = (page.parent / path) if path else page
+        assert target.exists(), path
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", line).replace(" ", "-").lower() for line in headings}
+            assert anchor in anchors
+    for path in re.findall(r"`((?:meancache|cluster|jobs|tests|docs)/[\w./-]+)`", text):
+        assert (PROJECT / path).exists(), path
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        ("python -m jobs.render --model tiny --promts p.txt --output out", "promts"),
+        ("python -m jobs.render --model tiny --output out", "--prompts"),
+        ("python -m jobs.nothing", "no such module"),
+        ("python -m meancache.tiny.captions everything", "everything"),
+        ("ray job submit --workdir . -- python -m jobs.demo --output out", "--workdir"),
+        ("ray job submit -- python -m jobs.demo", "--output"),
+        ("ray jobs list", "no such command"),
+        ('pip install -e ".[tests]"', "extras"),
+        ("pytest -m sluggish", "marks"),
+        ("pytest tests/test_docs.py::test_nothing", "has no"),
+        ("kubectl apply --filename cluster/deploy/nothing.yaml", "has no"),
+        ("cd out && rm -r *", "program"),
+    ],
+)
+def test_a_command_that_would_be_refused_is_found_out(command, reason):
+    with pytest.raises(CommandError, match=reason):
+        check(command)
