@@ -13,13 +13,13 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from cluster import attempts, manifest, video
-from cluster.delivery import Delivery, RenderRequest, render_item
+from cluster.delivery import Delivery
 from cluster.gang import Gang, GangStartError, TryAgainError
 from cluster.manifest import Manifest
 from cluster.model import find_model
 from cluster.plan import plan_items
 from cluster.prompts import Prompt
-from cluster.rendering import rank_builder
+from cluster.rendering import RenderRequest, rank_builder, render_item
 from cluster.store import open_store
 from cluster.studio import Studio
 from meancache import Schedule, tiny
@@ -87,7 +87,8 @@ def test_an_audited_item_tells_how_close_it_is_to_its_full_run(
         gang_of_one.run(render_item, RenderRequest(item, one), 60.0).frames
         for one in (schedule, None)
     )
-    assert row["metrics"] == {"psnr": psnr(fast, full), "ssim": ssim(fast, full)}
+    assert row["metrics"]["psnr"] == pytest.approx(psnr(fast, full), abs=0.01)
+    assert row["metrics"]["ssim"] == pytest.approx(ssim(fast, full), abs=1e-4)
     assert 5 < row["metrics"]["psnr"] < 40
     assert (row["nfe"], row["attempts"]) == (1, 1)
     assert video.decode(job.store.get(row["key"])).shape == fast.shape
@@ -98,17 +99,15 @@ def test_what_failed_before_is_not_audited_so_an_audit_never_costs_a_row(
 ):
     attempts.record_failure(job, item, "rank 0 ran out of memory in the full run")
     row = Delivery(job, model, schedule, audit_share=1.0)(Studio(gang_of_one, gang_of_one), item)
-    assert (row["status"], row["attempts"], row["metrics"]) == ("ok", 2, {})
+    assert (row["status"], row["attempts"]) == ("ok", 2)
+    assert "psnr" not in row["metrics"]
 
 
 def test_an_item_outside_of_the_audited_share_is_drawn_once(
     job, model, item, schedule, gang_of_one
 ):
-    smallest = 16**-8
-    row = Delivery(job, model, schedule, audit_share=smallest)(
-        Studio(gang_of_one, gang_of_one), item
-    )
-    assert row["metrics"] == {}
+    delivery = Delivery(job, model, schedule, audit_share=16**-8)
+    assert "psnr" not in delivery(Studio(gang_of_one, gang_of_one), item)["metrics"]
 
 
 def test_a_rank_that_died_between_two_items_costs_neither_an_attempt(job, model, item, gang_of_one):
