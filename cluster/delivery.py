@@ -11,15 +11,17 @@ import json
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from cluster import attempts, logs, manifest, metrics
+import numpy as np
+
+from cluster import attempts, audit, logs, manifest, metrics
 from cluster.gang import MAX_ATTEMPTS, GangTaskError, TryAgainError
 from cluster.manifest import Manifest
 from cluster.model import Model
 from cluster.plan import WorkItem
-from cluster.rendering import RenderRequest, decode_item, draw_item, encoded, read_texts
+from cluster.rendering import Drawing, RenderRequest, decode_item, draw_item, encoded, read_texts
 from cluster.store import MissingKey
 from cluster.studio import Studio
 from meancache import Schedule
@@ -30,11 +32,19 @@ PACE_SAMPLE = 10
 
 @dataclass(frozen=True)
 class Delivery:
-    """What the fleet does with each item of a render job; a `fleet.Work`."""
+    """What the fleet does with each item of a render job; a `fleet.Work`.
+
+    Attributes:
+        manifest: where items are committed.
+        model: what renders them.
+        schedule: which steps to compute; None for all.
+        audit_share: of the items, how many are rendered in full too, to measure the others by.
+    """
 
     manifest: Manifest
     model: Model
     schedule: Schedule | None
+    audit_share: float = 0.0
 
     def __call__(self, studio: Studio, item: WorkItem) -> dict[str, Any]:
         """Renders and commits one item; one that failed MAX_ATTEMPTS times is committed too.
@@ -67,20 +77,14 @@ class Delivery:
 
     def _deliver(self, studio: Studio, item: WorkItem, attempt: int) -> dict[str, Any]:
         """One attempt. Raises GangTaskError where it fails, perhaps by the item's own fault."""
-        gang, codec = studio.gang, studio.codec
-        if not gang.pace.known:
+        if not studio.gang.pace.known:
             self._learn_pace(studio, item)
-        size = self._size(item)
         # Longer every time: what is slow for a reason should not be killed three times.
         patience = 2 ** (attempt - 1)
+        codec = studio.codec
         texts, text_s = codec.run(read_texts, item, codec.pace.deadline_s(0) * patience)
         request = RenderRequest(item, self.schedule, texts)
-        drawing = gang.run(draw_item, request, gang.pace.deadline_s(size) * patience)
-        gang.pace.observe(size, drawing.loop_s)
-        pixels = _size(self._shape(item), 1)
-        deadline_s = codec.pace.deadline_s(pixels) * patience
-        frames, decode_s = codec.run(decode_item, (drawing.latents, item), deadline_s)
-        codec.pace.observe(pixels, decode_s)
+        drawing, frames, decode_s = self._draw(studio, request, patience)
         rendered = time.perf_counter()
         data = encoded(self.model, frames)
         written = time.perf_counter()
@@ -88,6 +92,8 @@ class Delivery:
         key = manifest.video_key(item.id, sha256, "png" if self.model.kind.is_image else "mp4")
         store = self.manifest.store
         store.put_new(key, data)
+        uploaded = time.perf_counter()
+        fidelity = self._audited(studio, request, frames) if attempt == 1 else {}
         return self._commit(
             studio,
             item,
@@ -100,14 +106,42 @@ class Delivery:
             nfe=drawing.nfe,
             render_s=text_s + drawing.loop_s + decode_s,
             encode_s=written - rendered,
-            upload_s=time.perf_counter() - written,
+            upload_s=uploaded - written,
             metrics={
                 "text_s": text_s,
                 "denoise_s": drawing.loop_s,
                 "decode_s": decode_s,
                 "gang_s": drawing.gang_s,
+                **fidelity,
             },
         )
+
+    def _draw(
+        self, studio: Studio, request: RenderRequest, patience: int
+    ) -> tuple[Drawing, np.ndarray, float]:
+        """Draws and decodes: the drawing, its frames and the seconds that decoding took."""
+        item, gang, codec = request.item, studio.gang, studio.codec
+        size = self._size(item, request.schedule)
+        drawing = gang.run(draw_item, request, gang.pace.deadline_s(size) * patience)
+        gang.pace.observe(size, drawing.loop_s)
+        pixels = _size(self._shape(item), 1)
+        deadline_s = codec.pace.deadline_s(pixels) * patience
+        frames, decode_s = codec.run(decode_item, (drawing.latents, item), deadline_s)
+        codec.pace.observe(pixels, decode_s)
+        return drawing, frames, decode_s
+
+    def _audited(
+        self, studio: Studio, request: RenderRequest, frames: np.ndarray
+    ) -> dict[str, float]:
+        """An audited item's fidelity to its full run.
+
+        For first attempts alone: a full run that fails costs an attempt, but never the row.
+        """
+        chosen = audit.is_chosen(request.item.id, self.audit_share)
+        if self.schedule is None or not chosen:
+            return {}
+        _, full, _ = self._draw(studio, replace(request, schedule=None), patience=1)
+        return audit.fidelity(frames, full)
 
     def _learn_pace(self, studio: Studio, item: WorkItem) -> None:
         """A new studio's memory: what others have delivered of the item's shard."""
@@ -120,9 +154,9 @@ class Delivery:
                 studio.gang.pace.observe(_size(row, row["nfe"]), took["denoise_s"])
                 studio.codec.pace.observe(_size(row, 1), took["decode_s"])
 
-    def _size(self, item: WorkItem) -> float:
+    def _size(self, item: WorkItem, schedule: Schedule | None) -> float:
         steps = item.arguments["num_inference_steps"]
-        computed = steps if self.schedule is None else self.schedule.nfe
+        computed = steps if schedule is None else schedule.nfe
         return _size(self._shape(item), computed * self.model.calls(item.arguments))
 
     def _shape(self, item: WorkItem) -> dict[str, int]:

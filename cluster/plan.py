@@ -14,7 +14,7 @@ from typing import Any
 
 from cluster.model import Model, ModelError
 from cluster.prompts import Prompt, PromptsError, stable_seed
-from cluster.store import AlreadyExists, Store
+from cluster.store import AlreadyExists, MissingKey, Store
 from meancache import Schedule
 from meancache.grid import shown
 from meancache.schedule import canonical_json, is_deep
@@ -188,12 +188,7 @@ def check_spec(store: Store, spec: Mapping[str, Any], key: str = SPEC_KEY) -> No
     data = store.get(key)
     if data == canonical_json(spec):
         return
-    try:
-        there = json.loads(data)
-        if not isinstance(there, dict) or is_deep(there):
-            raise ValueError
-    except (ValueError, RecursionError):
-        raise SpecError(f"{store.uri(key)} is not a job's JSON; use another --output") from None
+    there = _read(store, key, data)
     differences = _differences(there, dict(spec)) or ["it is written in another way"]
     more = len(differences) - MOST_NAMED
     named = [*differences[:MOST_NAMED], *([f"and {more} more"] if more > 0 else [])]
@@ -201,6 +196,33 @@ def check_spec(store: Store, spec: Mapping[str, Any], key: str = SPEC_KEY) -> No
         f"{store.uri(key)} belongs to another job: {'; '.join(named)}. Repeat that job's "
         "arguments to resume it, or choose another --output"
     )
+
+
+def frozen_schedule(store: Store) -> Schedule | None:
+    """The schedule of the job that a root belongs to; None where it has none, or is unused.
+
+    Raises:
+        SpecError: the root's `job.json` is not a job's.
+        ScheduleError: its schedule is damaged.
+        StoreError: the store failed.
+    """
+    try:
+        there = _read(store, SPEC_KEY, store.get(SPEC_KEY))
+    except MissingKey:
+        return None
+    schedule = there.get("schedule")
+    return None if schedule is None else Schedule.from_json(schedule)
+
+
+def _read(store: Store, key: str, data: bytes) -> dict[str, Any]:
+    """The JSON object of a job's specification. Raises SpecError where it is none."""
+    try:
+        there = json.loads(data)
+        if not isinstance(there, dict) or is_deep(there):
+            raise ValueError
+    except (ValueError, RecursionError):
+        raise SpecError(f"{store.uri(key)} is not a job's JSON; use another --output") from None
+    return there
 
 
 def _differences(there: Any, here: Any, path: str = "") -> list[str]:

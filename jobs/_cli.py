@@ -26,6 +26,7 @@ from cluster.model import DTYPES, Model, ModelError, find_model
 from cluster.pipelines import PIPELINES
 from cluster.plan import SpecError
 from cluster.prompts import PromptsError
+from cluster.registry import RegistryError
 from cluster.store import MissingKey, Store, StoreError, open_store
 from cluster.where import WhereError
 from meancache.reference import FittingError
@@ -45,6 +46,7 @@ REFUSALS = (
     GraphError,
     ModelError,
     PromptsError,
+    RegistryError,
     ScheduleError,
     SolverError,
     SpecError,
@@ -149,11 +151,11 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_prompts(parser: argparse.ArgumentParser) -> None:
+def add_prompts(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """--prompts P."""
     parser.add_argument(
         "--prompts",
-        required=True,
+        required=required,
         metavar="P",
         help="a .txt (one prompt a line), .jsonl, .csv or .parquet file, local or s3://; columns: "
         "prompt, and if wanted prompt_id, seed, negative_prompt and other pipeline arguments",

@@ -41,6 +41,7 @@ from jobs.contender import (
     full_run,
 )
 from jobs.evaluation_report import evaluation_page
+from jobs.held_out import plain
 from jobs.scoreboard import (
     FULL,
     from_parquet,
@@ -315,9 +316,9 @@ def _read_schedules(folder: str) -> dict[str, Schedule]:
 
 def _check_held_out(items: Sequence[WorkItem], graph: StabilityGraph) -> None:
     """Refuses to judge on what was calibrated on."""
-    known = {_plain(statistics.prompt) for statistics in graph.trajectories.values()}
+    known = {plain(statistics.prompt) for statistics in graph.trajectories.values()}
     for item in items:
-        if _plain(item.prompt) in known:
+        if plain(item.prompt) in known:
             raise PromptsError(
                 f"the prompt {item.prompt!r} is one of those that the graph was calibrated on: "
                 "evaluate on prompts that no calibration has seen"
@@ -339,11 +340,6 @@ def _unusable(graph: StabilityGraph | None) -> list[tuple[str, str]]:
     """The peers that do not compete, and why."""
     missing = [] if graph else [(NEED_CALIBRATION, "they are calibrated first: give --graph")]
     return [*peers.unusable(), *missing]
-
-
-def _plain(prompt: str) -> str:
-    """A prompt without what makes no difference to a reader."""
-    return " ".join(prompt.split()).casefold()
 
 
 def _check_schedule(model: Model, one: Contender, arguments: Mapping[str, Any]) -> None:

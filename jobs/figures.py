@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from jobs.drift import Drift
 from jobs.scoreboard import FULL, PAPER, Standing
 from meancache.quality import Summary
 from meancache.schedule import Schedule
@@ -245,6 +246,32 @@ def velocity_change(graph: StabilityGraph) -> str:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:g}%"))
         axes.set_xlabel("sigma: from noise to video")
         _say(axes, "change a step")
+        return done()
+
+
+def cost_drift(found: Drift) -> str:
+    """What skipping the step after each step costs tonight, on the spread of earlier nights."""
+    steps = np.arange(len(found.tonight))
+    lines = np.concatenate([found.tonight, found.usual])
+    # A spread that few trajectories tell of reaches far beyond the picture.
+    low, high = lines.min() / 2, lines.max() * 2
+    label = f"Cost of skipping a step. {found}"
+    with _drawing("cost-drift", 300, label, right=16) as (axes, done):
+        band = np.clip([found.low, found.high], low, high)
+        axes.fill_between(steps, *band, facecolor=COLOURS["off"], linewidth=0)
+        axes.plot(steps, found.usual, color=COLOURS["soft"], linewidth=1.4, label="earlier nights")
+        axes.plot(steps, found.tonight, color=COLOURS["fitted"], linewidth=2.4, label="tonight")
+        moved = found.moved
+        axes.scatter(moved, found.tonight[moved], s=26, color=COLOURS["paper"], zorder=3)
+        _key(axes)
+        axes.set_yscale("log")
+        axes.set_ylim(low, high)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda cost, _: f"{cost:.1g}"))
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        axes.set_xlabel("denoising step")
+        _say(axes, "cost")
         return done()
 
 

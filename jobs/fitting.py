@@ -24,7 +24,7 @@ from meancache.methods import (
     paper_schedules,
     weighted_schedule,
 )
-from meancache.quality import Summary
+from meancache.quality import MOST_DECIBELS, Summary
 from meancache.reference import check_refines
 from meancache.schedule import Edge, Schedule
 from meancache.solver import Steps
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from meancache.fitting import Fitter
 
 LIMIT_VIDEOS = 3
-# What stands for the infinite PSNR of a video that equals its reference to the last bit.
-MOST_DECIBELS = 100.0
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cluster import cost_model, fleet, manifest, plan
+from cluster import audit, cost_model, fleet, manifest, plan, registry
 from cluster.delivery import Delivery
 from cluster.manifest import Manifest, Success
 from cluster.memory import component_bytes
@@ -25,7 +25,7 @@ from cluster.model import Model
 from cluster.plan import WorkItem, plan_items, specification
 from cluster.prompts import Prompt, read_prompts
 from cluster.rendering import codec_builder, denoiser_builder
-from cluster.store import MissingKey, Store, StoreError, read
+from cluster.store import MissingKey, Store, StoreError, open_store, read
 from jobs import _cli, render_report
 from jobs._progress import duration, progress
 from jobs.solve import prediction, smallest_budget
@@ -33,6 +33,8 @@ from meancache.grid import shown
 from meancache.schedule import Schedule, ScheduleError
 
 SHIPPED = Path(__file__).parent.parent / "schedules"
+# What --schedule calls the one that is current in a registry; a file of that name is ./current.
+CURRENT = "current"
 # How many receipts are read to know the rate of a job that ran before.
 RATE_SAMPLE = 20
 # How many of the rows that repeat another are named.
@@ -55,13 +57,19 @@ class Prepared:
     dry_run: bool
     retry_failed: bool
     max_failures: int
+    audit_share: float
 
 
 def prepare(options: argparse.Namespace) -> Prepared:
     """Checks the whole request before any rank starts."""
     model, arguments = _cli.model_and_arguments(options)
     gangs = _cli.gangs(options, denoiser_builder(model), codec_builder(model))
-    schedule = _schedule(options, model, arguments["num_inference_steps"])
+    schedule = _schedule(options, model, arguments)
+    if options.audit and schedule is None:
+        raise ScheduleError(
+            "--audit compares with the full run, and without a schedule every video is one: leave "
+            "it out, or choose a schedule"
+        )
     prompts = read_prompts(options.prompts)
     items = plan_items(prompts, model, arguments, schedule)
     # Rows share their arguments unless they override some: a million rows are few settings.
@@ -83,6 +91,7 @@ def prepare(options: argparse.Namespace) -> Prepared:
         dry_run=options.dry_run,
         retry_failed=options.retry_failed,
         max_failures=options.max_failures,
+        audit_share=options.audit or 0.0,
     )
 
 
@@ -133,7 +142,7 @@ def _render(
     for shard in missing:
         if not left[shard]:  # a driver that was killed filled it and did not close it
             here.close_shard(shard, shards[shard])
-    work = Delivery(here, prepared.model, prepared.schedule)
+    work = Delivery(here, prepared.model, prepared.schedule, prepared.audit_share)
     # Two drivers of one root meet as late as they can when each begins somewhere else.
     first = secrets.randbelow(len(todo)) if todo else 0
     spent: Counter[str] = Counter()  # seconds of each kind
@@ -154,8 +163,27 @@ def _render(
     return success
 
 
-def _schedule(options: argparse.Namespace, model: Model, steps: int) -> Schedule | None:
+def _schedule(
+    options: argparse.Namespace, model: Model, arguments: Mapping[str, Any]
+) -> Schedule | None:
     """The schedule of --schedule, or a shipped one that was asked for, or None for every step."""
+    if (options.registry is None) != (options.schedule != CURRENT):
+        raise ScheduleError(
+            "--schedule current and --registry ROOT, the --output of jobs.refresh, go together: "
+            "give both or neither"
+        )
+    by_file = options.schedule not in (None, CURRENT)
+    if options.budget is not None and (by_file or options.target_psnr is not None):
+        raise ScheduleError(
+            "--budget is not allowed with --schedule FILE or --target-psnr: give one of them"
+        )
+    if options.schedule == CURRENT:
+        # What this root's job began with: a promotion since then is for other jobs.
+        frozen = plan.frozen_schedule(open_store(options.output))
+        if frozen is not None and options.budget in (None, frozen.budget):
+            return frozen
+        setting = registry.setting_of(model, arguments)
+        return registry.find_current(open_store(options.registry), setting, options.budget)
     if options.schedule is not None:
         try:
             return Schedule.loads(read(options.schedule))
@@ -163,6 +191,7 @@ def _schedule(options: argparse.Namespace, model: Model, steps: int) -> Schedule
             raise ScheduleError(f"schedule {options.schedule}: {error}") from error
     if options.budget is None and options.target_psnr is None:
         return None
+    steps = arguments["num_inference_steps"]
     if options.budget is not None and not 1 <= options.budget <= steps:
         raise ScheduleError(f"budget {options.budget} must be between 1 and the {steps} steps")
     folder = SHIPPED / model.id.rpartition("/")[2]
@@ -198,12 +227,7 @@ def _repeated(prompts: Sequence[Prompt], items: Sequence[WorkItem]) -> list[str]
 
 
 def _announce(prepared: Prepared, items: Sequence[WorkItem], todo: Sequence[WorkItem]) -> None:
-    schedule = prepared.schedule
-    forwards = sum(
-        (schedule.nfe if schedule else item.arguments["num_inference_steps"])
-        * prepared.model.calls(item.arguments)
-        for item in todo
-    )
+    forwards = sum(_forwards(prepared, item) for item in todo)
     done = len(items) - len(todo)
     print(f"render: {len(todo)} videos to do ({forwards} forwards), {done} already done")
     repeated = prepared.repeated
@@ -247,6 +271,14 @@ def _print_estimates(prepared: Prepared, item: WorkItem, forwards: float) -> Non
         )
 
 
+def _forwards(prepared: Prepared, item: WorkItem) -> int:
+    """What an item takes, its audit included."""
+    steps = item.arguments["num_inference_steps"]
+    computed = steps if prepared.schedule is None else prepared.schedule.nfe
+    audited = audit.is_chosen(item.id, prepared.audit_share)
+    return (computed + (steps if audited else 0)) * prepared.model.calls(item.arguments)
+
+
 def _known_seconds(prepared: Prepared, todo: Sequence[WorkItem]) -> float | None:
     """Mean seconds of gang time a video took, over some receipts of this job."""
     left = {item.id for item in todo}
@@ -273,10 +305,10 @@ def parser() -> argparse.ArgumentParser:
     _cli.add_prompts(result)
     which = result.add_mutually_exclusive_group()
     which.add_argument(
-        "--schedule", metavar="FILE", help="which steps to compute (default: all of them)"
-    )
-    which.add_argument(
-        "--budget", type=int, metavar="B", help="use the schedule shipped for B forwards a video"
+        "--schedule",
+        metavar="FILE",
+        help="which steps to compute (default: all of them); 'current' is the one that is current "
+        "in --registry when the job begins, and stays the job's",
     )
     which.add_argument(
         "--target-psnr",
@@ -284,6 +316,23 @@ def parser() -> argparse.ArgumentParser:
         metavar="DB",
         help="use the shipped schedule of the fewest forwards that is predicted to come this close "
         "to the full run, as a mean over videos",
+    )
+    result.add_argument(
+        "--budget",
+        type=int,
+        metavar="B",
+        help="use the schedule shipped for B forwards a video; with --schedule current, the "
+        "registry's of that budget",
+    )
+    result.add_argument(
+        "--registry", metavar="ROOT", help="the --output of jobs.refresh, for --schedule current"
+    )
+    result.add_argument(
+        "--audit",
+        type=_cli.share,
+        metavar="SHARE",
+        help="render this share of the items in full too, such as 0.01, and note psnr and ssim "
+        "between both in the manifest's metrics",
     )
     _cli.add_model(result)
     _cli.add_fleet(result)

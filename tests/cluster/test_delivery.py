@@ -19,10 +19,11 @@ from cluster.manifest import Manifest
 from cluster.model import find_model
 from cluster.plan import plan_items
 from cluster.prompts import Prompt
-from cluster.rendering import rank_builder
+from cluster.rendering import RenderRequest, rank_builder, render_item
 from cluster.store import open_store
 from cluster.studio import Studio
 from meancache import Schedule, tiny
+from meancache.quality import psnr, ssim
 from tests.cluster import ranks
 from tests.cluster.test_gang import gone
 
@@ -71,6 +72,43 @@ def test_a_delivered_item_has_its_video_and_a_receipt_that_describes_it(
     assert 0 < seconds["denoise_s"] < seconds["gang_s"]
     assert set(row) == {*manifest.SCHEMA.names, "arguments"}
     assert row["arguments"] == item.arguments  # for replays: no column says what a row overrides
+
+
+@pytest.fixture
+def schedule(model) -> Schedule:
+    """One forward of four."""
+    return Schedule.from_edges(model.grid(4).sigmas, [{"start": 0, "stop": 4, "span": 1}])
+
+
+def test_an_audited_item_tells_how_close_it_is_to_its_full_run(
+    job, model, item, schedule, gang_of_one
+):
+    row = Delivery(job, model, schedule, audit_share=1.0)(Studio(gang_of_one, gang_of_one), item)
+    fast, full = (
+        gang_of_one.run(render_item, RenderRequest(item, one), 60.0).frames
+        for one in (schedule, None)
+    )
+    assert row["metrics"]["psnr"] == pytest.approx(psnr(fast, full), abs=0.01)
+    assert row["metrics"]["ssim"] == pytest.approx(ssim(fast, full), abs=1e-4)
+    assert 5 < row["metrics"]["psnr"] < 40
+    assert (row["nfe"], row["attempts"]) == (1, 1)
+    assert video.decode(job.store.get(row["key"])).shape == fast.shape
+
+
+def test_what_failed_before_is_not_audited_so_an_audit_never_costs_a_row(
+    job, model, item, schedule, gang_of_one
+):
+    attempts.record_failure(job, item, "rank 0 ran out of memory in the full run")
+    row = Delivery(job, model, schedule, audit_share=1.0)(Studio(gang_of_one, gang_of_one), item)
+    assert (row["status"], row["attempts"]) == ("ok", 2)
+    assert "psnr" not in row["metrics"]
+
+
+def test_an_item_outside_of_the_audited_share_is_drawn_once(
+    job, model, item, schedule, gang_of_one
+):
+    delivery = Delivery(job, model, schedule, audit_share=16**-8)
+    assert "psnr" not in delivery(Studio(gang_of_one, gang_of_one), item)["metrics"]
 
 
 def test_a_rank_that_died_between_two_items_costs_neither_an_attempt(job, model, item, gang_of_one):
