@@ -8,7 +8,20 @@ What libraries ship is run from there (diffusers; cache-dit where it is installe
 papers have is written from them, and its `source` says so. Knows nothing of metrics or tables.
 """
 
-from meancache.peers.contenders import calibrated, sweep, unusable
+from typing import TYPE_CHECKING, Any
+
 from meancache.peers.peer import Peer, PeerError
 
+if TYPE_CHECKING:
+    from meancache.peers.contenders import calibrated, sweep, unusable
+
 __all__ = ["Peer", "PeerError", "calibrated", "sweep", "unusable"]
+
+
+def __getattr__(name: str) -> Any:
+    """The peers themselves, imported with diffusers when they are first asked for."""
+    if name not in ("calibrated", "sweep", "unusable"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from meancache.peers import contenders
+
+    return getattr(contenders, name)
