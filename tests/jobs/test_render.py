@@ -222,6 +222,14 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path, command, c
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
+def test_a_dry_run_of_a_model_for_gpus_estimates_and_recommends_a_gang(command, capsys):
+    assert render.main([*command, "--dtype", "bfloat16", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "estimated for H100s, denoising alone:" in said
+    assert [f"--gang-size {size}: " in said for size in (1, 2, 4, 8)] == [True] * 4
+    assert "for bulk work use --gang-size 1, the smallest that fits 80 GiB" in said
+
+
 def test_a_dry_run_of_a_started_job_knows_its_rate(root, command, capsys):
     receipts = sorted((root / "receipts").rglob("*.json"))
     manifest = root / "manifest"
