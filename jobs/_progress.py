@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TextIO, TypeVar
 
 LOG_EVERY_S = 30.0
@@ -18,6 +18,7 @@ def progress(
     what: str,
     stream: TextIO | None = None,
     first: str = ", starting ranks",
+    also: Callable[[], str] = str,
 ) -> Iterator[T]:
     """Passes `results` on and reports how many of `total` have come, how fast, how long still.
 
@@ -27,6 +28,7 @@ def progress(
         what: 'videos', for the line.
         stream: where to; default standard error.
         first: what is being done until the first of them comes, for the line.
+        also: what else there is to say, for the end of the line.
     """
     if total == 0:
         return
@@ -46,7 +48,7 @@ def progress(
             within = "" if done > 1 else "under "
             left = f"ETA {within}{duration(each * (total - done))}" if done < total else "done"
             elapsed = duration(now - started)
-            line = f"{what}: {done}/{total}, {each:.2f} s each, {elapsed} so far, {left}"
+            line = f"{what}: {done}/{total}, {each:.2f} s each, {elapsed} so far, {left}{also()}"
             print(f"\r\x1b[K{line}" if live else line, end="", file=stream)
             print(end="" if live and done < total else "\n", file=stream, flush=True)
             reported = now

@@ -145,22 +145,46 @@ def _render(
     work = Delivery(here, prepared.model, prepared.schedule, prepared.audit_share)
     # Two drivers of one root meet as late as they can when each begins somewhere else.
     first = secrets.randbelow(len(todo)) if todo else 0
-    spent: Counter[str] = Counter()  # seconds of each kind
+    tally = _Tally()
     with closing(
         fleet.run(work, todo[first:] + todo[:first], prepared.gangs, work.lost)
     ) as results:
-        for row in progress(results, len(todo), "videos"):
-            spent.update(row["metrics"])
+        for row in progress(results, len(todo), "videos", also=lambda: str(tally)):
+            tally.add(row)
             if row["status"] == manifest.FAILED:
                 print(f"\nfailed: {row['item_id']}: {row['error']}", file=sys.stderr)
             left[row["shard"]] -= 1
             if not left[row["shard"]]:
                 here.close_shard(row["shard"], shards[row["shard"]])
-    if spent["gang_s"]:
-        print(f"goodput {spent['denoise_s'] / spent['gang_s']:.0%} of the gangs' time is denoising")
+    if tally.gang_s:
+        print(f"goodput: {tally.goodput:.0%} of the gangs' time was denoising")
     success = here.finish(shards, before)
     print(f"report: {render_report.write(here.store)}")
     return success
+
+
+@dataclass
+class _Tally:
+    """What has come so far, of this run of the job."""
+
+    failed: int = 0
+    denoise_s: float = 0.0
+    gang_s: float = 0.0
+
+    @property
+    def goodput(self) -> float:
+        """Share of the gangs' time in the denoising loop."""
+        return self.denoise_s / self.gang_s
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Counts a row."""
+        self.failed += row["status"] == manifest.FAILED
+        self.denoise_s += row["metrics"].get("denoise_s", 0.0)
+        self.gang_s += row["metrics"].get("gang_s", 0.0)
+
+    def __str__(self) -> str:
+        goodput = f", goodput {self.goodput:.0%}" if self.gang_s else ""
+        return goodput + (f", {self.failed} failed" if self.failed else "")
 
 
 def _schedule(

@@ -32,6 +32,14 @@ def test_a_terminal_gets_one_line_that_changes():
     assert text.count("\r") == 3
 
 
+def test_what_else_there_is_to_say_ends_the_line():
+    log = io.StringIO()
+    seen = []
+    for _ in progress(range(2), 2, "videos", log, also=lambda: f", {len(seen)} failed"):
+        seen.append(1)
+    assert log.getvalue().splitlines()[-1].endswith("done, 2 failed")
+
+
 def test_nothing_to_wait_for_is_nothing_to_say():
     log = io.StringIO()
     assert list(progress([], 0, "videos", log)) == []
