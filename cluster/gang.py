@@ -101,7 +101,7 @@ class Gang:
 
     def launch(self) -> None:
         """Starts the ranks where they do not run; `start` waits for them to be ready."""
-        if self._ranks and (self._starting or all(rank.is_alive() for rank in self._ranks)):
+        if self._ranks and (self._starting or self._all_there()):
             return
         self.close()
         # Ranks are forks of a process that has nothing but imports, and no thread or GPU.
@@ -206,6 +206,13 @@ class Gang:
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
+
+    def _all_there(self) -> bool:
+        """Whether all ranks wait for a task."""
+        # The kernel closes the pipe of a rank that dies at once; the news takes a moment longer.
+        return all(rank.is_alive() for rank in self._ranks) and not any(
+            pipe.poll() for pipe in self._pipes
+        )
 
     def _kill(self) -> None:
         for rank in self._ranks:

@@ -21,6 +21,9 @@ import pytest
 
 from tests.s3_server import s3_environment, serve_s3
 
+# Files of tests run side by side, and each has a Ray cluster of its own.
+os.environ["RAY_ADDRESS"] = "local"
+
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:

@@ -39,7 +39,11 @@ ARGUMENTS = {"height": 64, "width": 64, "num_frames": 9, "guidance_scale": 6.0}
 COLOURS = ("red", "green", "blue", "yellow", "white", "purple")
 
 # All nights are the set-up of the first test.
-pytestmark = [pytest.mark.usefixtures("shared_cluster"), pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.usefixtures("shared_cluster"),
+    pytest.mark.timeout(900),
+    pytest.mark.slow,  # nine gangs, one night after the other
+]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def head(tmp_path_factory):
         port = probe.getsockname()[1]
     home = tmp_path_factory.mktemp("home")
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
         # The head's PATH is where a submitted `python` is looked for.
         "PATH": os.pathsep.join([BIN, os.environ["PATH"]]),
         "HOME": str(home),
@@ -33,9 +33,14 @@ def head(tmp_path_factory):
     token = [RAY, "get-auth-token", "--generate"]
     subprocess.run(token, env=environment, check=True, capture_output=True)
     start = [RAY, "start", "--head", "--port=0", f"--dashboard-port={port}", "--num-cpus=2"]
-    subprocess.run(start, env=environment, check=True, capture_output=True, timeout=120)
-    yield environment
-    subprocess.run([RAY, "stop", "--force"], env=environment, check=True, capture_output=True)
+    # `ray stop` would end the clusters of other tests too.
+    with subprocess.Popen(
+        [*start, "--block"], env=environment, stdout=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout is not None
+        assert any("Ray runtime started" in line for line in running.stdout)
+        yield environment
+        running.terminate()
 
 
 pytestmark = pytest.mark.skipif(RAY is None, reason="needs the ray command")
