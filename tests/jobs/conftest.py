@@ -68,7 +68,7 @@ def graph_folder(tmp_path, graph) -> str:
 def run_job() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs `python -m jobs.NAME ARGUMENTS` as a process of its own."""
 
-    def run(name: str, *arguments: str, cwd: Path | None = None, timeout: int = 420):
+    def run(name: str, *arguments: str, cwd: Path | None = None, timeout: int = 560):
         return subprocess.run(
             [sys.executable, "-m", f"jobs.{name}", *arguments],
             capture_output=True,

@@ -14,6 +14,9 @@ from cluster.store import open_store
 from meancache import Schedule
 from meancache.stability import StabilityGraph
 
+# Two cores may be at work on something else meanwhile.
+pytestmark = pytest.mark.timeout(1000)
+
 README = Path(__file__).parents[2] / "README.md"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -30,7 +33,7 @@ def readme_command() -> list[str]:
 def demo(run_job, tmp_path_factory) -> Path:
     """What the README's command leaves in an empty directory."""
     folder = tmp_path_factory.mktemp("empty")
-    program = run_job("demo", *readme_command(), cwd=folder)
+    program = run_job("demo", *readme_command(), cwd=folder, timeout=900)
     assert program.returncode == 0, program.stderr
     assert program.stdout.splitlines()[-1] == str(folder / "out" / "report.html")
     return folder / "out"
