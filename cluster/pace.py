@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 
 # Until anything is known of the machine: a 720p video on one GPU takes half an hour.
@@ -14,9 +15,10 @@ REMEMBERED = 20
 
 
 class Pace:
-    """Sizes and durations of the last tasks that succeeded."""
+    """Sizes and durations of the last tasks that succeeded. Threads may share it."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._known: deque[tuple[float, float]] = deque(maxlen=REMEMBERED)
 
     @property
@@ -31,7 +33,8 @@ class Pace:
             size: of the task, in a unit of the caller's.
             seconds: how long it took.
         """
-        self._known.append((size, seconds))
+        with self._lock:
+            self._known.append((size, seconds))
 
     def deadline_s(self, size: float) -> float:
         """PATIENCE times the slowest task remembered that was no smaller, at least FLOOR_S.
@@ -39,5 +42,8 @@ class Pace:
         Work grows faster than size does (attention with its square), so nothing is concluded from
         smaller tasks: where all were smaller, the deadline is TASK_DEADLINE_S.
         """
-        slowest = max((seconds for known, seconds in self._known if known >= size), default=None)
+        with self._lock:
+            slowest = max(
+                (seconds for known, seconds in self._known if known >= size), default=None
+            )
         return TASK_DEADLINE_S if slowest is None else max(FLOOR_S, PATIENCE * slowest)

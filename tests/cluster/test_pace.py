@@ -1,5 +1,7 @@
 """A deadline follows the slowest of the last tasks that were no smaller."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,3 +40,14 @@ def test_small_tasks_have_the_floor_and_an_old_outlier_is_forgotten():
     pace = paced([(1.0, 1000.0)] + [(1.0, 0.1)] * REMEMBERED)
     assert pace.deadline_s(1.0) == FLOOR_S
     assert paced([(1.0, 100.0)]).deadline_s(1.0) == PATIENCE * 100.0
+
+
+def test_threads_may_share_a_pace():
+    pace = Pace()
+
+    def use(_: int) -> float:
+        pace.observe(1.0, 2.0)
+        return pace.deadline_s(1.0)
+
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(use, range(20_000))) == {FLOOR_S}
