@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 PROJECT = Path(__file__).parents[2]
+TRIALS = 20
 BIN = str(Path(sys.executable).parent)
 RAY = shutil.which("ray", path=os.pathsep.join([BIN, os.environ["PATH"]]))
 
@@ -18,9 +19,11 @@ RAY = shutil.which("ray", path=os.pathsep.join([BIN, os.environ["PATH"]]))
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
     """The environment of a running head with a dashboard of its own, stopped afterwards."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    # Other tests have clusters on this machine, whose agent takes jobs on the usual port.
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        port, agent_port = one.getsockname()[1], other.getsockname()[1]
     home = tmp_path_factory.mktemp("home")
     environment = {
         **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
@@ -32,13 +35,21 @@ def head(tmp_path_factory):
     }
     token = [RAY, "get-auth-token", "--generate"]
     subprocess.run(token, env=environment, check=True, capture_output=True)
-    start = [RAY, "start", "--head", "--port=0", f"--dashboard-port={port}", "--num-cpus=2"]
+    start = [
+        *(RAY, "start", "--head", "--port=0", "--num-cpus=2", f"--dashboard-port={port}"),
+        f"--dashboard-agent-listen-port={agent_port}",
+    ]
     # `ray stop` would end the clusters of other tests too.
     with subprocess.Popen(
         [*start, "--block"], env=environment, stdout=subprocess.PIPE, text=True
     ) as running:
         assert running.stdout is not None
         assert any("Ray runtime started" in line for line in running.stdout)
+        trial = [RAY, "job", "submit", "--", "true"]
+        # The head is up before the agent that takes its jobs.
+        for _ in range(TRIALS):
+            if subprocess.run(trial, env=environment, capture_output=True).returncode == 0:
+                break
         yield environment
         running.terminate()
 
@@ -76,7 +87,10 @@ def test_a_stopped_job_finishes_what_is_in_flight_and_says_how_to_resume(head, t
         *("--submission-id", "to-be-stopped", "--no-wait"),
         *("--", "python", "-m", "jobs.render", *render),
     ]
-    subprocess.run(submit, cwd=PROJECT, env=head, check=True, capture_output=True, timeout=120)
+    submitted = subprocess.run(
+        submit, cwd=PROJECT, env=head, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     with subprocess.Popen(
         [RAY, "job", "logs", "--follow", "to-be-stopped"],
         stdout=subprocess.PIPE,
