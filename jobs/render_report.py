@@ -178,11 +178,11 @@ def _read(parts: Iterable[pa.Table], total: int) -> tuple[pa.Table, list[dict[st
     wanted = {number * total // count for number in range(count)}
     slim, rows, seen = [], [], 0
     for part in parts:
-        slim.append(part.select(_SUMMED))
+        slim.append(dataset.flattened([part.select(_SUMMED)]))
         here = [number - seen for number in wanted if seen <= number < seen + part.num_rows]
         rows += part.take(pa.array(sorted(here), pa.int64())).to_pylist()
         seen += part.num_rows
-    return dataset.flattened(slim), rows
+    return pa.concat_tables(slim, promote_options="default"), rows
 
 
 def _sample(store: Store, row: Mapping[str, Any]) -> Sample:

@@ -90,11 +90,12 @@ def perform(prepared: Prepared) -> int:
         here.finish(manifest.by_shard(job.items))
     with timed("report_s"):
         render_report.write(job.store)
+    # Before the job is planned once more in the same process, which no driver does.
+    figures["driver_peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     del job, missing
     with timed("resubmit_finished_s"):
         code = render.main(command)
     figures["items_per_s"] = delivered / figures["deliver_s"]
-    figures["driver_peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     for name, value in figures.items():
         print(f"{name:20} {value:.4g}" if value % 1 else f"{name:20} {value:.0f}")
     if prepared.json is not None:
