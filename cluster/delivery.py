@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from cluster import attempts, audit, logs, manifest, metrics
+from cluster import attempts, audit, logs, manifest
 from cluster.gang import MAX_ATTEMPTS, GangTaskError, TryAgainError
 from cluster.manifest import Manifest
 from cluster.model import Model
@@ -30,6 +30,14 @@ from meancache import Schedule
 PACE_SAMPLE = 10
 
 
+Committed = Callable[[Mapping[str, Any], int], None]
+"""Told of a row that this process has committed, and of its store's `retries`. Must pickle."""
+
+
+def _nobody(row: Mapping[str, Any], store_retries: int) -> None:
+    """Is told of rows where no job counts them."""
+
+
 @dataclass(frozen=True)
 class Delivery:
     """What the fleet does with each item of a render job; a `fleet.Work`.
@@ -39,12 +47,14 @@ class Delivery:
         model: what renders them.
         schedule: which steps to compute; None for all.
         audit_share: of the items, how many are rendered in full too, to measure the others by.
+        told: of each row that is committed here.
     """
 
     manifest: Manifest
     model: Model
     schedule: Schedule | None
     audit_share: float = 0.0
+    told: Committed = _nobody
 
     def __call__(self, studio: Studio, item: WorkItem) -> dict[str, Any]:
         """Renders and commits one item; one that failed MAX_ATTEMPTS times is committed too.
@@ -191,8 +201,8 @@ class Delivery:
         }
         committed = self.manifest.commit(row)
         if committed is row:  # and not another driver's, which counts it itself
-            metrics.of_this_process().record(row, self.manifest.store.retries)
-            logs.item(row, metrics.stages(row))
+            self.told(row, self.manifest.store.retries)
+            logs.item(row)
         return committed
 
 

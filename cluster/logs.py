@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from cluster.manifest import stage_seconds
+
 log = logging.getLogger(__name__)
 
 # What a line tells of a row, besides its stages.
@@ -45,13 +47,8 @@ def to_stderr() -> None:
     ours.propagate = False
 
 
-def item(row: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
-    """Writes one line of an item that was committed.
-
-    Args:
-        row: as its receipt holds it.
-        seconds: of its stages, by name.
-    """
+def item(row: Mapping[str, Any]) -> None:
+    """Writes one line of an item that was committed, of its row as its receipt holds it."""
     fields = {name: row[name] for name in FIELDS if row[name] is not None}
-    taken = {f"{stage}_s": round(value, 3) for stage, value in seconds.items()}
+    taken = {f"{stage}_s": round(value, 3) for stage, value in stage_seconds(row).items()}
     log.info("item committed", extra={"fields": {**fields, **taken}})

@@ -319,6 +319,15 @@ def to_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return sink.getvalue()
 
 
+def stage_seconds(row: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds of each stage that a row knows, by name: render, encode, upload, denoise, ..."""
+    return {
+        name.removesuffix("_s"): seconds
+        for name, seconds in {**row, **row["metrics"]}.items()
+        if name.endswith("_s") and seconds is not None
+    }
+
+
 def read_rows(data: bytes) -> list[dict[str, Any]]:
     """The rows of one part. Raises ValueError as `read_table` does."""
     return read_table(data).to_pylist()

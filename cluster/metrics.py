@@ -14,6 +14,8 @@ from typing import Any
 
 from ray.util.metrics import Counter, Gauge
 
+from cluster.manifest import stage_seconds
+
 
 class ItemMetrics:
     """Counts the items of this process; `of_this_process` returns the one that there is.
@@ -48,7 +50,7 @@ class ItemMetrics:
             row: as its receipt holds it.
             store_retries: `Store.retries` of the item's store, which only grows.
         """
-        seconds = stages(row)
+        seconds = stage_seconds(row)
         with self._lock:
             for stage, taken in seconds.items():
                 _add(self._stages, taken, stage=stage)
@@ -69,13 +71,9 @@ def of_this_process() -> ItemMetrics:
     return ItemMetrics()
 
 
-def stages(row: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds of each stage that a row knows, by name: render, encode, upload, denoise, ..."""
-    return {
-        name.removesuffix("_s"): seconds
-        for name, seconds in {**row, **row["metrics"]}.items()
-        if name.endswith("_s") and seconds is not None
-    }
+def record(row: Mapping[str, Any], store_retries: int) -> None:
+    """Counts an item of this process; a `delivery.Committed`."""
+    of_this_process().record(row, store_retries)
 
 
 def _add(counter: Counter, value: float, **tags: str) -> None:

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cluster import audit, cost_model, fleet, manifest, plan, registry
+from cluster import audit, cost_model, fleet, manifest, metrics, plan, registry
 from cluster.delivery import Delivery
 from cluster.manifest import Manifest, Success
 from cluster.memory import component_bytes
@@ -142,7 +142,7 @@ def _render(
     for shard in missing:
         if not left[shard]:  # a driver that was killed filled it and did not close it
             here.close_shard(shard, shards[shard])
-    work = Delivery(here, prepared.model, prepared.schedule, prepared.audit_share)
+    work = Delivery(here, prepared.model, prepared.schedule, prepared.audit_share, metrics.record)
     # Two drivers of one root meet as late as they can when each begins somewhere else.
     first = secrets.randbelow(len(todo)) if todo else 0
     tally = _Tally()

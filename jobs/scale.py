@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster import fleet, manifest, plan
+from cluster import fleet, manifest, metrics, plan
 from cluster.delivery import Delivery
 from cluster.manifest import Manifest
 from cluster.null import NullRenderer
@@ -108,7 +108,7 @@ def _deliver(
     job: render.Prepared, items: Sequence[WorkItem], gangs: int
 ) -> tuple[dict[str, Any], float]:
     """Delivers items by gangs that render nothing; the last row, and the seconds from the first."""
-    work = Delivery(Manifest(job.store), job.model, job.schedule)
+    work = Delivery(Manifest(job.store), job.model, job.schedule, told=metrics.record)
     fleet_of = fleet.Gangs(NullRenderer, 1, gangs, gangs, NullRenderer)
     rows = fleet.run(work, items, fleet_of, work.lost)
     results = progress(rows, len(items), "videos")

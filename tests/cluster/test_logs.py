@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from cluster import logs, metrics
-from cluster.manifest import Manifest
+from cluster import logs
+from cluster.manifest import Manifest, stage_seconds
 from cluster.store import open_store
 from tests.cluster.rows import row_of
 
@@ -33,7 +33,7 @@ def row(items, tmp_path):
 
 
 def test_an_item_is_one_line_of_json(leader_log, row):
-    logs.item(row, metrics.stages(row))
+    logs.item(row)
     (line,) = leader_log()
     assert (line["level"], line["logger"]) == ("INFO", "cluster.logs")
     assert (line["item_id"], line["status"]) == (row["item_id"], "ok")
@@ -57,4 +57,4 @@ def test_what_is_below_info_is_not_written(leader_log):
 
 
 def test_seconds_of_stages_are_what_a_row_knows_of_them(row):
-    assert metrics.stages(row) == {"render": 1.23456, "denoise": 1.0}
+    assert stage_seconds(row) == {"render": 1.23456, "denoise": 1.0}

@@ -1,6 +1,8 @@
 """What the benchmark prints and writes; the figures themselves are for quiet machines."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -24,6 +26,11 @@ def test_the_benchmark_writes_what_it_measured(tmp_path, capsys):
     }
     printed = capsys.readouterr().out
     assert all(name in printed for name in RATIOS)
+
+
+def test_the_benchmark_of_speed_needs_no_ray():
+    program = "import sys, cluster.speed, jobs.benchmark; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 def test_the_scale_benchmark_ends_with_a_finished_root_of_as_many_rows(run_job, tmp_path):
