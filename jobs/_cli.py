@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +28,7 @@ from cluster.prompts import PromptsError
 from cluster.registry import RegistryError
 from cluster.store import MissingKey, Store, StoreError, open_store
 from cluster.where import WhereError
+from jobs._numbers import finite, positive
 from meancache.reference import FittingError
 from meancache.schedule import ScheduleError
 from meancache.solver import SolverError
@@ -208,38 +208,6 @@ def read_graph(folder: str) -> StabilityGraph:
             f"{store.uri('statistics.parquet')} does not exist; give the ROOT/graph that "
             "jobs.calibrate finished"
         ) from error
-
-
-def finite(text: str) -> float:
-    """A number that is neither infinite nor NaN, for argparse."""
-    number = float(text)
-    if not math.isfinite(number):
-        raise argparse.ArgumentTypeError(f"{text} must be a finite number")
-    return number
-
-
-def positive(text: str) -> int:
-    """A whole number from 1, for argparse."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return number
-
-
-def share(text: str) -> float:
-    """A part of a whole, above 0 and up to 1, for argparse."""
-    number = float(text)
-    if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError(f"{text} must be above 0 and at most 1")
-    return number
-
-
-def not_negative(text: str) -> int:
-    """A whole number from 0, for argparse."""
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} must not be negative")
-    return number
 
 
 def model_and_arguments(options: argparse.Namespace) -> tuple[Model, dict[str, Any]]:

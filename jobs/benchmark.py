@@ -17,6 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs._numbers import positive
+
 if TYPE_CHECKING:
     from cluster.random_model import RandomModel
 
@@ -157,20 +159,13 @@ def parser() -> argparse.ArgumentParser:
         "--shape", choices=SHAPES["full"], default="544p", help="of the video (default: 544p)"
     )
     result.add_argument(
-        "--repeats", type=_positive, default=3, metavar="N", help="runs of each kind (default: 3)"
+        "--repeats", type=positive, default=3, metavar="N", help="runs of each kind (default: 3)"
     )
     result.add_argument(
-        "--videos", type=_positive, default=12, metavar="N", help="in steady state (default: 12)"
+        "--videos", type=positive, default=12, metavar="N", help="in steady state (default: 12)"
     )
     result.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     return result
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return number
 
 
 if __name__ == "__main__":

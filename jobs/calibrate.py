@@ -20,6 +20,7 @@ from cluster.prompts import read_prompts
 from cluster.rendering import rank_builder
 from cluster.store import AlreadyExists, Store
 from jobs import _cli
+from jobs._numbers import positive
 from jobs._progress import progress
 from meancache.stability import StabilityGraph, trajectory_statistics
 
@@ -169,7 +170,7 @@ def parser() -> argparse.ArgumentParser:
     _cli.add_prompts(result)
     result.add_argument(
         "--seeds",
-        type=_cli.positive,
+        type=positive,
         default=5,
         metavar="N",
         help="trajectories a prompt, each from its own noise (default 5, as in the paper)",

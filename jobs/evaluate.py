@@ -26,6 +26,7 @@ from cluster.prompts import PromptsError, read_prompts
 from cluster.rendering import rank_builder
 from cluster.store import AlreadyExists, Store, StoreError, open_store
 from jobs import _cli
+from jobs._numbers import positive
 from jobs._progress import progress
 from jobs.contender import (
     CalibrationRequest,
@@ -516,14 +517,14 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--seeds",
-        type=_cli.positive,
+        type=positive,
         default=1,
         metavar="N",
         help="videos a prompt, each from its own noise (default 1)",
     )
     result.add_argument(
         "--reference-steps",
-        type=_cli.positive,
+        type=positive,
         metavar="N",
         help="measure against a fine solution of so many steps too: a multiple of the grid's "
         "steps, such as 300",

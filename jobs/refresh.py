@@ -33,6 +33,7 @@ from cluster.registry import (
 from cluster.rendering import rank_builder
 from cluster.store import AlreadyExists, Store, open_store
 from jobs import _cli, audits, calibrate, drift, evaluate, fitting, scoreboard, solve
+from jobs._numbers import positive
 from jobs._progress import progress
 from jobs.contender import from_schedules
 from jobs.held_out import LEAST_HELD_OUT, check_apart, plain, split
@@ -463,7 +464,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--seeds",
-        type=_cli.positive,
+        type=positive,
         default=1,
         metavar="N",
         help="trajectories, and held-out videos, a prompt, each from its own noise (default 1)",
@@ -476,7 +477,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--window",
-        type=_cli.positive,
+        type=positive,
         default=7,
         metavar="N",
         help="how many nights' trajectories schedules are made from, tonight's among them "

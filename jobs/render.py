@@ -27,6 +27,7 @@ from cluster.prompts import Prompt, read_prompts
 from cluster.rendering import codec_builder, denoiser_builder
 from cluster.store import MissingKey, Store, StoreError, open_store, read
 from jobs import _cli, render_report
+from jobs._numbers import finite, not_negative, share
 from jobs._progress import duration, progress
 from jobs.solve import prediction, smallest_budget
 from meancache.grid import shown
@@ -336,7 +337,7 @@ def parser() -> argparse.ArgumentParser:
     )
     which.add_argument(
         "--target-psnr",
-        type=_cli.finite,
+        type=finite,
         metavar="DB",
         help="use the shipped schedule of the fewest forwards that is predicted to come this close "
         "to the full run, as a mean over videos",
@@ -353,7 +354,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--audit",
-        type=_cli.share,
+        type=share,
         metavar="SHARE",
         help="render this share of the items in full too, such as 0.01, and note psnr and ssim "
         "between both in the manifest's metrics",
@@ -368,7 +369,7 @@ def parser() -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--max-failures",
-        type=_cli.not_negative,
+        type=not_negative,
         default=0,
         metavar="N",
         help="end with exit code 0 with up to N failed rows (default 0: with any, it is 3)",

@@ -35,6 +35,7 @@ from cluster.rendering import (
 from cluster.store import AlreadyExists, Store, StoreError, open_store
 from cluster.studio import Studio
 from jobs import _cli
+from jobs._numbers import positive
 from jobs._progress import progress
 from meancache.grid import shown
 from meancache.quality import psnr
@@ -257,7 +258,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--gang-size",
-        type=_cli.positive,
+        type=positive,
         metavar="N",
         help="ranks that share the video (default: as many as then)",
     )

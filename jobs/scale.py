@@ -25,6 +25,7 @@ from cluster.manifest import Manifest
 from cluster.null import NullRenderer
 from cluster.plan import SHARD_SIZE, WorkItem
 from jobs import _cli, render, render_report
+from jobs._numbers import positive
 from jobs._progress import progress
 
 # Of each half of the rows, how many are delivered by gangs: enough to know the rate.
@@ -139,11 +140,9 @@ def parser() -> argparse.ArgumentParser:
         "resubmission and the driver's peak memory. Every row leaves two small files.",
         "python -m jobs.benchmark scale --rows 10000",
     )
+    result.add_argument("--rows", type=positive, default=10_000, metavar="N", help="default 10000")
     result.add_argument(
-        "--rows", type=_cli.positive, default=10_000, metavar="N", help="default 10000"
-    )
-    result.add_argument(
-        "--gangs", type=_cli.positive, default=2, metavar="N", help="gangs at once (default 2)"
+        "--gangs", type=positive, default=2, metavar="N", help="gangs at once (default 2)"
     )
     result.add_argument(
         "--output", metavar="DIR", help="a new folder for the root (default: a temporary one)"

@@ -18,6 +18,7 @@ from cluster.model import find_model
 from cluster.rendering import rank_builder
 from cluster.store import Store
 from jobs import _cli, fitting
+from jobs._numbers import finite, positive
 from jobs._progress import progress
 from jobs.fitting import LIMIT_VIDEOS, FitAnswer, Fitting
 from meancache.methods import METHODS, SECANT_GAMMA, paper_gamma, paper_schedules, secant_schedules
@@ -267,20 +268,20 @@ def parser() -> argparse.ArgumentParser:
     group = result.add_argument_group("method fitted")
     group.add_argument(
         "--trajectories",
-        type=_cli.positive,
+        type=positive,
         metavar="N",
         help=f"how many of the graph's trajectories to fit on (default {TRAJECTORIES})",
     )
     group.add_argument(
         "--reference-steps",
-        type=_cli.positive,
+        type=positive,
         metavar="N",
         help="aim at the exact flow, by a reference of so many steps (a multiple of the graph's, "
         "such as 300), instead of at the run of the graph's own steps",
     )
     group.add_argument(
         "--target-psnr",
-        type=_cli.finite,
+        type=finite,
         metavar="DB",
         help="write only the smallest of the budgets whose fidelity reaches this",
     )

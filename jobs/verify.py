@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from cluster import garbage, manifest, verification
 from cluster.store import Store, open_store
 from jobs import _cli
+from jobs._numbers import finite, share
 from jobs._progress import progress
 
 GRACE_H = 24.0
@@ -65,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("root", metavar="ROOT", help="the --output of a finished jobs.render")
     result.add_argument(
         "--sample",
-        type=_cli.share,
+        type=share,
         default=1.0,
         metavar="SHARE",
         help="read this share of the receipts and videos, drawn at random, such as 0.01 "
@@ -79,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--grace",
-        type=_cli.finite,
+        type=finite,
         default=GRACE_H,
         metavar="HOURS",
         help=f"how old such a video must be to be removed (default {GRACE_H:g})",
