@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# FLOP/s in bfloat16 without sparsity, by what a GPU's name holds.
-PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
+# FLOP/s of an H100 in bfloat16, without sparsity.
+PEAK = 989e12
 # Gang size -> share of the peak in xDiT's measurements; larger gangs wait more for each other.
 REACHED = {1: 0.320, 2: 0.330, 4: 0.297, 8: 0.226}
 # Sixteen activations of a token are alive at once where a block's are most, in bfloat16.
@@ -50,16 +50,15 @@ class Transformer:
         n, d = tokens + self.text_tokens, self.width
         return float(self.blocks * (24 * n * d**2 + 4 * n**2 * d))
 
-    def forward_seconds(self, tokens: int, gang_size: int = 1, peak: float = PEAK["H100"]) -> float:
+    def forward_seconds(self, tokens: int, gang_size: int = 1) -> float:
         """Seconds of one forward on a gang.
 
         Args:
             tokens: of the video.
             gang_size: GPUs that share it.
-            peak: FLOP/s of one GPU.
         """
         reached = REACHED[max(size for size in REACHED if size <= gang_size)]
-        return self.forward_flops(tokens) / (gang_size * peak * reached)
+        return self.forward_flops(tokens) / (gang_size * PEAK * reached)
 
     def activation_bytes(self, tokens: int, gang_size: int = 1) -> float:
         """Memory a GPU takes beyond the weights while it denoises; ranks share the tokens."""
@@ -90,7 +89,6 @@ def estimates(
     tokens: int,
     forwards: float,
     weight_bytes: float,
-    peak: float = PEAK["H100"],
 ) -> list[Estimate]:
     """A video on gangs of 1, 2, 4 and 8 GPUs.
 
@@ -99,12 +97,11 @@ def estimates(
         tokens: of the video.
         forwards: of the transformer for a video.
         weight_bytes: of all that lies on a GPU; every rank has all of the transformer.
-        peak: FLOP/s of one GPU.
     """
     return [
         Estimate(
             gang_size=size,
-            seconds=forwards * transformer.forward_seconds(tokens, size, peak),
+            seconds=forwards * transformer.forward_seconds(tokens, size),
             gib=(weight_bytes + transformer.activation_bytes(tokens, size)) / GIB,
         )
         for size in REACHED
