@@ -48,7 +48,7 @@ class _LoopWatch:
     def before_forward(self, *_: Any) -> None:
         """A forward pre-hook of the transformer."""
         if self.calls == 0:
-            self.started = _now()
+            self.started = synchronized_now()
         self.calls += 1
 
     def after_step(
@@ -62,7 +62,7 @@ class _LoopWatch:
 
     def after_loop(self, result: torch.Tensor) -> None:
         """Takes the last step's latents."""
-        self.stopped = _now()
+        self.stopped = synchronized_now()
         latents = result.float().cpu().numpy()
         video.check_drawn("latents", latents, latents.shape)
 
@@ -76,7 +76,7 @@ def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> in
 CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
 
 
-def _now() -> float:
+def synchronized_now() -> float:
     """Seconds, after the device has done what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -25,7 +25,7 @@ from cluster.manifest import Manifest
 from cluster.model import Model
 from cluster.plan import plan_items
 from cluster.prompts import Prompt
-from cluster.renderer import Renderer
+from cluster.renderer import Renderer, synchronized_now
 from cluster.rendering import codec_builder, denoiser_builder, encoded
 from cluster.store import open_store
 from cluster.studio import DEPTH, Studio
@@ -115,7 +115,7 @@ def _ends_of_steps(scheduler: Any) -> Iterator[list[float]]:
 
     def timed(*given: Any, **named: Any) -> Any:
         result = step(*given, **named)
-        ends.append(_now())
+        ends.append(synchronized_now())
         return result
 
     scheduler.step = timed
@@ -205,12 +205,6 @@ def median(values: Sequence[float]) -> float:
 
 
 def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
-    started = _now()
+    started = synchronized_now()
     result = call()
-    return result, _now() - started
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
+    return result, synchronized_now() - started
