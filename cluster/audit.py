@@ -5,16 +5,14 @@ Which items is a matter of their ids alone, so every driver, and every attempt, 
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from cluster import dataset
 from cluster.manifest import PARTS, at_once
-from cluster.store import Store, StoreError
+from cluster.store import Store
 from meancache.quality import MOST_DECIBELS, psnr, ssim
 
 
@@ -57,14 +55,8 @@ def read_audits(store: Store) -> list[Audit]:
 
 
 def _of_part(store: Store, key: str) -> list[Audit]:
-    try:
-        table = pq.read_table(
-            io.BytesIO(store.get(key)), columns=["schedule_id", "created_at", "metrics"]
-        )
-    except (pa.ArrowException, OSError) as error:
-        raise StoreError(f"{store.uri(key)} is damaged: {error}; see jobs.verify") from error
     found = []
-    for row in table.to_pylist():
+    for row in dataset.read_table(store, key, store.get(key)).to_pylist():
         metrics = dict(row["metrics"])
         if row["schedule_id"] is not None and {"psnr", "ssim"} <= set(metrics):
             found.append(

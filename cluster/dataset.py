@@ -34,6 +34,18 @@ def read_checked(store: Store, key: str, sha256: str) -> bytes:
     return data
 
 
+def read_table(store: Store, key: str, data: bytes) -> pa.Table:
+    """The rows of a part whose bytes are at hand.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    try:
+        return manifest.read_table(data)
+    except ValueError as error:
+        raise StoreError(f"{store.uri(key)} is damaged: {error}; see jobs.verify") from error
+
+
 def read_parts(store: Store, success: Success) -> Iterator[pa.Table]:
     """The parts of a finished job, healings included, one by one, of `manifest.SCHEMA`.
 
@@ -53,7 +65,7 @@ def search(store: Store, item_id: str, keys: Sequence[str]) -> Iterator[dict[str
     """
 
     def row(key: str) -> dict[str, Any] | None:
-        table = _table(store, key, store.get(key))
+        table = read_table(store, key, store.get(key))
         found = table.filter(pc.field("item_id") == item_id).to_pylist()
         return found[0] if found else None
 
@@ -73,11 +85,4 @@ def flattened(parts: Iterable[pa.Table]) -> pa.Table:
 
 
 def _read_part(store: Store, part: tuple[str, str]) -> pa.Table:
-    return _table(store, part[0], read_checked(store, *part))
-
-
-def _table(store: Store, key: str, data: bytes) -> pa.Table:
-    try:
-        return manifest.read_table(data)
-    except ValueError as error:
-        raise StoreError(f"{store.uri(key)} is damaged: {error}; see jobs.verify") from error
+    return read_table(store, part[0], read_checked(store, *part))
