@@ -3,7 +3,6 @@
 import itertools
 import math
 import re
-import shutil
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 
@@ -20,9 +19,8 @@ from meancache import Schedule
 from meancache.grid import Grid
 from meancache.quality import Summary
 from meancache.stability import StabilityGraph, trajectory_statistics
+from tests.browser import needs_browser, views
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 EVIL = "<script>document.title = 'owned'</script> a red circle & a $x^{ \"square\""
 STEPS = 50
 BUDGETS = (5, 6, 8, 10, 12, 15)
@@ -345,40 +343,24 @@ def test_numbers_are_written_for_people():
     assert plus_minus(Summary(38.66, math.nan, 38.66)) == "38.7"
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@needs_browser
 def test_a_real_browser_shows_it_whole_on_phone_and_desktop_in_light_and_dark(page, tmp_path):
-    from playwright.sync_api import sync_playwright
-
     file = tmp_path / "report.html"
     file.write_text(page)
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        for width, scheme in itertools.product((390, 1280), ("light", "dark")):
-            view = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-            said: list[str] = []
-            asked: list[str] = []
-            view.on("pageerror", lambda error, said=said: said.append(str(error)))
-            view.on("console", lambda message, said=said: said.append(message.text))
-            view.on("request", lambda request, asked=asked: asked.append(request.url))
-            view.goto(file.as_uri())
-            assert view.title() == "MeanCache: the evaluation"
-            assert view.locator("td", has_text="<script>document.title").count() > 0
-            assert not view.evaluate("document.documentElement.scrollWidth > innerWidth")
-            drawings = view.locator("figure svg")
-            assert drawings.count() == 7
-            for drawing in drawings.all():
-                box = drawing.bounding_box()
-                assert box is not None
-                assert box["width"] > 250
-                assert box["height"] > 100
-            # Ink on paper: text in a drawing stands out from the page in either scheme.
-            ink, paper = view.evaluate(
-                "[getComputedStyle(document.querySelector('figure svg text')).fill,"
-                " getComputedStyle(document.body).backgroundColor]"
-            )
-            brightness = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (ink, paper)]
-            assert abs(brightness[0] - brightness[1]) > 200
-            assert asked == [file.as_uri()]
-            assert said == []
-            view.close()
-        browser.close()
+    for view in views(file.as_uri()):
+        assert view.title() == "MeanCache: the evaluation"
+        assert view.locator("td", has_text="<script>document.title").count() > 0
+        drawings = view.locator("figure svg")
+        assert drawings.count() == 7
+        for drawing in drawings.all():
+            box = drawing.bounding_box()
+            assert box is not None
+            assert box["width"] > 250
+            assert box["height"] > 100
+        # Ink on paper: text in a drawing stands out from the page in either scheme.
+        ink, paper = view.evaluate(
+            "[getComputedStyle(document.querySelector('figure svg text')).fill,"
+            " getComputedStyle(document.body).backgroundColor]"
+        )
+        brightness = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (ink, paper)]
+        assert abs(brightness[0] - brightness[1]) > 200

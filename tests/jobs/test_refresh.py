@@ -30,8 +30,8 @@ from jobs import calibrate, evaluate, refresh, render, scoreboard
 from jobs.nights import OUTCOME_KEY, Nights
 from meancache import Schedule, tiny
 from meancache.stability import StabilityGraph
+from tests.browser import needs_browser, views
 from tests.cluster.rows import row_of
-from tests.jobs.test_demo import CHROMIUM
 
 STEPS = 10
 CREATED, REPLACED = 4, 5  # budgets: of the second a poor schedule is current before
@@ -369,25 +369,14 @@ def test_half_a_calibration_counts_in_no_other_night(tale, root):
     assert nights.window(night, 1) == [night]
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@needs_browser
 def test_the_report_shows_decisions_drift_and_history_in_a_real_browser(tale):
-    from playwright.sync_api import sync_playwright
-
     file = tale.nights[1] / "report.html"
     assert "http://" not in file.read_text().replace("http://www.w3.org", "")
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        for width in (390, 1280):
-            page = browser.new_page(viewport={"width": width, "height": 900})
-            asked: list[str] = []
-            page.on("request", lambda request, asked=asked: asked.append(request.url))
-            page.goto(file.as_uri())
-            assert page.locator("h1").inner_text() == "Promoted: 4, 5 forwards of 10"
-            assert page.locator(".warning", has_text="drift: ").count() == 1
-            assert page.locator(".cells").count() == 2
-            box = page.locator("figure svg").bounding_box()
-            assert box is not None
-            assert box["height"] > 100
-            assert not page.evaluate("document.documentElement.scrollWidth > innerWidth")
-            assert asked == [file.as_uri()]
-        browser.close()
+    for page in views(file.as_uri()):
+        assert page.locator("h1").inner_text() == "Promoted: 4, 5 forwards of 10"
+        assert page.locator(".warning", has_text="drift: ").count() == 1
+        assert page.locator(".cells").count() == 2
+        box = page.locator("figure svg").bounding_box()
+        assert box is not None
+        assert box["height"] > 100

@@ -2,10 +2,9 @@
 
 import hashlib
 import io
-import itertools
 import re
-import shutil
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -22,10 +21,9 @@ from jobs.render_report import REPORT_KEY, SAMPLES, plain
 from meancache import Schedule
 from meancache.schedule import canonical_json
 from meancache.tiny.captions import HELD_OUT
+from tests.browser import needs_browser, views
 from tests.cluster.rows import finish, row_of
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 EVIL = "</bdi><script>document.title = 'owned'</script> a red \x00 circle\n\u202e & \"square\""
 START = datetime(2026, 1, 31, 22, tzinfo=UTC)
 MANY = 100_000
@@ -210,35 +208,14 @@ def test_text_of_any_origin_becomes_one_short_line():
     assert len(plain("x" * 10**6)) < 300
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@needs_browser
 def test_a_real_browser_opens_it_in_3_s_on_phone_and_desktop_in_light_and_dark(large):
-    from playwright.sync_api import sync_playwright
-
-    uri = f"file://{large.uri(REPORT_KEY)}"
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        for width, scheme in itertools.product((390, 1280), ("light", "dark")):
-            view = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-            said: list[str] = []
-            asked: list[str] = []
-            view.on("pageerror", lambda error, said=said: said.append(str(error)))
-            view.on("console", lambda message, said=said: said.append(message.text))
-            view.on("request", lambda request, asked=asked: asked.append(request.url))
-            view.goto(uri, timeout=3000)  # until all is loaded, pictures too
-            assert view.title() == "MeanCache: 100,000 videos"
-            assert not view.evaluate("document.documentElement.scrollWidth > innerWidth")
-            pictures = view.locator(".shot img")
-            assert pictures.count() == SAMPLES
-            assert pictures.evaluate_all(
-                "all => all.every(one => one.complete && one.naturalWidth)"
-            )
-            assert view.locator("text=<script>document.title").count() > 0
-            heights = view.locator(".bars i").evaluate_all(
-                "all => all.map(one => one.offsetHeight)"
-            )
-            assert max(heights) > 60
-            assert len(set(heights)) > 3
-            assert all(not url.startswith("http") for url in asked)
-            assert said == []
-            view.close()
-        browser.close()
+    for view in views(Path(large.uri(REPORT_KEY)).as_uri(), timeout_s=3.0):
+        assert view.title() == "MeanCache: 100,000 videos"
+        pictures = view.locator(".shot img")
+        assert pictures.count() == SAMPLES
+        assert pictures.evaluate_all("all => all.every(one => one.complete && one.naturalWidth)")
+        assert view.locator("text=<script>document.title").count() > 0
+        heights = view.locator(".bars i").evaluate_all("all => all.map(one => one.offsetHeight)")
+        assert max(heights) > 60
+        assert len(set(heights)) > 3
