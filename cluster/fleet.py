@@ -8,7 +8,6 @@ nothing of what is done to an item: that is the job's `Work`.
 
 from __future__ import annotations
 
-import logging
 import re
 import traceback
 from collections import Counter, deque
@@ -21,6 +20,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from cluster import logs
+from cluster.connection import connect
 from cluster.draining import Stopped, draining
 from cluster.gang import (
     MAX_ATTEMPTS,
@@ -89,13 +89,6 @@ def parse_count(text: str) -> tuple[int, int]:
     if not 1 <= least <= most:
         raise FleetError(f"gangs {text!r} must be A or A:B with 1 <= A <= B, such as 4 or 2:8")
     return least, most
-
-
-def connect() -> None:
-    """Joins the cluster of RAY_ADDRESS or of this machine; where there is none, starts one."""
-    if not ray.is_initialized():
-        # What ranks print belongs to Ray's own logs; a job's log is its driver's.
-        ray.init(logging_level=logging.ERROR, log_to_driver=False)
 
 
 def run(

@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -25,6 +26,7 @@ def head(tmp_path_factory):
         other.bind(("127.0.0.1", 0))
         port, agent_port = one.getsockname()[1], other.getsockname()[1]
     home = tmp_path_factory.mktemp("home")
+    ray_folder = tempfile.mkdtemp(prefix="ray-")  # short: a socket's path has 107 bytes at most
     environment = {
         **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
         # The head's PATH is where a submitted `python` is looked for.
@@ -38,6 +40,8 @@ def head(tmp_path_factory):
     start = [
         *(RAY, "start", "--head", "--port=0", "--num-cpus=2", f"--dashboard-port={port}"),
         f"--dashboard-agent-listen-port={agent_port}",
+        # Else it would be the cluster that commands on this machine look for, also when it is gone.
+        f"--temp-dir={ray_folder}",
     ]
     # `ray stop` would end the clusters of other tests too.
     with subprocess.Popen(
@@ -52,6 +56,7 @@ def head(tmp_path_factory):
                 break
         yield environment
         running.terminate()
+    shutil.rmtree(ray_folder)
 
 
 pytestmark = pytest.mark.skipif(RAY is None, reason="needs the ray command")
