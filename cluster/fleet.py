@@ -51,6 +51,8 @@ It may raise TryAgainError, and then gets the item again, mostly on another lead
 
 Lost = Callable[[Any, str], None]
 """Told of an item whose leader died with it alone, and how, before it is handed out again."""
+Staffed = Callable[[int], None]
+"""Told of how many gangs have started."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,11 @@ def parse_count(text: str) -> tuple[int, int]:
 
 
 def run(
-    work: Work, items: Sequence[Any], gangs: Gangs, lost: Lost = lambda item, how: None
+    work: Work,
+    items: Sequence[Any],
+    gangs: Gangs,
+    lost: Lost = lambda item, how: None,
+    staffed: Staffed = lambda gangs: None,
 ) -> Generator[Any, None, None]:
     """Does all items with as many gangs as asked for; yields results as they come, unordered.
 
@@ -105,6 +111,7 @@ def run(
         gangs: who does it.
         lost: told of each item whose leader died with it. Where there were several, none is blamed,
             but each is handed out alone from there on.
+        staffed: told, whenever it is looked at, how many gangs are ready or at work.
 
     Raises:
         FleetError: the cluster has no room for one gang.
@@ -134,6 +141,7 @@ def run(
                 pool.dismiss_idle()
             elif pool.size < pool.places and not pool.starting:
                 pool.hire()
+            staffed(pool.ready)
             # Only now, so that no gang waits for what the job does with a result.
             yield from results
             results.clear()
@@ -224,6 +232,11 @@ class _Pool:
     @property
     def size(self) -> int:
         return len(self._starting) + len(self._hands) - len(self._leaving)
+
+    @property
+    def ready(self) -> int:
+        """Leaders whose gangs have started."""
+        return len(self._hands)
 
     @property
     def starting(self) -> bool:

@@ -1,13 +1,15 @@
-"""Progress with an ETA: one live line in a terminal, a plain line now and then in a job's log."""
+"""Progress with an ETA: one live line in a terminal, a plain line every half minute in a log."""
 
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TextIO, TypeVar
 
 LOG_EVERY_S = 30.0
+LIVE_EVERY_S = 1.0
 
 T = TypeVar("T")
 
@@ -22,6 +24,8 @@ def progress(
 ) -> Iterator[T]:
     """Passes `results` on and reports how many of `total` have come, how fast, how long still.
 
+    Says so also while none comes: a video may take minutes, and silence would look like a hang.
+
     Args:
         results: what is being waited for.
         total: how many there will be.
@@ -32,26 +36,72 @@ def progress(
     """
     if total == 0:
         return
-    stream = stream or sys.stderr
-    live = stream.isatty()
-    started = time.monotonic()
-    reported = started if live else float("-inf")
-    print(f"{what}: 0/{total}{first}", end="" if live else "\n", file=stream, flush=True)
-    first_at = started
-    for done, result in enumerate(results, start=1):
-        yield result
-        now = time.monotonic()
-        first_at = now if done == 1 else first_at
-        if live or done == total or now - reported >= LOG_EVERY_S:
-            # The first result took the ranks' start too, which says nothing of the others.
-            each = (now - first_at) / (done - 1) if done > 1 else now - started
-            within = "" if done > 1 else "under "
-            left = f"ETA {within}{duration(each * (total - done))}" if done < total else "done"
-            elapsed = duration(now - started)
-            line = f"{what}: {done}/{total}, {each:.2f} s each, {elapsed} so far, {left}{also()}"
-            print(f"\r\x1b[K{line}" if live else line, end="", file=stream)
-            print(end="" if live and done < total else "\n", file=stream, flush=True)
-            reported = now
+    line = _Line(total, what, stream or sys.stderr, first, also)
+    line.say()
+    with line:
+        for result in results:
+            yield result
+            line.count()
+
+
+class _Line:
+    """What is said of a wait: by who gets results, and by a thread every now and then."""
+
+    def __init__(
+        self, total: int, what: str, stream: TextIO, first: str, also: Callable[[], str]
+    ) -> None:
+        self._total, self._what, self._first, self._also = total, what, first, also
+        self._stream, self._live = stream, stream.isatty()
+        self._done = 0
+        self._started = self._first_at = self._last_at = time.monotonic()
+        self._turn = threading.Lock()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._repeat, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        if self._live and self._done < self._total:
+            print(file=self._stream, flush=True)  # whoever speaks next has a line of its own
+
+    def count(self) -> None:
+        """One more has come."""
+        with self._turn:
+            self._done += 1
+            self._last_at = time.monotonic()
+            if self._done == 1:
+                self._first_at = self._last_at
+        if self._live or self._done in (1, self._total):
+            self.say()
+
+    def say(self) -> None:
+        """Says how it stands."""
+        with self._turn:
+            end = "" if self._live and self._done < self._total else "\n"
+            begin = "\r\x1b[K" if self._live else ""
+            print(f"{begin}{self._text()}", end=end, file=self._stream, flush=True)
+
+    def _text(self) -> str:
+        now, also = time.monotonic(), self._also()
+        elapsed = f", {duration(now - self._started)} so far"
+        if not self._done:
+            waited = elapsed if now - self._started >= LIVE_EVERY_S else ""
+            return f"{self._what}: 0/{self._total}{also or self._first}{waited}"
+        # The first result took the ranks' start too, which says nothing of the others.
+        alone = self._done == 1
+        span = self._last_at - (self._started if alone else self._first_at)
+        each = span / max(1, self._done - 1)
+        ahead = max(0.0, each * (self._total - self._done) - (now - self._last_at))
+        within = "under " if alone else ""
+        left = f"ETA {within}{duration(ahead)}" if self._done < self._total else "done"
+        return f"{self._what}: {self._done}/{self._total}, {each:.2f} s each{elapsed}, {left}{also}"
+
+    def _repeat(self) -> None:
+        while not self._over.wait(LIVE_EVERY_S if self._live else LOG_EVERY_S):
+            self.say()
 
 
 def duration(seconds: float) -> str:

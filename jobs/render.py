@@ -148,7 +148,7 @@ def _render(
     first = secrets.randbelow(len(todo)) if todo else 0
     tally = _Tally()
     with closing(
-        fleet.run(work, todo[first:] + todo[:first], prepared.gangs, work.lost)
+        fleet.run(work, todo[first:] + todo[:first], prepared.gangs, work.lost, tally.staffed)
     ) as results:
         for row in progress(results, len(todo), "videos", also=lambda: str(tally)):
             tally.add(row)
@@ -168,6 +168,7 @@ def _render(
 class _Tally:
     """What has come so far, of this run of the job."""
 
+    gangs: int = 0
     failed: int = 0
     denoise_s: float = 0.0
     gang_s: float = 0.0
@@ -183,9 +184,14 @@ class _Tally:
         self.denoise_s += row["metrics"].get("denoise_s", 0.0)
         self.gang_s += row["metrics"].get("gang_s", 0.0)
 
+    def staffed(self, gangs: int) -> None:
+        """Takes note of how many gangs there are."""
+        self.gangs = gangs
+
     def __str__(self) -> str:
+        gangs = f", {self.gangs} gang{'s' * (self.gangs > 1)}" if self.gangs else ""
         goodput = f", goodput {self.goodput:.0%}" if self.gang_s else ""
-        return goodput + (f", {self.failed} failed" if self.failed else "")
+        return gangs + goodput + (f", {self.failed} failed" if self.failed else "")
 
 
 def _schedule(

@@ -1,8 +1,26 @@
 """Progress in a job's log: plain lines, none lost, with an ETA."""
 
 import io
+import threading
 
+import pytest
+
+from jobs import _progress
 from jobs._progress import duration, progress
+
+
+class Listened(io.StringIO):
+    """A log that tells when it has been given another line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines = threading.Semaphore(0)
+
+    def write(self, text: str) -> int:
+        written = super().write(text)
+        for _ in range(text.count("\n")):
+            self.lines.release()
+        return written
 
 
 class Terminal(io.StringIO):
@@ -29,7 +47,35 @@ def test_a_terminal_gets_one_line_that_changes():
     text = terminal.getvalue()
     assert text.count("\n") == 1
     assert text.endswith("\n")
-    assert text.count("\r") == 3
+    assert text.count("\r") == 4
+
+
+def test_a_log_gets_lines_while_nothing_comes(monkeypatch):
+    monkeypatch.setattr(_progress, "LOG_EVERY_S", 0.01)
+    log = Listened()
+
+    def results():
+        for _ in range(3):
+            log.lines.acquire()  # the first line, and two more, and nothing has come
+        yield 1
+
+    assert list(progress(results(), 1, "videos", log, also=lambda: ", 2 gangs")) == [1]
+    lines = log.getvalue().splitlines()
+    assert len(lines) >= 4
+    assert all(line.startswith("videos: 0/1, 2 gangs") for line in lines[:3])
+    assert lines[-1].startswith("videos: 1/1")
+
+
+def test_an_error_has_a_line_of_its_own_in_a_terminal():
+    terminal = Terminal()
+
+    def results():
+        yield 1
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        list(progress(results(), 2, "videos", terminal))
+    assert terminal.getvalue().endswith("\n")
 
 
 def test_what_else_there_is_to_say_ends_the_line():

@@ -1,8 +1,8 @@
 """Nights on a real cluster and a real S3 server: what is promoted, kept, refused and restored.
 
-One tale of two nights is told to all tests of this file. First night: nothing is current for one of
-the budgets and a poor schedule for the other, and two refreshes run at once. Second night: the
-checkpoint is another one, and audits are falling.
+One tale of three nights is told to all tests of this file. First night: nothing is current for one
+of the budgets and a poor schedule for the other, and two refreshes run at once. Second night: the
+model is the same. Third night: the checkpoint is another one, and audits are falling.
 """
 
 import itertools
@@ -42,7 +42,6 @@ COLOURS = ("red", "green", "blue", "yellow", "white", "purple")
 pytestmark = [
     pytest.mark.usefixtures("shared_cluster"),
     pytest.mark.timeout(900),
-    pytest.mark.slow,  # nine gangs, one night after the other
 ]
 
 
@@ -53,7 +52,7 @@ class Tale:
     Attributes:
         link: the model's folder, which leads to `original` or to `swapped`.
         prompts: two files of other prompts.
-        nights: the root after the first and the second night.
+        nights: the root after each night.
         poor: the schedule that was made current before them.
     """
 
@@ -61,7 +60,7 @@ class Tale:
     original: Path
     swapped: Path
     prompts: tuple[Path, Path]
-    nights: tuple[Path, Path]
+    nights: tuple[Path, Path, Path]
     poor: Schedule
 
     def use(self, folder: Path) -> None:
@@ -78,13 +77,13 @@ class Tale:
         return [
             *self.model_flags(),
             *("--prompts", str(self.prompts[prompts]), "--budgets", f"{CREATED},{REPLACED}"),
-            *("--output", str(root), "--night", f"2026-01-{date:02d}"),
+            *("--output", str(root), "--night", f"2026-01-{date:02d}", "--gangs", "1"),
         ]
 
 
 @pytest.fixture(scope="module")
 def tale(tmp_path_factory, new_s3_root) -> Tale:
-    """Both nights, on S3."""
+    """All nights, on S3."""
     ray.shutdown()  # workers have the environment that their cluster was started with
     folder, root = tmp_path_factory.mktemp("tale"), new_s3_root()
     told = Tale(
@@ -95,7 +94,7 @@ def tale(tmp_path_factory, new_s3_root) -> Tale:
             written(folder / "circles.txt", "circle moving left"),
             written(folder / "squares.txt", "square moving up"),
         ),
-        nights=(folder / "first", folder / "second"),
+        nights=(folder / "first", folder / "second", folder / "third"),
         poor=Schedule.from_edges(
             find_model("tiny").grid(STEPS).sigmas,
             [{"start": 0, "stop": STEPS, "weights": {0: 1.0}}],
@@ -119,10 +118,13 @@ def tale(tmp_path_factory, new_s3_root) -> Tale:
     assert other.returncode == 0, said
     copied(open_store(root), told.nights[0])
 
+    assert refresh.main(told.command(root, 2)) == 0
+    copied(open_store(root), told.nights[1])
+
     told.use(told.swapped)
     audited = falling_audits(open_store(str(folder / "videos")), registry.history()[0])
-    assert refresh.main([*told.command(root, 2), "--audits", audited]) == 0
-    copied(open_store(root), told.nights[1])
+    assert refresh.main([*told.command(root, 3), "--audits", audited]) == 0
+    copied(open_store(root), told.nights[2])
     return told
 
 
@@ -188,15 +190,15 @@ def root(tmp_path) -> Path:
 
 @pytest.fixture
 def last_night(tale, root) -> Path:
-    """A root with the second night alone."""
-    for night in tale.nights[1].glob("nights/*/2026-01-02-*"):
-        shutil.copytree(night, root / night.relative_to(tale.nights[1]))
+    """A root with the last night alone."""
+    for night in tale.nights[2].glob("nights/*/2026-01-03-*"):
+        shutil.copytree(night, root / night.relative_to(tale.nights[2]))
         setting = night.parent / "setting.json"
-        shutil.copy(setting, root / setting.relative_to(tale.nights[1]))
+        shutil.copy(setting, root / setting.relative_to(tale.nights[2]))
     for budget in (CREATED, REPLACED):
         folder = succession(root, tale, tale.swapped, budget).folder
-        shutil.copytree(tale.nights[1] / folder, root / folder)
-    shutil.copy(tale.nights[1] / "report.html", root)
+        shutil.copytree(tale.nights[2] / folder, root / folder)
+    shutil.copy(tale.nights[2] / "report.html", root)
     return root
 
 
@@ -218,7 +220,7 @@ def test_a_first_night_creates_a_schedule_and_promotes_it(tale):
 
 
 def test_no_prompt_is_calibrated_on_that_is_judged_by(tale):
-    for room in (tale.nights[1] / "nights").glob("*/2026-*"):
+    for room in (tale.nights[2] / "nights").glob("*/2026-*"):
         merged = StabilityGraph.from_parquet((room / refresh.MERGED_KEY).read_bytes())
         calibrated = {one.prompt for one in merged.trajectories.values()}
         rows = scoreboard.from_parquet((room / "held-out" / evaluate.TABLE_KEY).read_bytes())
@@ -256,6 +258,29 @@ def test_two_refreshes_at_once_leave_one_current_and_the_statistics_of_both_once
     assert len(first.merge(second).merge(first).trajectories) == 8
 
 
+def test_the_next_night_keeps_what_is_current_or_improves_on_it(tale):
+    (outcome,) = outcomes(tale.nights[1], 2)
+    for one in outcome["decisions"]:
+        before, after = (
+            succession(root, tale, tale.original, one["budget"]).history()
+            for root in tale.nights[:2]
+        )
+        assert after[: len(before)] == before
+        metrics = one["metrics"]
+        if one["promoted"]:
+            assert len(after) == len(before) + 1
+            assert metrics["gain"] > metrics["gain_standard_error"]
+            assert after[-1].previous == before[-1].schedule_id
+        else:
+            assert after == before
+            assert metrics["gain"] <= metrics["gain_standard_error"]
+    graphs = [
+        len(StabilityGraph.from_parquet(file.read_bytes()).trajectories)
+        for file in (tale.nights[1] / "nights").glob(f"*/2026-01-02-*/{refresh.MERGED_KEY}")
+    ]
+    assert graphs == [12]  # four of tonight, and four of each of the two before
+
+
 def test_another_checkpoint_is_refused_the_old_schedule_with_the_reason(
     tale, tmp_path, capsys, no_ranks
 ):
@@ -270,12 +295,12 @@ def test_another_checkpoint_is_refused_the_old_schedule_with_the_reason(
 
 
 def test_another_checkpoint_is_drift_and_gets_a_schedule_of_its_own(tale):
-    (outcome,) = outcomes(tale.nights[1], 2)
+    (outcome,) = outcomes(tale.nights[2], 3)
     assert [one["promoted"] for one in outcome["decisions"]] == [True, True]
     assert outcome["drift"]["steps"]
     assert "of another setting (revision is '" in outcome["drift"]["says"]
     new, old = (
-        succession(tale.nights[1], tale, folder, CREATED)
+        succession(tale.nights[2], tale, folder, CREATED)
         for folder in (tale.swapped, tale.original)
     )
     assert [said.split()[0] for said in differences(old.setting, new.setting)] == ["revision"]
@@ -285,10 +310,10 @@ def test_another_checkpoint_is_drift_and_gets_a_schedule_of_its_own(tale):
 
 
 def test_a_falling_audit_is_reported(tale):
-    (outcome,) = outcomes(tale.nights[1], 2)
+    (outcome,) = outcomes(tale.nights[2], 3)
     (said,) = outcome["audits"]
     assert "16 rows: falling: 34.5 ± 0.2 dB lately, 40.5 ± 0.2 dB before" in said
-    assert "falling: 34.5" in (tale.nights[1] / "report.html").read_text()
+    assert "falling: 34.5" in (tale.nights[2] / "report.html").read_text()
 
 
 def test_rollback_restores_what_the_current_one_has_replaced(tale, root, capsys, no_ranks):
@@ -308,8 +333,8 @@ def test_rollback_restores_what_the_current_one_has_replaced(tale, root, capsys,
 def test_the_same_command_again_says_that_the_night_is_over(tale, last_night, capsys, no_ranks):
     tale.use(tale.swapped)
     files = {path: path.read_bytes() for path in last_night.rglob("*") if path.is_file()}
-    assert refresh.main(tale.command(last_night, 2)) == 0
-    assert "the night of 2026-01-02 is over" in capsys.readouterr().out
+    assert refresh.main(tale.command(last_night, 3)) == 0
+    assert "the night of 2026-01-03 is over" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in last_night.rglob("*") if path.is_file()} == files
 
 
@@ -336,7 +361,7 @@ def test_a_night_that_was_killed_before_its_end_is_resumed_without_a_rank(
     for pattern in LEFT_OUT[lost]:
         for path in last_night.rglob(pattern):
             path.unlink()
-    assert refresh.main(tale.command(last_night, 2)) == 0
+    assert refresh.main(tale.command(last_night, 3)) == 0
     assert {path for path in last_night.rglob("*") if path.is_file()} == there
     again = line.current()
     assert (again.schedule_id, again.number) == (current.schedule_id, 1)
@@ -347,13 +372,15 @@ def test_without_a_date_a_stopped_night_is_resumed_and_a_finished_one_is_not(
     tale, last_night, capsys, no_ranks
 ):
     tale.use(tale.swapped)
-    command = tale.command(last_night, 2)[:-2]
+    command = tale.command(last_night, 3)
+    date = command.index("--night")
+    del command[date : date + 2]
     assert refresh.main([*command, "--dry-run"]) == 0
     assert "4 trajectories to run, 0 already done" in capsys.readouterr().out
     next(last_night.rglob(OUTCOME_KEY)).unlink()
     assert refresh.main([*command, "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert "the night of 2026-01-02: 0 trajectories to run, 4 already done" in said
+    assert "the night of 2026-01-03: 0 trajectories to run, 4 already done" in said
     assert "0 held-out pairs to draw, 2 already done" in said
 
 
@@ -371,7 +398,7 @@ def test_half_a_calibration_counts_in_no_other_night(tale, root):
 
 @needs_browser
 def test_the_report_shows_decisions_drift_and_history_in_a_real_browser(tale):
-    file = tale.nights[1] / "report.html"
+    file = tale.nights[2] / "report.html"
     assert "http://" not in file.read_text().replace("http://www.w3.org", "")
     for page in views(file.as_uri()):
         assert page.locator("h1").inner_text() == "Promoted: 4, 5 forwards of 10"
