@@ -2,11 +2,11 @@
 
 What the fence of a block of commands says besides their language is where they run:
 
-    ```sh            here, page by page in an empty directory, with a bucket named `bucket`
-    ```sh slow       the same, after the others and with `pytest -m slow`
-    ```sh checkout   in a checkout of the project: .ci/run and the tests of the demo do that
-    ```sh cluster    on a cluster or with tools that are not there in tests
-    ```sh long       where there are hours for it
+    ```sh            in tests/jobs/test_demo.py, one after the other where the demo has run
+    ```sh slow       there too, with `pytest -m slow`
+    ```sh checkout   in a checkout of the project: by .ci/run, the demo itself or another test
+    ```sh cluster    on a cluster, or with tools that are not there in tests
+    ```sh long       where there is an hour for it
 
 Every command is parsed by what it is for, wherever it runs.
 """
@@ -15,15 +15,11 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import boto3
 import pytest
 import yaml
 
@@ -69,23 +65,6 @@ def commands(block: Block) -> list[str]:
     return [line.removeprefix("$ ") for line in text.splitlines() if line.startswith("$ ")]
 
 
-def run(command: str, folder: Path) -> None:
-    """Runs what a person types, in a folder, with the programs of this environment."""
-    paths = {
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "PYTHONPATH": str(PROJECT),
-    }
-    program = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", command],
-        cwd=folder,
-        env={**os.environ, **paths},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert program.returncode == 0, f"{command}\n{program.stdout}\n{program.stderr}"
-
-
 README = PROJECT / "README.md"
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 COMMANDS = [
@@ -102,35 +81,6 @@ def test_every_fenced_block_is_of_a_kind_that_is_checked_here():
     assert not silent, "a block of commands has none; call it text"
     known = {"", "slow", *ELSEWHERE}
     assert not [str(block) for block in BLOCKS if block.runs not in known]
-
-
-@pytest.fixture
-def desk(tmp_path, s3_endpoint) -> Path:
-    """An empty directory, and an empty bucket."""
-    client = boto3.session.Session().client("s3")
-    try:
-        client.create_bucket(Bucket="bucket")
-    except client.exceptions.BucketAlreadyOwnedByYou:
-        for one in client.list_objects_v2(Bucket="bucket").get("Contents", []):
-            client.delete_object(Bucket="bucket", Key=one["Key"])
-    return tmp_path
-
-
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize(
-    "also",
-    [pytest.param((), id="quick"), pytest.param(("slow",), id="slow", marks=pytest.mark.slow)],
-)
-def test_the_commands_of_the_readme_run_one_after_the_other(desk, also):
-    ran = [
-        block
-        for block in BLOCKS
-        if block.page == README and block.language in TYPED and block.runs in ("", *also)
-    ]
-    assert len(ran) >= 5
-    for block in ran:
-        for command in commands(block):
-            run(command, desk)
 
 
 def test_only_the_readme_has_commands_that_run_here():

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ from cluster.rendering import RenderRequest, render_item
 from meancache import Schedule, apply_mean_cache, remove_mean_cache
 from meancache.quality import psnr
 from tests.cluster import ranks
+from tests.commands import PROJECT, simple_commands
+from tests.test_docs import README, blocks, commands
 
 STEPS = 12
 EDGES = [(0, 1, 1), (1, 2, 1), (2, 3, 2), (3, 6, 3), (6, 7, 2), (7, 11, 4), (11, 12, 1)]
@@ -101,26 +105,38 @@ def test_the_seed_decides_the_noise(model, gang_of_one):
     assert not np.array_equal(one.frames, other.frames)
 
 
-def test_the_renderer_runs_under_torchrun_without_ray(tmp_path, model, gang_of_one):
-    clip = tmp_path / "clip.mp4"
-    prompt = "a green triangle moving right on a dark background"
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-        *("-m", "cluster.renderer", "--prompt", prompt, "--seed", "3", "--output", str(clip)),
-    ]
+def test_the_renderer_runs_under_torchrun_without_ray_as_the_readme_says(
+    tmp_path, model, gang_of_one
+):
+    (words,) = (
+        words
+        for block in blocks(README)
+        if block.text.startswith("torchrun")
+        for command in commands(block)
+        for words in simple_commands(command)
+    )
+    paths = [str(Path(sys.executable).parent), os.environ["PATH"]]
     program = subprocess.run(
-        command,
+        words,
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=200,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "PATH": os.pathsep.join(paths),
+            "PYTHONPATH": str(PROJECT),
+            "OMP_NUM_THREADS": "1",
+        },
         check=False,
     )
     assert program.returncode == 0, program.stderr
     assert "9 frames, 50 forwards" in program.stdout
-    item = plan_items([Prompt(1, prompt, "p", 3)], model, model.defaults)[0]
+    said = dict(pairwise(words))
+    item = plan_items([Prompt(1, said["--prompt"], "p", 0)], model, model.defaults)[0]
     expected = gang_of_one.run(render_item, RenderRequest(item, None)).frames
-    assert psnr(video.decode(clip.read_bytes()), expected) > 25  # what the codec leaves
+    drawn = video.decode((tmp_path / said["--output"]).read_bytes())
+    assert psnr(drawn, expected) > 25  # what the codec leaves
 
 
 def test_the_loop_is_timed_without_what_comes_before_and_after_it(model, gang_of_one):

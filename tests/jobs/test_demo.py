@@ -1,11 +1,15 @@
 """The README's command, as it is written there, into a folder and into a bucket."""
 
 import io
+import os
 import re
-import shlex
 import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import boto3
 import pyarrow.parquet as pq
 import pytest
 
@@ -14,28 +18,67 @@ from cluster.store import open_store
 from meancache import Schedule
 from meancache.stability import StabilityGraph
 from tests.browser import needs_browser, views
+from tests.commands import PROJECT, simple_commands
+from tests.test_docs import README, TYPED, blocks, commands
 
 # Two cores may be at work on something else meanwhile.
 pytestmark = pytest.mark.timeout(1000)
 
-README = Path(__file__).parents[2] / "README.md"
+
+def readme(runs: str) -> list[str]:
+    """The README's commands whose fence says that they run there."""
+    typed = (block for block in blocks(README) if block.language in TYPED and block.runs == runs)
+    return [command for block in typed for command in commands(block)]
 
 
-def readme_command() -> list[str]:
-    """The arguments of `python -m jobs.demo` in the README's first command."""
-    line = re.search(r"^pip install -e \. && python -m jobs\.demo (.*)$", README.read_text(), re.M)
-    assert line is not None
-    return shlex.split(line[1])
+def demo_arguments() -> list[str]:
+    """Those of `python -m jobs.demo` in the README's first command."""
+    (words,) = (
+        words
+        for command in readme("checkout")[:1]
+        for words in simple_commands(command)
+        if words[2] == "jobs.demo"
+    )
+    return words[3:]
+
+
+def run_all(commands: Sequence[str], folder: Path) -> None:
+    """Runs what a person types, in a folder, with the programs of this environment."""
+    paths = {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": str(PROJECT),
+    }
+    for command in commands:
+        program = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", command],
+            cwd=folder,
+            env={**os.environ, **paths},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert program.returncode == 0, f"{command}\n{program.stdout}\n{program.stderr}"
 
 
 @pytest.fixture(scope="module")
 def demo(run_job, tmp_path_factory) -> Path:
     """What the README's command leaves in an empty directory."""
     folder = tmp_path_factory.mktemp("empty")
-    program = run_job("demo", *readme_command(), cwd=folder, timeout=900)
+    program = run_job("demo", *demo_arguments(), cwd=folder, timeout=900)
     assert program.returncode == 0, program.stderr
     assert program.stdout.splitlines()[-1] == str(folder / "out" / "report.html")
+    said = program.stdout.replace(f"{folder}/", "")
+    for command in readme("checkout"):
+        if command.startswith("python -m jobs."):
+            assert f"$ {command}\n" in said
     return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def bucket(s3_endpoint) -> str:
+    """The name that the README's bucket has."""
+    boto3.session.Session().client("s3").create_bucket(Bucket="bucket")
+    return "bucket"
 
 
 def check(root: str) -> None:
@@ -63,6 +106,18 @@ def check(root: str) -> None:
 
 def test_the_demo_leaves_the_whole_story_in_a_folder(demo):
     check(str(demo))
+
+
+@pytest.mark.usefixtures("bucket")
+def test_the_commands_that_follow_it_in_the_readme_run_one_after_the_other(demo):
+    assert len(readme("")) >= 6
+    run_all(readme(""), demo.parent)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("bucket")
+def test_so_do_those_that_take_minutes(demo):
+    run_all([*readme("")[:2], *readme("slow")], demo.parent)  # the first two make prompts.txt
 
 
 @pytest.mark.usefixtures("s3_endpoint")
