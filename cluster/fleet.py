@@ -64,7 +64,8 @@ class Gangs:
         size: ranks in a gang.
         least: how many gangs to begin with; None for all that there is room for.
         most: how many gangs to grow to while items wait; None likewise.
-        build_codec: of a process beside each gang, see `Studio`; None for gangs alone.
+        build_codec: of what is beside each gang, see `Studio`; None for gangs alone.
+        codec_size: ranks in that.
     """
 
     build_rank: BuildRank
@@ -72,6 +73,7 @@ class Gangs:
     least: int | None = None
     most: int | None = None
     build_codec: BuildRank | None = None
+    codec_size: int = 1
 
     @property
     def depth(self) -> int:
@@ -81,7 +83,9 @@ class Gangs:
     def lead(self) -> Gang | Studio:
         """What a leader works with, not started."""
         gang = Gang(self.build_rank, self.size)
-        return gang if self.build_codec is None else Studio(gang, Gang(self.build_codec, 1))
+        if self.build_codec is None:
+            return gang
+        return Studio(gang, Gang(self.build_codec, self.codec_size))
 
 
 def parse_count(text: str) -> tuple[int, int]:

@@ -52,6 +52,8 @@ class Model:
         num_heads: attention heads, which Ulysses deals out to the ranks.
         patch: (temporal, spatial) pixels a token covers per axis.
         temporal_compression: the VAE's; frames are 1 + a multiple of it.
+        tile: (frames, pixels along an axis) of the largest output that the VAE decodes in one
+            piece; None where its tiles are no work for several ranks.
         scheduler: the configuration of the Euler scheduler that it runs.
         transformer: its size, where the cost model knows such transformers.
     """
@@ -66,6 +68,7 @@ class Model:
     num_heads: int
     patch: tuple[int, int]
     temporal_compression: int
+    tile: tuple[float, int] | None
     scheduler: Mapping[str, Any]
     transformer: Transformer | None
 
@@ -106,6 +109,14 @@ class Model:
         every, (temporal, spatial) = self.temporal_compression, self.patch
         latent_frames = (frames - 1) // every + 1
         return latent_frames // (temporal // every) * (height // spatial) * (width // spatial)
+
+    def decodes_in_tiles(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether the call's output is decoded in several tiles, which ranks can share."""
+        if self.tile is None:
+            return False
+        most_frames, most_pixels = self.tile
+        frames, *size = self.shape(arguments)
+        return frames > most_frames or max(size) > most_pixels
 
     def grid(self, num_inference_steps: int, arguments: Mapping[str, Any] | None = None) -> Grid:
         """The sigma grid that the pipeline will run `num_inference_steps` on.
@@ -284,6 +295,7 @@ def find_model(model_id: str, revision: str | None = None, dtype: str | None = N
             ("num_attention_heads", model.num_heads),
             ("patch", min(model.patch)),
             ("temporal_compression_ratio", model.temporal_compression),
+            ("sample_size", 1 if model.tile is None else model.tile[1]),
         ):
             if not is_whole_number(number) or number < 1:
                 raise ValueError(f"{name} {shown(number)}, which must be a whole number from 1")
@@ -300,7 +312,8 @@ def find_model(model_id: str, revision: str | None = None, dtype: str | None = N
 def _describe(model_id: str, files: ModelFiles, pipeline: str, dtype: str | None) -> Model:
     kind, embedded = PIPELINES[pipeline], model_id == "tiny"
     transformer = files.config("transformer/config.json")
-    frames, pixels = kind.compression(files.config("vae/config.json"))
+    vae = files.config("vae/config.json")
+    frames, pixels = kind.compression(vae)
     temporal, spatial = kind.patch(transformer)
     if embedded:
         defaults = dict(tiny.DEFAULTS)
@@ -323,6 +336,7 @@ def _describe(model_id: str, files: ModelFiles, pipeline: str, dtype: str | None
         num_heads=transformer[kind.heads],
         patch=(frames * temporal, pixels * spatial),
         temporal_compression=frames,
+        tile=None if kind.tile is None else kind.tile(vae),
         transformer=_cost(transformer, defaults),
         scheduler=_euler(files.config("scheduler/scheduler_config.json")),
     )

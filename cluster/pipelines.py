@@ -6,6 +6,7 @@ needs none of it (`meancache.pipelines`). Reads configurations, never weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,10 @@ class Kind:
         calls: the call's arguments -> forwards of a transformer in a step that is computed.
         guider: its guidance scale belongs to a component, not to its call.
         parallel: (module, class) of xDiT's sequence-parallel transformer, or None.
+        tile: the VAE's configuration -> (frames, pixels along an axis) of the largest output that
+            it decodes in one piece, with the tile sizes that diffusers sets; None where a gang has
+            no tiles to share: it is of one rank, or the decoder carries features from one tile to
+            the next.
         shares_padded_text: xDiT's ranks share out a text of max_sequence_length tokens.
     """
 
@@ -54,6 +59,7 @@ class Kind:
     calls: Callable[[Config], int] = lambda arguments: 1
     guider: bool = False
     parallel: tuple[str, str] | None = None
+    tile: Callable[[Config], tuple[float, int]] | None = None
     shares_padded_text: bool = False
 
     @property
@@ -144,6 +150,7 @@ PIPELINES: Mapping[str, Kind] = {
         fps=24.0,
         calls=_with_a_negative_prompt,
         parallel=("transformer_hunyuan_video", "xFuserHunyuanVideoTransformer3DWrapper"),
+        tile=lambda vae: (16, 256),
     ),
     "HunyuanVideo15Pipeline": Kind(
         arguments=(*_VIDEO, "guidance_scale"),
@@ -155,6 +162,7 @@ PIPELINES: Mapping[str, Kind] = {
         calls=_other_than_one_of_guidance,
         guider=True,
         parallel=("transformer_hunyuan_video15", "xFuserHunyuanVideo15Transformer3DWrapper"),
+        tile=lambda vae: (math.inf, 256),
     ),
     "WanPipeline": Kind(
         arguments=(*_VIDEO, "guidance_scale", "max_sequence_length"),
@@ -183,6 +191,7 @@ PIPELINES: Mapping[str, Kind] = {
         shifts=True,
         calls=_with_a_negative_prompt,
         parallel=("transformer_flux", "xFuserFlux1Transformer2DWrapper"),
+        tile=lambda vae: (1, vae.get("sample_size", 32)),
         shares_padded_text=True,
     ),
     "QwenImagePipeline": Kind(

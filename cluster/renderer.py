@@ -125,7 +125,7 @@ class Renderer:
         )
         if not self._calls_back:
             self._listen(self.pipeline.scheduler)
-        if world_size > 1:
+        if world_size > 1 and "transformer" not in without:
             assert self.kind.parallel is not None  # the driver has checked it
             xdit.parallelise(self.pipeline, *self.kind.parallel)
 

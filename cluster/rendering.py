@@ -6,8 +6,9 @@ Light on purpose: only ranks need torch and diffusers, which take seconds to imp
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from cluster.plan import WorkItem
 from meancache.schedule import Schedule
 
 if TYPE_CHECKING:
+    from cluster.codec import Codec
     from cluster.renderer import Renderer
 
 # How the names of a pipeline's components begin.
@@ -130,9 +132,37 @@ def denoiser_builder(model: Model) -> RankBuilder:
     return RankBuilder(model, TEXT)
 
 
-def codec_builder(model: Model) -> RankBuilder:
-    """For a studio's codec: without the transformers."""
-    return RankBuilder(model, DENOISERS)
+@dataclass(frozen=True)
+class CodecBuilder:
+    """What a studio's codec calls on each of its ranks.
+
+    Attributes:
+        model: what to load, without the transformers.
+    """
+
+    model: Model
+    needs: ClassVar = ("cluster.codec",)
+
+    def __call__(self, rank: int, world_size: int, init_method: str) -> Codec:
+        from cluster.codec import Codec
+
+        return Codec(self.model, rank, world_size, init_method)
+
+
+def codec_builder(model: Model) -> CodecBuilder:
+    """For ranks of a studio's codec."""
+    return CodecBuilder(model)
+
+
+def codec_size(model: Model, settings: Iterable[Mapping[str, Any]], gang_size: int) -> int:
+    """How many ranks a studio's codec has: the gang's number where they share tiles, else one.
+
+    Args:
+        model: whose VAE decodes.
+        settings: arguments of all calls to come; one that is decoded in tiles is enough.
+        gang_size: ranks of the studio's gang.
+    """
+    return gang_size if any(map(model.decodes_in_tiles, settings)) else 1
 
 
 def encoded(model: Model, frames: np.ndarray) -> bytes:

@@ -62,9 +62,9 @@ class Texts:
             raise _Reached
 
         with (
-            _replaced(self._pipeline, "encode_prompt", recorded),
+            replaced(self._pipeline, "encode_prompt", recorded),
             # The first thing that every pipeline does when it knows its texts.
-            _replaced(self._pipeline, "prepare_latents", reached),
+            replaced(self._pipeline, "prepare_latents", reached),
         ):
             try:
                 self._call(prompt, arguments)
@@ -77,7 +77,7 @@ class Texts:
 def texts_given(pipeline: Any, texts: bytes, device: torch.device) -> Iterator[None]:
     """Within it, the pipeline's call uses these embeddings instead of its text encoders."""
     answers = iter(_unpack(texts, device))
-    with _replaced(pipeline, "encode_prompt", lambda *_, **__: next(answers)):
+    with replaced(pipeline, "encode_prompt", lambda *_, **__: next(answers)):
         yield
 
 
@@ -97,7 +97,7 @@ def latents_of(pipeline: Any, call: Callable[[], Any]) -> bytes:
         asked.append((given, named))
         raise _Reached
 
-    with _replaced(pipeline.vae, "decode", reached):
+    with replaced(pipeline.vae, "decode", reached):
         try:
             call()
         except _Reached:
@@ -106,10 +106,17 @@ def latents_of(pipeline: Any, call: Callable[[], Any]) -> bytes:
 
 
 @torch.no_grad()
+def decoded_of(pipeline: Any, latents: bytes, device: torch.device) -> torch.Tensor:
+    """What its VAE answers to the call that `latents_of` stopped at: (1, 3, F, H, W) or
+    (1, 3, H, W), about in [-1, 1]."""
+    given, named = _unpack(latents, device)
+    decoded: torch.Tensor = pipeline.vae.decode(*given, **named)[0]
+    return decoded
+
+
 def frames_of(pipeline: Any, latents: bytes, device: torch.device) -> Any:
     """The rest of a call that `latents_of` stopped: (F, H, W, 3) float32 in [0, 1]."""
-    given, named = _unpack(latents, device)
-    decoded = pipeline.vae.decode(*given, **named)[0]
+    decoded = decoded_of(pipeline, latents, device)
     if hasattr(pipeline, "video_processor"):
         return pipeline.video_processor.postprocess_video(decoded, output_type="np")[0]
     # The VAE of Qwen-Image is one of videos, and its pictures are their first frames.
@@ -163,7 +170,7 @@ def _unpack(packed: bytes, device: torch.device) -> Any:
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, by: Callable[..., Any]) -> Iterator[None]:
+def replaced(owner: Any, name: str, by: Callable[..., Any]) -> Iterator[None]:
     """Within it, the object's method is another."""
     setattr(owner, name, by)
     try:

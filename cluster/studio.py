@@ -1,8 +1,9 @@
-"""A gang, and beside it one process that reads prompts and decodes latents: no stage waits idly.
+"""A gang, and beside it a codec that reads prompts and decodes latents: no stage waits idly.
 
 While the gang denoises one video, the codec has the text of the next and the frames of the one
 before. Threads of the leader carry a video each from stage to stage, and wait for their turn at
-both. The text encoders are in memory once, and not on every rank.
+both. The text encoders are in memory once, and not on every rank. Where a VAE decodes in tiles the
+codec is a gang itself, of as many ranks, which share them; else it is one process.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class Studio:
 
     Args:
         gang: whose ranks draw latents.
-        codec: of one rank; on a GPU it shares that of the gang's rank 0.
+        codec: of one rank, or of as many as the gang; on GPUs each shares that of the gang's rank.
 
     Use it as a context manager, or call `close`. A process that died is started anew by the next
     task that needs it.
@@ -49,7 +50,7 @@ class Studio:
 
     @property
     def pids(self) -> list[int]:
-        """Process ids of the ranks and of the codec; empty while they are down."""
+        """Process ids of the gang's ranks and the codec's; empty while they are down."""
         return self.gang.pids + self.codec.pids
 
     def start(self) -> None:

@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -24,7 +24,7 @@ from cluster.memory import component_bytes
 from cluster.model import Model
 from cluster.plan import WorkItem, plan_items, specification
 from cluster.prompts import Prompt, read_prompts
-from cluster.rendering import codec_builder, denoiser_builder
+from cluster.rendering import codec_builder, codec_size, denoiser_builder
 from cluster.store import MissingKey, Store, StoreError, open_store, read
 from jobs import _cli, render_report
 from jobs._numbers import finite, not_negative, share
@@ -74,7 +74,8 @@ def prepare(options: argparse.Namespace) -> Prepared:
     prompts = read_prompts(options.prompts)
     items = plan_items(prompts, model, arguments, schedule)
     # Rows share their arguments unless they override some: a million rows are few settings.
-    for setting in {id(item.arguments): item.arguments for item in items}.values():
+    settings = {id(item.arguments): item.arguments for item in items}.values()
+    for setting in settings:
         model.check_arguments(setting, gangs.size)
         if schedule is not None:
             model.check_schedule(schedule, setting)
@@ -88,7 +89,7 @@ def prepare(options: argparse.Namespace) -> Prepared:
         items=items,
         repeated=_repeated(prompts, items),
         spec=spec,
-        gangs=gangs,
+        gangs=replace(gangs, codec_size=codec_size(model, settings, gangs.size)),
         dry_run=options.dry_run,
         retry_failed=options.retry_failed,
         max_failures=options.max_failures,

@@ -26,6 +26,7 @@ from cluster.plan import SpecError, WorkItem
 from cluster.rendering import (
     RenderRequest,
     codec_builder,
+    codec_size,
     decode_item,
     denoiser_builder,
     draw_item,
@@ -91,7 +92,8 @@ def prepare(options: argparse.Namespace) -> Prepared:
     item = _item(store, spec, row, model, schedule)
     size = options.gang_size or row["world_size"]
     model.check_arguments(item.arguments, size)
-    gangs = fleet.Gangs(denoiser_builder(model), size, 1, 1, codec_builder(model))
+    beside = codec_builder(model), codec_size(model, [item.arguments], size)
+    gangs = fleet.Gangs(denoiser_builder(model), size, 1, 1, *beside)
     return Prepared(store, row, item, Replay(model, schedule), gangs, output)
 
 

@@ -102,6 +102,35 @@ def test_its_stages_in_processes_of_their_own_draw_what_the_pipeline_draws(small
     assert np.array_equal(frames, np.rint(expected * 255).astype(np.uint8))
 
 
+@pytest.mark.parametrize("name", ["FLUX.1", "HunyuanVideo", "HunyuanVideo-1.5"])
+def test_the_driver_knows_what_is_decoded_in_tiles(saved, name):
+    """By the VAE itself, with the tile sizes that it has after loading."""
+    model = saved(name).model
+    vae = model.load(torch.device("cpu")).vae.to("meta")
+    decoded = []
+    vae.decoder.register_forward_pre_hook(lambda *_: decoded.append(1))
+    frames, pixels = model.temporal_compression, vae.config.get("spatial_compression_ratio", 8)
+    most = model.tile[1]
+    for height, width, num_frames in [
+        (most, most, 1),
+        (most, most + 2 * pixels, 1),
+        (most + 2 * pixels, most, 1),
+        *([] if model.kind.is_image else [(most, most, 1 + 3 * frames), (most, most, 17)]),
+    ]:
+        latents = [(num_frames - 1) // frames + 1] * (not model.kind.is_image)
+        shape = (1, vae.config.latent_channels, *latents, height // pixels, width // pixels)
+        vae.decode(torch.empty(shape, device="meta"))
+        size = {"height": height, "width": width, "num_frames": num_frames}
+        assert model.decodes_in_tiles(size) == (len(decoded) > 1), size
+        decoded.clear()
+
+
+@pytest.mark.parametrize("name", ["Qwen-Image", "Wan 2.1"])
+def test_tiles_of_decoders_that_carry_features_on_are_left_to_one_process(saved, name):
+    size = {"height": 4096, "width": 4096, "num_frames": 129}
+    assert not saved(name).model.decodes_in_tiles(size)
+
+
 def test_a_run_depends_on_prompt_and_seed_alone(small, alone):
     first = alone.denoise(PROMPT, 3, small.arguments)
     assert not torch.equal(alone.denoise("a blue square", 3, small.arguments), first)

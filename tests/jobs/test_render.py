@@ -222,6 +222,14 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path, command, c
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
+def test_a_codec_has_the_gangs_ranks_only_where_there_are_tiles_to_share(command):
+    sizes = []
+    for frames in ("9", "17"):
+        options = render.parser().parse_args([*command, "--gang-size", "2", "--num-frames", frames])
+        sizes.append(render.prepare(options).gangs.codec_size)
+    assert sizes == [1, 2]
+
+
 def test_a_dry_run_of_a_model_for_gpus_estimates_and_recommends_a_gang(command, capsys):
     assert render.main([*command, "--dtype", "bfloat16", "--dry-run"]) == 0
     said = capsys.readouterr().out

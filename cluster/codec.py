@@ -1,0 +1,48 @@
+"""One rank of a studio's codec: a pipeline without its transformers.
+
+Rank 0 reads prompts, alone: text encoders are larger than all else here, and are loaded once. A VAE
+that decodes in tiles is on every rank, and they share its work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from cluster.model import Model
+from cluster.renderer import Renderer
+from cluster.rendering import DENOISERS, TEXT
+from cluster.stages import decoded_of
+from cluster.tiles import dealt
+
+
+class Codec(Renderer):
+    """Reads and decodes; every rank makes the same calls, and rank 0 has what they return.
+
+    Args:
+        model: what to load.
+        rank: 0 .. world_size - 1.
+        world_size: more than 1 only where `Model.tile` says that tiles can be shared.
+        init_method: rendezvous of the ranks for torch.distributed; unused for one rank.
+    """
+
+    def __init__(self, model: Model, rank: int, world_size: int, init_method: str) -> None:
+        assert world_size == 1 or model.tile is not None  # see `rendering.codec_size`
+        without = DENOISERS if rank == 0 else (*DENOISERS, *TEXT)
+        super().__init__(model, rank, world_size, init_method, without)
+
+    def read(self, prompt: str, arguments: Mapping[str, Any]) -> bytes:
+        """As a renderer's; no bytes on ranks other than 0, which cannot read."""
+        return super().read(prompt, arguments) if self.rank == 0 else b""
+
+    def decode(self, latents: bytes, arguments: Mapping[str, Any]) -> np.ndarray:
+        """As a renderer's; no frames on ranks other than 0."""
+        if self.world_size == 1:
+            return super().decode(latents, arguments)
+        with dealt(self.pipeline.vae, self.rank, self.world_size):
+            if self.rank == 0:
+                return super().decode(latents, arguments)
+            decoded_of(self.pipeline, latents, self.device)
+        return np.empty((0, 0, 0, 3), np.uint8)
