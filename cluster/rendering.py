@@ -6,8 +6,9 @@ Light on purpose: only ranks need torch and diffusers, which take seconds to imp
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -108,31 +109,61 @@ class RankBuilder:
     Attributes:
         model: what to load.
         without: components that are left to others.
+        largest: arguments of the largest call that will be made, by which a GPU is refused that
+            cannot hold it; None where they are not known, and nothing is refused.
+        beside: ranks of the gang whose codec this is; 0 where it is none.
     """
 
     model: Model
     without: tuple[str, ...] = ()
+    largest: Mapping[str, Any] | None = None
+    beside: int = 0
     needs: ClassVar = ("cluster.renderer",)
 
     def __call__(self, rank: int, world_size: int, init_method: str) -> Renderer:
+        """The rank's renderer. Raises MemoryPlanError before anything is loaded."""
+        from cluster.memory import gpu_bytes
         from cluster.renderer import Renderer
 
-        return Renderer(self.model, rank, world_size, init_method, self.without)
+        offloaded = self.offloads(rank, world_size, gpu_bytes(rank))
+        return Renderer(self.model, rank, world_size, init_method, self.without, offloaded)
+
+    def offloads(self, rank: int, world_size: int, memory: int | None) -> bool:
+        """Whether components go to the GPU only while they work: a codec's, where it is too small.
+
+        Args:
+            rank: which is to be built.
+            world_size: of its gang.
+            memory: of its GPU, in bytes; None on a CPU.
+
+        Raises:
+            MemoryPlanError: the GPU cannot hold the largest call.
+        """
+        if memory is None or self.largest is None:
+            return False
+        from cluster.memory import component_bytes
+        from cluster.memory_plan import Demand
+
+        size, codec = self.beside or world_size, bool(self.without)
+        demand = Demand(self.model, component_bytes(self.model), self.largest, size, codec)
+        return demand.offloads(memory, rank) and self.beside > 0
 
 
-def rank_builder(model: Model) -> RankBuilder:
-    """For ranks that hold the whole pipeline."""
-    return RankBuilder(model)
+def rank_builder(model: Model, largest: Mapping[str, Any] | None = None) -> RankBuilder:
+    """For ranks that hold the whole pipeline, and make calls no larger than `largest`."""
+    return RankBuilder(model, largest=largest)
 
 
-def denoiser_builder(model: Model) -> RankBuilder:
+def denoiser_builder(model: Model, largest: Mapping[str, Any] | None = None) -> RankBuilder:
     """For ranks of a studio's gang: without text encoders."""
-    return RankBuilder(model, TEXT)
+    return RankBuilder(model, TEXT, largest)
 
 
-def codec_builder(model: Model) -> RankBuilder:
-    """For a studio's codec: without the transformers."""
-    return RankBuilder(model, DENOISERS)
+def codec_builder(
+    model: Model, largest: Mapping[str, Any] | None = None, gang_size: int = 1
+) -> RankBuilder:
+    """For a studio's codec, beside a gang of that size: without the transformers."""
+    return RankBuilder(model, DENOISERS, largest, gang_size)
 
 
 def encoded(model: Model, frames: np.ndarray) -> bytes:

@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from cluster import audit, cost_model, fleet, manifest, metrics, plan, registry
 from cluster.delivery import Delivery
 from cluster.manifest import Manifest, Success
 from cluster.memory import component_bytes
+from cluster.memory_plan import Demand
 from cluster.model import Model
 from cluster.plan import WorkItem, plan_items, specification
 from cluster.prompts import Prompt, read_prompts
@@ -64,7 +65,6 @@ class Prepared:
 def prepare(options: argparse.Namespace) -> Prepared:
     """Checks the whole request before any rank starts."""
     model, arguments = _cli.model_and_arguments(options)
-    gangs = _cli.gangs(options, denoiser_builder(model), codec_builder(model))
     schedule = _schedule(options, model, arguments)
     if options.audit and schedule is None:
         raise ScheduleError(
@@ -74,10 +74,17 @@ def prepare(options: argparse.Namespace) -> Prepared:
     prompts = read_prompts(options.prompts)
     items = plan_items(prompts, model, arguments, schedule)
     # Rows share their arguments unless they override some: a million rows are few settings.
-    for setting in {id(item.arguments): item.arguments for item in items}.values():
-        model.check_arguments(setting, gangs.size)
+    settings = {id(item.arguments): item.arguments for item in items}.values()
+    for setting in settings:
+        model.check_arguments(setting, options.gang_size)
         if schedule is not None:
             model.check_schedule(schedule, setting)
+    largest = max(settings, key=model.tokens)
+    gangs = _cli.gangs(
+        options,
+        denoiser_builder(model, largest),
+        codec_builder(model, largest, options.gang_size),
+    )
     spec = specification("render", items, model, arguments, schedule)
     store = _cli.open_output(options)
     plan.check_spec(store, spec)
@@ -278,8 +285,12 @@ def _print_estimates(prepared: Prepared, item: WorkItem, forwards: float) -> Non
     if model.transformer is None or model.dtype != "bfloat16":
         return
     tokens = model.tokens(item.arguments)
-    weights = sum(component_bytes(model).values())
-    choices = cost_model.estimates(model.transformer, tokens, forwards, weights)
+    demand = Demand(model, component_bytes(model), item.arguments, 1, codec=True)
+
+    def memory(gang_size: int) -> float:
+        return sum(replace(demand, gang_size=gang_size).parts(rank=0).values())
+
+    choices = cost_model.estimates(model.transformer, tokens, forwards, memory)
     print("estimated for H100s, denoising alone:")
     for one in choices:
         print(

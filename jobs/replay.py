@@ -91,7 +91,9 @@ def prepare(options: argparse.Namespace) -> Prepared:
     item = _item(store, spec, row, model, schedule)
     size = options.gang_size or row["world_size"]
     model.check_arguments(item.arguments, size)
-    gangs = fleet.Gangs(denoiser_builder(model), size, 1, 1, codec_builder(model))
+    largest = item.arguments
+    build, build_codec = denoiser_builder(model, largest), codec_builder(model, largest, size)
+    gangs = fleet.Gangs(build, size, 1, 1, build_codec)
     return Prepared(store, row, item, Replay(model, schedule), gangs, output)
 
 
