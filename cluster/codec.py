@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from cluster.model import Model
+from cluster.pipelines import DENOISERS, TEXT
 from cluster.renderer import Renderer
-from cluster.rendering import DENOISERS, TEXT
 from cluster.stages import decoded_of
 from cluster.tiles import dealt
 
@@ -26,12 +26,15 @@ class Codec(Renderer):
         rank: 0 .. world_size - 1.
         world_size: more than 1 only where `Model.tile` says that tiles can be shared.
         init_method: rendezvous of the ranks for torch.distributed; unused for one rank.
+        offloaded: as a renderer's.
     """
 
-    def __init__(self, model: Model, rank: int, world_size: int, init_method: str) -> None:
+    def __init__(
+        self, model: Model, rank: int, world_size: int, init_method: str, offloaded: bool = False
+    ) -> None:
         assert world_size == 1 or model.tile is not None  # see `rendering.codec_size`
         without = DENOISERS if rank == 0 else (*DENOISERS, *TEXT)
-        super().__init__(model, rank, world_size, init_method, without)
+        super().__init__(model, rank, world_size, init_method, without, offloaded)
 
     def read(self, prompt: str, arguments: Mapping[str, Any]) -> bytes:
         """As a renderer's; no bytes on ranks other than 0, which cannot read."""

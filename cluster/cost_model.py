@@ -8,7 +8,7 @@ reached is taken from xDiT's published times of HunyuanVideo (720x1280, 129 fram
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,19 +30,24 @@ class Transformer:
         blocks: double and single stream ones together.
         width: d, of a token.
         text_tokens: that every forward has beside those of the video.
+        velocity: numbers that come out for a token.
     """
 
     blocks: int
     width: int
     text_tokens: int
+    velocity: int
 
     @classmethod
     def of(cls, config: Mapping[str, Any], text_tokens: int) -> Transformer:
         """Reads a HunyuanVideo or FLUX transformer's configuration; KeyError for another's."""
+        # FLUX.1 leaves open what equals what goes in.
+        channels = config.get("out_channels") or config["in_channels"]
         return cls(
             blocks=config["num_layers"] + config["num_single_layers"],
             width=config["num_attention_heads"] * config["attention_head_dim"],
             text_tokens=text_tokens,
+            velocity=channels * config["patch_size"] ** 2 * config.get("patch_size_t", 1),
         )
 
     def forward_flops(self, tokens: int) -> float:
@@ -72,7 +77,7 @@ class Estimate:
     Attributes:
         gang_size: GPUs that share it.
         seconds: of its computed steps.
-        gib: memory of a GPU, weights and activations, in GiB.
+        gib: memory of its fullest GPU, in GiB.
     """
 
     gang_size: int
@@ -88,7 +93,7 @@ def estimates(
     transformer: Transformer,
     tokens: int,
     forwards: float,
-    weight_bytes: float,
+    memory: Callable[[int], float],
 ) -> list[Estimate]:
     """A video on gangs of 1, 2, 4 and 8 GPUs.
 
@@ -96,13 +101,13 @@ def estimates(
         transformer: its size.
         tokens: of the video.
         forwards: of the transformer for a video.
-        weight_bytes: of all that lies on a GPU; every rank has all of the transformer.
+        memory: gang size -> bytes that its fullest GPU holds.
     """
     return [
         Estimate(
             gang_size=size,
             seconds=forwards * transformer.forward_seconds(tokens, size),
-            gib=(weight_bytes + transformer.activation_bytes(tokens, size)) / GIB,
+            gib=memory(size) / GIB,
         )
         for size in REACHED
     ]

@@ -1,4 +1,4 @@
-"""How large a pipeline's components are, from their configurations, on the meta device."""
+"""How large a pipeline's components are, from their configurations, and how large a GPU is."""
 
 from __future__ import annotations
 
@@ -39,6 +39,17 @@ def component_bytes(model: Model) -> dict[str, int]:
                 module = kind(kind.config_class.from_pretrained(source, **where))
         sizes[name] = width * sum(weights.numel() for weights in module.parameters())
     return sizes
+
+
+def gpu_bytes(index: int) -> int | None:
+    """Memory of one of the GPUs that this process sees, used or not; None where it sees none.
+
+    All of it, not what is free: processes that share a GPU load at the same time, and are to come
+    to the same conclusion.
+    """
+    import torch
+
+    return torch.cuda.mem_get_info(index)[1] if torch.cuda.is_available() else None
 
 
 def _is_module(kind: Any) -> bool:

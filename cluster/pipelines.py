@@ -19,6 +19,11 @@ SIZE = ("height", "width")
 STEPS = ("num_inference_steps",)
 
 
+# How the names of a pipeline's components begin: those that read, and those that denoise.
+TEXT = ("text_encoder", "tokenizer")
+DENOISERS = ("transformer",)
+
+
 @dataclass(frozen=True)
 class Kind:
     """A pipeline class as the jobs see it.

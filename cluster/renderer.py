@@ -93,6 +93,8 @@ class Renderer:
         init_method: rendezvous of the ranks for torch.distributed; unused for one rank.
         without: components that this process leaves to others, see `cluster.rendering`; of what
             they do its methods cannot be called.
+        offloaded: keep the components in the machine's memory, and move each to the GPU only while
+            it works. For a codec: it would be slow for a transformer.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Renderer:
         world_size: int,
         init_method: str,
         without: tuple[str, ...] = (),
+        offloaded: bool = False,
     ) -> None:
         self.model = model
         self.rank = rank
@@ -116,7 +119,10 @@ class Renderer:
         # The lock of its own is one between processes, and a killed rank would leave it behind.
         tqdm.set_lock(threading.RLock())
         self.device = device
-        self.pipeline = model.load(device, without)
+        self.pipeline = model.load(torch.device("cpu") if offloaded else device, without)
+        self._offloaded = offloaded
+        if offloaded:
+            self.pipeline.enable_model_cpu_offload(device=device)
         self._texts = Texts(self.pipeline, self._ask)
         self._watch: _LoopWatch | None = None
         self._done: float | None = None  # when the last drawing was
@@ -154,7 +160,9 @@ class Renderer:
 
     def read(self, prompt: str, arguments: Mapping[str, Any]) -> bytes:
         """The embeddings of the texts of a call, packed, for `draw` in another process."""
-        return self._texts.of(prompt, arguments)
+        texts = self._texts.of(prompt, arguments)
+        self._free()
+        return texts
 
     def draw(
         self,
@@ -226,6 +234,7 @@ class Renderer:
             ValueError: what came out is no picture (NaN, Inf, one value, another shape).
         """
         frames = frames_of(self.pipeline, latents, self.device)
+        self._free()
         video.check_drawn("frames", frames, (*self.model.shape(arguments), 3))
         return np.rint(frames * 255).astype(np.uint8)
 
@@ -284,6 +293,11 @@ class Renderer:
         with counter:
             self.denoise(prompt, seed, arguments)
         return sum(counter.get_flop_counts()[type(self.pipeline.transformer).__name__].values())
+
+    def _free(self) -> None:
+        """Takes offloaded components off the GPU, as a pipeline's call does where it ends."""
+        if self._offloaded:
+            self.pipeline.maybe_free_model_hooks()
 
     def _call(self, prompt: str, seed: int, arguments: Mapping[str, Any], output_type: str) -> Any:
         generator = torch.Generator("cpu").manual_seed(seed)

@@ -104,7 +104,7 @@ class Prepared:
 def prepare(options: argparse.Namespace) -> Prepared:
     """Checks the whole request before any rank starts."""
     model, arguments = _cli.model_and_arguments(options)
-    gangs = _cli.gangs(options, rank_builder(model))
+    gangs = _cli.gangs(options, rank_builder(model, arguments))
     model.check_arguments(arguments, gangs.size)
     items = plan_items(read_prompts(options.prompts), model, arguments, seeds=options.seeds)
     plan.check_one_setting(items, arguments)

@@ -107,7 +107,7 @@ class Rollback:
 def prepare(options: argparse.Namespace) -> Night | Rollback:
     """Checks the whole request before any rank starts."""
     model, arguments = _cli.model_and_arguments(options)
-    gangs = _cli.gangs(options, rank_builder(model))
+    gangs = _cli.gangs(options, rank_builder(model, arguments))
     model.check_arguments(arguments, gangs.size)
     budgets = solve.budgets(options.budgets)
     steps = arguments["num_inference_steps"]

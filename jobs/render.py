@@ -21,6 +21,7 @@ from cluster import audit, cost_model, fleet, manifest, metrics, plan, registry
 from cluster.delivery import Delivery
 from cluster.manifest import Manifest, Success
 from cluster.memory import component_bytes
+from cluster.memory_plan import Demand
 from cluster.model import Model
 from cluster.plan import WorkItem, plan_items, specification
 from cluster.prompts import Prompt, read_prompts
@@ -64,7 +65,6 @@ class Prepared:
 def prepare(options: argparse.Namespace) -> Prepared:
     """Checks the whole request before any rank starts."""
     model, arguments = _cli.model_and_arguments(options)
-    gangs = _cli.gangs(options, denoiser_builder(model), codec_builder(model))
     schedule = _schedule(options, model, arguments)
     if options.audit and schedule is None:
         raise ScheduleError(
@@ -76,9 +76,16 @@ def prepare(options: argparse.Namespace) -> Prepared:
     # Rows share their arguments unless they override some: a million rows are few settings.
     settings = {id(item.arguments): item.arguments for item in items}.values()
     for setting in settings:
-        model.check_arguments(setting, gangs.size)
+        model.check_arguments(setting, options.gang_size)
         if schedule is not None:
             model.check_schedule(schedule, setting)
+    largest = max(settings, key=model.tokens)
+    beside = codec_size(model, settings, options.gang_size)
+    gangs = _cli.gangs(
+        options,
+        denoiser_builder(model, largest, beside),
+        codec_builder(model, largest, options.gang_size),
+    )
     spec = specification("render", items, model, arguments, schedule)
     store = _cli.open_output(options)
     plan.check_spec(store, spec)
@@ -89,7 +96,7 @@ def prepare(options: argparse.Namespace) -> Prepared:
         items=items,
         repeated=_repeated(prompts, items),
         spec=spec,
-        gangs=replace(gangs, codec_size=codec_size(model, settings, gangs.size)),
+        gangs=replace(gangs, codec_size=beside),
         dry_run=options.dry_run,
         retry_failed=options.retry_failed,
         max_failures=options.max_failures,
@@ -285,8 +292,12 @@ def _print_estimates(prepared: Prepared, item: WorkItem, forwards: float) -> Non
     if model.transformer is None or model.dtype != "bfloat16":
         return
     tokens = model.tokens(item.arguments)
-    weights = sum(component_bytes(model).values())
-    choices = cost_model.estimates(model.transformer, tokens, forwards, weights)
+    demand = Demand(model, component_bytes(model), item.arguments, 1, codec_size=1)
+
+    def memory(gang_size: int) -> float:
+        return sum(replace(demand, gang_size=gang_size).parts(rank=0).values())
+
+    choices = cost_model.estimates(model.transformer, tokens, forwards, memory)
     print("estimated for H100s, denoising alone:")
     for one in choices:
         print(

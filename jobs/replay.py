@@ -92,8 +92,9 @@ def prepare(options: argparse.Namespace) -> Prepared:
     item = _item(store, spec, row, model, schedule)
     size = options.gang_size or row["world_size"]
     model.check_arguments(item.arguments, size)
-    beside = codec_builder(model), codec_size(model, [item.arguments], size)
-    gangs = fleet.Gangs(denoiser_builder(model), size, 1, 1, *beside)
+    largest, beside = item.arguments, codec_size(model, [item.arguments], size)
+    build = denoiser_builder(model, largest, beside)
+    gangs = fleet.Gangs(build, size, 1, 1, codec_builder(model, largest, size), beside)
     return Prepared(store, row, item, Replay(model, schedule), gangs, output)
 
 

@@ -69,7 +69,7 @@ def prepare(options: argparse.Namespace) -> Prepared:
             options.gamma,
             options.reference_steps,
         )
-        gangs = _cli.gangs(options, rank_builder(model))
+        gangs = _cli.gangs(options, rank_builder(model, to_fit.arguments))
         if options.gangs is None:  # a second gang would run the references a second time
             gangs = replace(gangs, least=1, most=1)
         model.check_arguments(to_fit.arguments, gangs.size)
