@@ -40,6 +40,7 @@ class Kind:
         guider: its guidance scale belongs to a component, not to its call.
         parallel: (module, class) of xDiT's sequence-parallel transformer, or None.
         shares_padded_text: xDiT's ranks share out a text of max_sequence_length tokens.
+        compiles: diffusers names the blocks of its transformer that repeat.
     """
 
     arguments: tuple[str, ...]
@@ -55,6 +56,7 @@ class Kind:
     guider: bool = False
     parallel: tuple[str, str] | None = None
     shares_padded_text: bool = False
+    compiles: bool = True
 
     @property
     def is_image(self) -> bool:
@@ -212,5 +214,6 @@ PIPELINES: Mapping[str, Kind] = {
         size=_samples,
         even_sigmas=False,
         shifts=True,
+        compiles=False,
     ),
 }

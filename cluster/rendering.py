@@ -112,12 +112,14 @@ class RankBuilder:
         largest: arguments of the largest call that will be made, by which a GPU is refused that
             cannot hold it; None where they are not known, and nothing is refused.
         beside: ranks of the gang whose codec this is; 0 where it is none.
+        compiled: compile the blocks of the transformers.
     """
 
     model: Model
     without: tuple[str, ...] = ()
     largest: Mapping[str, Any] | None = None
     beside: int = 0
+    compiled: bool = False
     needs: ClassVar = ("cluster.renderer",)
 
     def __call__(self, rank: int, world_size: int, init_method: str) -> Renderer:
@@ -126,7 +128,9 @@ class RankBuilder:
         from cluster.renderer import Renderer
 
         offloaded = self.offloads(rank, world_size, gpu_bytes(rank))
-        return Renderer(self.model, rank, world_size, init_method, self.without, offloaded)
+        return Renderer(
+            self.model, rank, world_size, init_method, self.without, offloaded, self.compiled
+        )
 
     def offloads(self, rank: int, world_size: int, memory: int | None) -> bool:
         """Whether components go to the GPU only while they work: a codec's, where it is too small.
@@ -154,9 +158,11 @@ def rank_builder(model: Model, largest: Mapping[str, Any] | None = None) -> Rank
     return RankBuilder(model, largest=largest)
 
 
-def denoiser_builder(model: Model, largest: Mapping[str, Any] | None = None) -> RankBuilder:
+def denoiser_builder(
+    model: Model, largest: Mapping[str, Any] | None = None, compiled: bool = False
+) -> RankBuilder:
     """For ranks of a studio's gang: without text encoders."""
-    return RankBuilder(model, TEXT, largest)
+    return RankBuilder(model, TEXT, largest, compiled=compiled)
 
 
 def codec_builder(
