@@ -50,6 +50,7 @@ class Kind:
             no tiles to share: it is of one rank, or the decoder carries features from one tile to
             the next.
         shares_padded_text: xDiT's ranks share out a text of max_sequence_length tokens.
+        compiles: diffusers names the blocks of its transformer that repeat.
     """
 
     arguments: tuple[str, ...]
@@ -66,6 +67,7 @@ class Kind:
     parallel: tuple[str, str] | None = None
     tile: Callable[[Config], tuple[float, int]] | None = None
     shares_padded_text: bool = False
+    compiles: bool = True
 
     @property
     def is_image(self) -> bool:
@@ -226,5 +228,6 @@ PIPELINES: Mapping[str, Kind] = {
         size=_samples,
         even_sigmas=False,
         shifts=True,
+        compiles=False,
     ),
 }

@@ -95,6 +95,8 @@ class Renderer:
             they do its methods cannot be called.
         offloaded: keep the components in the machine's memory, and move each to the GPU only while
             it works. For a codec: it would be slow for a transformer.
+        compiled: compile the blocks of the transformers. Their roots stay eager, and with them a
+            schedule's hook, so that a skipped step calls nothing that is compiled.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class Renderer:
         init_method: str,
         without: tuple[str, ...] = (),
         offloaded: bool = False,
+        compiled: bool = False,
     ) -> None:
         self.model = model
         self.rank = rank
@@ -134,6 +137,9 @@ class Renderer:
         if world_size > 1 and "transformer" not in without:
             assert self.kind.parallel is not None  # the driver has checked it
             xdit.parallelise(self.pipeline, *self.kind.parallel)
+        if compiled:  # by the first forward, and anew for texts of the first few other lengths
+            for transformer in transformers_of(self.pipeline):
+                transformer.compile_repeated_blocks()  # type: ignore[operator]
 
     def render(
         self,

@@ -112,12 +112,14 @@ class RankBuilder:
         largest: arguments of the largest call that will be made, by which a GPU is refused that
             cannot hold it; None where they are not known, and nothing is refused.
         codec_size: ranks of the codec beside the gang; 0 where there is none.
+        compiled: compile the blocks of the transformers.
     """
 
     model: Model
     without: tuple[str, ...] = ()
     largest: Mapping[str, Any] | None = None
     codec_size: int = 0
+    compiled: bool = False
     needs: ClassVar = ("cluster.renderer",)
 
     def __call__(self, rank: int, world_size: int, init_method: str) -> Renderer:
@@ -125,7 +127,9 @@ class RankBuilder:
         from cluster.renderer import Renderer
 
         self.check(rank, world_size, gpu_bytes(rank))
-        return Renderer(self.model, rank, world_size, init_method, self.without)
+        return Renderer(
+            self.model, rank, world_size, init_method, self.without, compiled=self.compiled
+        )
 
     def check(self, rank: int, world_size: int, memory: int | None) -> None:
         """Looks whether a GPU can hold the largest call.
@@ -148,10 +152,13 @@ def rank_builder(model: Model, largest: Mapping[str, Any] | None = None) -> Rank
 
 
 def denoiser_builder(
-    model: Model, largest: Mapping[str, Any] | None = None, codec_size: int = 1
+    model: Model,
+    largest: Mapping[str, Any] | None = None,
+    codec_size: int = 1,
+    compiled: bool = False,
 ) -> RankBuilder:
     """For ranks of a studio's gang, beside a codec of that size: without text encoders."""
-    return RankBuilder(model, TEXT, largest, codec_size)
+    return RankBuilder(model, TEXT, largest, codec_size, compiled)
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,11 @@ class Steady:
 
 
 def steady_state(
-    model: Model, arguments: Mapping[str, Any], schedule: Schedule | None, videos: int
+    model: Model,
+    arguments: Mapping[str, Any],
+    schedule: Schedule | None,
+    videos: int,
+    compiled: bool = False,
 ) -> Steady:
     """Delivers videos to a folder as a render job's leader does, all stages at work.
 
@@ -182,10 +186,12 @@ def steady_state(
         arguments: of the pipeline's call.
         schedule: which steps to compute.
         videos: how many count; as many as fill the stages are delivered before.
+        compiled: compile the blocks of the transformer.
     """
     prompts = [Prompt(n, f"{PROMPT} {n}", str(n)) for n in range(1, videos + DEPTH + 1)]
     items = plan_items(prompts, model, dict(arguments), schedule)
-    studio = Studio(Gang(denoiser_builder(model), 1), Gang(codec_builder(model), 1))
+    gang = Gang(denoiser_builder(model, compiled=compiled), 1)
+    studio = Studio(gang, Gang(codec_builder(model), 1))
     with tempfile.TemporaryDirectory() as folder, studio, ThreadPoolExecutor(DEPTH) as threads:
         delivery = Delivery(Manifest(open_store(folder)), model, schedule)
         ends, rows = [], []

@@ -41,19 +41,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return scale.main(given[1:])
     options = parser().parse_args(given)
-    figures = measure(options.shape, options.repeats, options.videos)
+    figures = measure(options.shape, options.repeats, options.videos, options.compile)
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=1))
     return 0
 
 
-def measure(shape: str, repeats: int, videos: int) -> dict[str, Any]:
+def measure(shape: str, repeats: int, videos: int, compiled: bool = False) -> dict[str, Any]:
     """Runs the benchmark, prints as it goes, and returns what `--json` writes.
 
     Args:
         shape: a key of SHAPES.
         repeats: turns of each kind of run.
         videos: of the steady state.
+        compiled: with the blocks of the transformer compiled.
     """
     import torch
 
@@ -75,9 +76,10 @@ def measure(shape: str, repeats: int, videos: int) -> dict[str, Any]:
         "tokens": model.tokens(arguments),
         "steps": STEPS,
         "repeats": repeats,
+        "compiled": compiled,
     }
-    print(f"{figures['model']}, {width}x{height}x{frames}, {machine}")
-    figures |= _figures(model, arguments, repeats, videos)
+    print(f"{figures['model']}, {width}x{height}x{frames}, {machine}{', compiled' * compiled}")
+    figures |= _figures(model, arguments, repeats, videos, compiled)
     for part in ("seconds", "peak_gib", "ratios"):
         for name, value in figures[part].items():
             if not isinstance(value, list):
@@ -86,7 +88,7 @@ def measure(shape: str, repeats: int, videos: int) -> dict[str, Any]:
 
 
 def _figures(
-    model: RandomModel, arguments: dict[str, Any], repeats: int, videos: int
+    model: RandomModel, arguments: dict[str, Any], repeats: int, videos: int, compiled: bool
 ) -> dict[str, Any]:
     from cluster import speed
     from cluster.cost_model import Transformer
@@ -95,7 +97,7 @@ def _figures(
 
     sigmas = model.grid(STEPS, arguments).sigmas
     schedules = {f"b{budget}": speed.even_schedule(sigmas, budget) for budget in BUDGETS}
-    renderer = Renderer(model, 0, 1, "")
+    renderer = Renderer(model, 0, 1, "", compiled=compiled)
     turns: dict[str, list[speed.Turn]] = defaultdict(list)
     kinds = {"full": None, **schedules}
     runs = speed.take_turns(renderer, arguments, kinds, repeats)
@@ -120,7 +122,7 @@ def _figures(
     transformer = Transformer.of(renderer.pipeline.transformer.config, model.text_tokens)
     flops = transformer.forward_flops(model.tokens(arguments))
     del renderer
-    steady = speed.steady_state(model, arguments, schedules["b10"], videos)
+    steady = speed.steady_state(model, arguments, schedules["b10"], videos, compiled)
     return {
         "seconds": {
             "forward": forward,
@@ -163,6 +165,9 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--videos", type=positive, default=12, metavar="N", help="in steady state (default: 12)"
+    )
+    result.add_argument(
+        "--compile", action="store_true", help="with the blocks of the transformer compiled"
     )
     result.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     return result

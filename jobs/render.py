@@ -22,7 +22,7 @@ from cluster.delivery import Delivery
 from cluster.manifest import Manifest, Success
 from cluster.memory import component_bytes
 from cluster.memory_plan import Demand
-from cluster.model import Model
+from cluster.model import Model, ModelError
 from cluster.plan import WorkItem, plan_items, specification
 from cluster.prompts import Prompt, read_prompts
 from cluster.rendering import codec_builder, codec_size, denoiser_builder
@@ -65,6 +65,11 @@ class Prepared:
 def prepare(options: argparse.Namespace) -> Prepared:
     """Checks the whole request before any rank starts."""
     model, arguments = _cli.model_and_arguments(options)
+    if options.compile and not model.kind.compiles:
+        raise ModelError(
+            f"--compile is not for {model.id}: diffusers names no blocks that repeat in the "
+            f"transformer of a {model.pipeline}; leave it out"
+        )
     schedule = _schedule(options, model, arguments)
     if options.audit and schedule is None:
         raise ScheduleError(
@@ -83,7 +88,7 @@ def prepare(options: argparse.Namespace) -> Prepared:
     beside = codec_size(model, settings, options.gang_size)
     gangs = _cli.gangs(
         options,
-        denoiser_builder(model, largest, beside),
+        denoiser_builder(model, largest, beside, options.compile),
         codec_builder(model, largest, options.gang_size),
     )
     spec = specification("render", items, model, arguments, schedule)
@@ -379,6 +384,12 @@ def parser() -> argparse.ArgumentParser:
     )
     _cli.add_model(result)
     _cli.add_fleet(result)
+    result.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the blocks of the transformer on each rank: minutes at its first videos, and "
+        "faster forwards. Not part of the job: it may be resumed with or without",
+    )
     group = result.add_argument_group("failures (a row is given up after 3 attempts)")
     group.add_argument(
         "--retry-failed",

@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import shutil
+import typing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -287,3 +289,14 @@ def test_a_pipeline_that_draws_from_pictures_is_refused_with_the_reason(tmp_path
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
     with pytest.raises(ModelError, match="draws from pictures, and prompts files hold none"):
         find_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_the_table_knows_whose_blocks_diffusers_can_compile(pipeline):
+    transformer = typing.get_type_hints(getattr(diffusers, pipeline).__init__)["transformer"]
+    kinds = [
+        kind for kind in typing.get_args(transformer) or [transformer] if kind is not type(None)
+    ]
+    assert [bool(kind._repeated_blocks) for kind in kinds] == [PIPELINES[pipeline].compiles] * len(
+        kinds
+    )

@@ -1,6 +1,7 @@
 """What a gang draws: the same video whether one rank draws it or two share it."""
 
 import os
+import pickle
 import subprocess
 import sys
 from itertools import pairwise
@@ -11,9 +12,10 @@ import pytest
 import torch
 
 from cluster import renderer, video
+from cluster.gang import Gang
 from cluster.plan import plan_items
 from cluster.prompts import Prompt
-from cluster.rendering import RenderRequest, render_item
+from cluster.rendering import Drawing, RankBuilder, RenderRequest, draw_item, render_item
 from meancache import Schedule, apply_mean_cache, remove_mean_cache
 from meancache.quality import psnr
 from tests.cluster import ranks
@@ -96,6 +98,37 @@ def test_a_gang_draws_the_same_video_again_bit_for_bit(model, schedule, gang_of_
     asked = request(model, "a blue square moving up on a light background", schedule)
     first = gang_of_two.run(render_item, asked)
     assert np.array_equal(gang_of_two.run(render_item, asked).frames, first.frames)
+
+
+def test_blocks_are_compiled_and_the_root_where_the_schedule_is_stays_eager(model):
+    # Until the first forward nothing is.
+    transformer = renderer.Renderer(model, 0, 1, "", compiled=True).pipeline.transformer
+    compiled = {
+        type(module).__name__ for module in transformer.modules() if module._compiled_call_impl
+    }
+    assert {"HunyuanVideoTransformerBlock", "HunyuanVideoSingleTransformerBlock"} <= compiled
+    assert type(transformer).__name__ not in compiled
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_compiled_ranks_draw_the_video_of_eager_ones(model, schedule, world_size):
+    prompts = ("a red circle moving left on a dark background", "red circle moving left")
+    requests = [request(model, prompt, of) for prompt in prompts for of in (None, schedule)]
+    drawn = []
+    for compiled in (False, True):
+        with Gang(RankBuilder(model, compiled=compiled), world_size) as gang:
+            drawn.append([gang.run(draw_item, one) for one in requests])
+    for eager, compiled in zip(*drawn, strict=True):
+        assert compiled.nfe == eager.nfe
+        difference = latents(compiled) - latents(eager)
+        assert difference.abs().max() < 1e-4  # fused, sums are rounded in another order
+
+
+def latents(drawing: Drawing) -> torch.Tensor:
+    """What the VAE is called with: of order 1."""
+    (given, *_), _ = pickle.loads(drawing.latents)
+    return given
 
 
 def test_the_seed_decides_the_noise(model, gang_of_one):

@@ -21,7 +21,7 @@ def test_the_benchmark_writes_what_it_measured(tmp_path, capsys):
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert set(figures["ratios"]) == RATIOS
     assert set(figures) == {
-        *("machine", "model", "versions", "shape", "tokens", "steps", "repeats"),
+        *("machine", "model", "versions", "shape", "tokens", "steps", "repeats", "compiled"),
         *("seconds", "peak_gib", "ratios"),
     }
     printed = capsys.readouterr().out

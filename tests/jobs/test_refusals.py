@@ -9,6 +9,7 @@ import pytest
 from cluster.store import open_store
 from jobs import _cli, calibrate, demo, render, solve
 from meancache import Schedule
+from tests.cluster import folders
 
 
 @pytest.fixture
@@ -111,6 +112,15 @@ def test_a_row_that_overrides_what_the_schedule_was_made_for(tmp_path, refused, 
     schedule = saved(tmp_path, model)
     said = refused(render.main, *rendering(str(rows), tmp_path / "out", "--schedule", schedule))
     assert "tiny runs 20 steps" in said
+
+
+def test_a_transformer_whose_blocks_diffusers_does_not_name_is_not_compiled(
+    tmp_path, refused, prompts, capsys
+):
+    model = ["--model", str(folders.save("SD3", tmp_path / "model"))]
+    capsys.readouterr()  # how it was saved
+    said = refused(render.main, *rendering(prompts, tmp_path / "out", *model, "--compile"))
+    assert "names no blocks that repeat in the transformer of a StableDiffusion3Pipeline" in said
 
 
 def test_prompts_of_several_settings_make_no_graph(tmp_path, refused):

@@ -1,6 +1,7 @@
 """Bulk rendering on a real Ray cluster: each row once, the same command resumes."""
 
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -140,6 +141,26 @@ def fail(root: str, item: WorkItem) -> None:
 
 def planned(command: list[str]) -> list[WorkItem]:
     return render.prepare(render.parser().parse_args(command)).items
+
+
+def test_compiled_blocks_make_no_other_job(command):
+    eager, compiled = (
+        render.prepare(render.parser().parse_args([*command, *more]))
+        for more in ([], ["--compile"])
+    )
+    assert (compiled.spec, compiled.items) == (eager.spec, eager.items)
+    assert (compiled.gangs.build_rank.compiled, eager.gangs.build_rank.compiled) == (True, False)
+
+
+def test_ranks_are_built_for_the_largest_row(tmp_path, command):
+    rows = tmp_path / "rows.jsonl"
+    sizes = ({}, {"width": 128}, {"num_frames": 5})
+    rows.write_text("\n".join(json.dumps({"prompt": "a", **size}) for size in sizes))
+    command[command.index("--prompts") + 1] = str(rows)
+    gangs = render.prepare(render.parser().parse_args([*command, "--gang-size", "2"])).gangs
+    assert gangs.build_rank.largest == gangs.build_codec.largest
+    assert gangs.build_codec.largest["width"] == 128
+    assert gangs.build_codec.beside == 2
 
 
 def test_what_has_failed_is_said_and_healed_on_demand_and_nothing_is_rewritten(
