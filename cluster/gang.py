@@ -37,7 +37,8 @@ _PR_SET_PDEATHSIG = 1
 
 BuildRank = Callable[[int, int, str], Any]
 """Called on each rank. Where it has an attribute `needs`, a tuple of names of modules, they are
-imported once for all ranks of a process's gangs: torch and diffusers take seconds."""
+imported once for all ranks of a process's gangs: torch and diffusers take seconds. Where it has
+`warm_up_s`, the first task of new ranks may take so much longer: they compile, say."""
 Task = Callable[[Any, Any], Any]
 
 
@@ -80,6 +81,7 @@ class Gang:
         self._pipes: list[Connection] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._starting = False  # launched, and not yet heard of
+        self._new = True  # nothing done since
         self._turn = threading.RLock()
 
     def __enter__(self) -> Gang:
@@ -159,6 +161,8 @@ class Gang:
         """
         with self._turn:
             self.start()
+            if self._new:
+                deadline_s += getattr(self._build_rank, "warm_up_s", 0.0)
             # A rank that stops within a message would hold us in a read or write without an end.
             watchdog = threading.Timer(min(deadline_s, MOST_DEADLINE_S) + MESSAGE_S, self._kill)
             watchdog.daemon = True
@@ -166,7 +170,9 @@ class Gang:
             try:
                 for pipe in self._pipes:
                     pipe.send((task, payload))
-                return self._answers(deadline_s)[0]
+                answer = self._answers(deadline_s)[0]
+                self._new = False
+                return answer
             except OSError as error:
                 self.close()
                 raise GangTaskError("a rank died or stopped as it was handed a task") from error
@@ -202,7 +208,7 @@ class Gang:
         for pipe in self._pipes:
             pipe.close()
         self._ranks, self._pipes = [], []
-        self._starting = False
+        self._starting, self._new = False, True
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from cluster.codec import Codec
     from cluster.renderer import Renderer
 
+# Two kinds of blocks, each of them compiled in minutes at most.
+COMPILING_S = 1200.0
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -130,6 +133,11 @@ class RankBuilder:
         return Renderer(
             self.model, rank, world_size, init_method, self.without, compiled=self.compiled
         )
+
+    @property
+    def warm_up_s(self) -> float:
+        """How much longer a rank's first video may take than those that follow."""
+        return COMPILING_S if self.compiled else 0.0
 
     def check(self, rank: int, world_size: int, memory: int | None) -> None:
         """Looks whether a GPU can hold the largest call.

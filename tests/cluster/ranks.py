@@ -26,6 +26,15 @@ def build_fails(rank: int, world_size: int, init_method: str) -> None:
         raise RuntimeError("no weights here")
 
 
+class Compiling:
+    """Builds ranks whose first task may take a minute longer."""
+
+    warm_up_s = 60.0
+
+    def __call__(self, rank: int, world_size: int, init_method: str) -> tuple[int, int]:
+        return build(rank, world_size, init_method)
+
+
 def who(built: tuple[int, int], payload: object) -> tuple[tuple[int, int], object, int]:
     """The rank's identity, what it was given, and its process."""
     return built, payload, os.getpid()

@@ -61,6 +61,14 @@ def test_a_rank_that_dies_fails_or_hangs_ends_the_gang_and_the_next_task_rebuild
         assert not set(gang.pids) & set(before)
 
 
+def test_the_first_task_of_new_ranks_may_take_longer_where_they_say_so_and_no_other():
+    with Gang(ranks.Compiling(), 2) as gang:
+        for _ in range(2):  # and again of those that replace them
+            gang.run(ranks.who, None, deadline_s=0)
+            with pytest.raises(GangError, match="rank 1 did not answer within 3 s"):
+                gang.run(ranks.stop_on_rank_1, None, deadline_s=3)
+
+
 @pytest.mark.parametrize("task", [ranks.stop_within_its_answer, ranks.stop_and_answer_nothing])
 def test_a_rank_that_stops_within_a_message_holds_nobody(task, monkeypatch):
     monkeypatch.setattr("cluster.gang.MESSAGE_S", 1.0)
