@@ -387,8 +387,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--compile",
         action="store_true",
-        help="compile the blocks of the transformer on each rank: minutes at its first videos, and "
-        "faster forwards. Not part of the job: it may be resumed with or without",
+        help="compile the blocks of the transformer on each rank, during its first videos, which "
+        "may take minutes; not part of the job, which is resumed with or without",
     )
     group = result.add_argument_group("failures (a row is given up after 3 attempts)")
     group.add_argument(

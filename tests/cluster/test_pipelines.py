@@ -19,10 +19,10 @@ from cluster.pipelines import DENOISERS, PIPELINES, TEXT
 from cluster.plan import plan_items
 from cluster.prompts import Prompt
 from cluster.renderer import Renderer
-from cluster.rendering import RenderRequest, encoded, render_item
+from cluster.rendering import RankBuilder, RenderRequest, encoded, render_item
 from meancache import Schedule
 from meancache.pipelines import grid_of
-from tests.cluster import folders, several
+from tests.cluster import folders, ranks, several
 
 STEPS = 6
 SKIPS = [(0, 1, 1), (1, 2, 1), (2, 4, 2), (4, 6, 1)]
@@ -186,6 +186,18 @@ def test_two_ranks_draw_what_one_draws(saved, two_ranks, name):
         difference = np.abs(drawn.frames.astype(int) - alone.frames.astype(int))
         assert difference.max() <= 1  # where a value lay on the edge between two
         assert (difference > 0).mean() < 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PARALLEL)
+def test_two_compiled_ranks_draw_what_an_eager_one_draws(saved, name):
+    small = saved(name)
+    one = Renderer(small.model, 0, 1, "")
+    with Gang(RankBuilder(small.model, compiled=True), 2) as gang:
+        for prompt in (PROMPT, PROMPT.removeprefix("a ")):  # one's text is not shared out
+            asked = small.request(prompt)
+            compiled = gang.run(ranks.latents, asked)
+            torch.testing.assert_close(compiled, ranks.latents(one, asked), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["SD3", "Z-Image", "LTX-Video"])

@@ -160,7 +160,7 @@ def test_ranks_are_built_for_the_largest_row(tmp_path, command):
     gangs = render.prepare(render.parser().parse_args([*command, "--gang-size", "2"])).gangs
     assert gangs.build_rank.largest == gangs.build_codec.largest
     assert gangs.build_codec.largest["width"] == 128
-    assert gangs.build_codec.beside == 2
+    assert gangs.build_codec.gang_size == 2
 
 
 def test_what_has_failed_is_said_and_healed_on_demand_and_nothing_is_rewritten(
