@@ -12,7 +12,6 @@ import ctypes
 import multiprocessing
 import os
 import signal
-import tempfile
 import threading
 import time
 import traceback
@@ -20,7 +19,6 @@ from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -79,7 +77,7 @@ class Gang:
         self._build_rank = build_rank
         self._ranks: list[ForkServerProcess] = []
         self._pipes: list[Connection] = []
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._rendezvous: int | None = None  # descriptor of the file where the ranks meet
         self._starting = False  # launched, and not yet heard of
         self._new = True  # nothing done since
         self._turn = threading.RLock()
@@ -111,9 +109,10 @@ class Gang:
         context.set_forkserver_preload(list(getattr(self._build_rank, "needs", ())))
         # Whether there is a GPU is asked at import; only in this way it does no harm to forks.
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-        # A file as rendezvous: a port probed and then bound may be taken in between.
-        self._folder = tempfile.TemporaryDirectory(prefix="gang-")
-        init_method = (Path(self._folder.name) / "rendezvous").as_uri()
+        # A file, as a port probed and then bound may be taken in between; of no folder, so that
+        # nothing is left of it, whatever ends this process.
+        self._rendezvous = os.memfd_create("rendezvous")
+        init_method = f"file:///proc/{os.getpid()}/fd/{self._rendezvous}"
         for rank in range(self.world_size):
             ours, theirs = context.Pipe()
             process = context.Process(
@@ -209,9 +208,9 @@ class Gang:
             pipe.close()
         self._ranks, self._pipes = [], []
         self._starting, self._new = False, True
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
+        if self._rendezvous is not None:
+            os.close(self._rendezvous)
+            self._rendezvous = None
 
     def _all_there(self) -> bool:
         """Whether all ranks wait for a task."""
