@@ -42,6 +42,7 @@ COLOURS = ("red", "green", "blue", "yellow", "white", "purple")
 pytestmark = [
     pytest.mark.usefixtures("shared_cluster"),
     pytest.mark.timeout(900),
+    pytest.mark.slow,  # twelve gangs, one night after the other
 ]
 
 
