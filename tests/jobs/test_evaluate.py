@@ -172,6 +172,7 @@ def small_folders(tmp_path, model, small_graph) -> tuple[Path, Path]:
     return schedules, graph
 
 
+@pytest.mark.slow
 def test_peers_and_what_the_graph_solves_compete_too(tmp_path, small_folders, monkeypatch, capsys):
     (schedules, graph), root = small_folders, tmp_path / "out"
     euler = [peer for peer in peers.sweep() if peer.method == "euler"][:2]
