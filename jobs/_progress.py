@@ -56,7 +56,7 @@ class _Line:
         self._started = self._first_at = self._last_at = time.monotonic()
         self._turn = threading.Lock()
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._repeat, daemon=True)
+        self._thread = threading.Thread(target=self._repeat, name="progress", daemon=True)
 
     def __enter__(self) -> None:
         self._thread.start()
@@ -74,15 +74,21 @@ class _Line:
             self._last_at = time.monotonic()
             if self._done == 1:
                 self._first_at = self._last_at
-        if self._live or self._done in (1, self._total):
-            self.say()
+            if self._done == self._total:
+                self._over.set()  # the last line is said once, however long the end takes
+            if self._live or self._done in (1, self._total):
+                self._print()
 
     def say(self) -> None:
-        """Says how it stands."""
+        """Says how it stands, unless all has been said."""
         with self._turn:
-            end = "" if self._live and self._done < self._total else "\n"
-            begin = "\r\x1b[K" if self._live else ""
-            print(f"{begin}{self._text()}", end=end, file=self._stream, flush=True)
+            if not self._over.is_set():
+                self._print()
+
+    def _print(self) -> None:
+        end = "" if self._live and self._done < self._total else "\n"
+        begin = "\r\x1b[K" if self._live else ""
+        print(f"{begin}{self._text()}", end=end, file=self._stream, flush=True)
 
     def _text(self) -> str:
         now, also = time.monotonic(), self._also()

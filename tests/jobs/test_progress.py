@@ -66,6 +66,20 @@ def test_a_log_gets_lines_while_nothing_comes(monkeypatch):
     assert lines[-1].startswith("videos: 1/1")
 
 
+def test_the_last_line_is_said_once_however_long_the_end_takes(monkeypatch):
+    monkeypatch.setattr(_progress, "LOG_EVERY_S", 0.01)
+    log = io.StringIO()
+
+    def results():
+        yield 1
+        for thread in threading.enumerate():
+            if thread.name == "progress":
+                thread.join()  # nothing is left to be said
+
+    assert list(progress(results(), 1, "videos", log)) == [1]
+    assert log.getvalue().count("videos: 1/1") == 1
+
+
 def test_an_error_has_a_line_of_its_own_in_a_terminal():
     terminal = Terminal()
 
