@@ -56,7 +56,8 @@ def read_audits(store: Store) -> list[Audit]:
 
 def _of_part(store: Store, key: str) -> list[Audit]:
     found = []
-    for row in dataset.read_table(store, key, store.get(key)).to_pylist():
+    table = dataset.read_table(store, key, store.get(key))
+    for row in table.select(["schedule_id", "created_at", "metrics"]).to_pylist():
         metrics = dict(row["metrics"])
         if row["schedule_id"] is not None and {"psnr", "ssim"} <= set(metrics):
             found.append(
