@@ -104,8 +104,11 @@ def test_every_item_is_done_once_by_gangs_of_the_asked_size():
 def test_a_fleet_grows_while_items_wait(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     items = [(tmp_path / "pipe", "r"), (tmp_path / "pipe", "w")]
-    leaders = list(fleet.run(meet, items, fleet.Gangs(ranks.build, 1, 1, 2)))
+    gangs: list[int] = []
+    grown = fleet.Gangs(ranks.build, 1, 1, 2)
+    leaders = list(fleet.run(meet, items, grown, staffed=gangs.append))
     assert len(set(leaders)) == 2
+    assert (gangs[0], max(gangs)) == (0, 2)  # and whoever waits is told of it
 
 
 @pytest.mark.usefixtures("cluster")
