@@ -1,6 +1,7 @@
-"""Commands that people copy, parsed by the very parsers that would run them, and not run.
+"""Commands that people copy: parsed by the very parsers that would run them, or run.
 
     check("python -m jobs.render --model tiny --prompts prompts.txt --output out")
+    run("python -m jobs.render --model tiny --prompts prompts.txt --output out", folder)
 
 A command of jobs, Ray, torchrun or a module of the project is parsed in full; of other programs
 only the names are known here, and the files of the project that they are given.
@@ -13,8 +14,10 @@ import contextlib
 import importlib
 import importlib.util
 import io
+import os
 import re
 import shlex
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
@@ -50,6 +53,29 @@ def check(line: str) -> None:
     """
     for words in simple_commands(line):
         _check_words(words)
+
+
+def run(line: str, folder: Path) -> str:
+    """Runs a line of shell in a folder, with the programs of this environment; what it printed.
+
+    Raises:
+        CommandError: it ended with another exit code than 0.
+    """
+    paths = {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": str(PROJECT),
+    }
+    program = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", line],
+        cwd=folder,
+        env={**os.environ, **paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if program.returncode != 0:
+        raise CommandError(f"{line}\n{program.stdout}\n{program.stderr}")
+    return program.stdout
 
 
 def simple_commands(line: str) -> list[list[str]]:

@@ -1,11 +1,7 @@
 """What a gang draws: the same video whether one rank draws it or two share it."""
 
-import os
 import pickle
-import subprocess
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +15,7 @@ from cluster.rendering import Drawing, RankBuilder, RenderRequest, draw_item, re
 from meancache import Schedule, apply_mean_cache, remove_mean_cache
 from meancache.quality import psnr
 from tests.cluster import ranks
-from tests.commands import PROJECT, simple_commands
+from tests.commands import run, simple_commands
 from tests.test_docs import README, blocks, commands
 
 STEPS = 12
@@ -139,32 +135,17 @@ def test_the_seed_decides_the_noise(model, gang_of_one):
 
 
 def test_the_renderer_runs_under_torchrun_without_ray_as_the_readme_says(
-    tmp_path, model, gang_of_one
+    tmp_path, model, gang_of_one, monkeypatch
 ):
-    (words,) = (
-        words
+    (command,) = (
+        command
         for block in blocks(README)
         if block.text.startswith("torchrun")
         for command in commands(block)
-        for words in simple_commands(command)
     )
-    paths = [str(Path(sys.executable).parent), os.environ["PATH"]]
-    program = subprocess.run(
-        words,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env={
-            **os.environ,
-            "PATH": os.pathsep.join(paths),
-            "PYTHONPATH": str(PROJECT),
-            "OMP_NUM_THREADS": "1",
-        },
-        check=False,
-    )
-    assert program.returncode == 0, program.stderr
-    assert "9 frames, 50 forwards" in program.stdout
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert "9 frames, 50 forwards" in run(command, tmp_path)
+    (words,) = simple_commands(command)
     said = dict(pairwise(words))
     item = plan_items([Prompt(1, said["--prompt"], "p", 0)], model, model.defaults)[0]
     expected = gang_of_one.run(render_item, RenderRequest(item, None)).frames

@@ -1,12 +1,8 @@
 """The README's command, as it is written there, into a folder and into a bucket."""
 
 import io
-import os
 import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import boto3
@@ -18,7 +14,7 @@ from cluster.store import open_store
 from meancache import Schedule
 from meancache.stability import StabilityGraph
 from tests.browser import needs_browser, views
-from tests.commands import PROJECT, simple_commands
+from tests.commands import run, simple_commands
 from tests.test_docs import README, TYPED, blocks, commands
 
 # Two cores may be at work on something else meanwhile.
@@ -40,24 +36,6 @@ def demo_arguments() -> list[str]:
         if words[2] == "jobs.demo"
     )
     return words[3:]
-
-
-def run_all(commands: Sequence[str], folder: Path) -> None:
-    """Runs what a person types, in a folder, with the programs of this environment."""
-    paths = {
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "PYTHONPATH": str(PROJECT),
-    }
-    for command in commands:
-        program = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", command],
-            cwd=folder,
-            env={**os.environ, **paths},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert program.returncode == 0, f"{command}\n{program.stdout}\n{program.stderr}"
 
 
 @pytest.fixture(scope="module")
@@ -111,13 +89,15 @@ def test_the_demo_leaves_the_whole_story_in_a_folder(demo):
 @pytest.mark.usefixtures("bucket")
 def test_the_commands_that_follow_it_in_the_readme_run_one_after_the_other(demo):
     assert len(readme("")) >= 6
-    run_all(readme(""), demo.parent)
+    for command in readme(""):
+        run(command, demo.parent)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("bucket")
 def test_so_do_those_that_take_minutes(demo):
-    run_all([*readme("")[:2], *readme("slow")], demo.parent)  # the first two make prompts.txt
+    for command in [*readme("")[:2], *readme("slow")]:  # the first two make prompts.txt
+        run(command, demo.parent)
 
 
 @pytest.mark.usefixtures("s3_endpoint")
