@@ -219,7 +219,7 @@ class Model:
                 f"{self.id}; use one of {_divisors(self.num_heads)}"
             )
         tokens = self.tokens(arguments)
-        if tokens % gang_size:
+        if tokens % gang_size and not self.kind.shares_any_video:
             frames = f"x{arguments['num_frames']}" if "num_frames" in arguments else ""
             raise ModelError(
                 f"gang size {gang_size} does not divide the {tokens} tokens of "

@@ -49,6 +49,7 @@ class Kind:
             it decodes in one piece, with the tile sizes that diffusers sets; None where a gang has
             no tiles to share: it is of one rank, or the decoder carries features from one tile to
             the next.
+        shares_any_video: ranks share out a video whose tokens their number does not divide.
         shares_padded_text: xDiT's ranks share out a text of max_sequence_length tokens.
         compiles: diffusers names the blocks of its transformer that repeat.
     """
@@ -66,6 +67,7 @@ class Kind:
     guider: bool = False
     parallel: tuple[str, str] | None = None
     tile: Callable[[Config], tuple[float, int]] | None = None
+    shares_any_video: bool = False
     shares_padded_text: bool = False
     compiles: bool = True
 
@@ -158,6 +160,7 @@ PIPELINES: Mapping[str, Kind] = {
         calls=_with_a_negative_prompt,
         parallel=("transformer_hunyuan_video", "xFuserHunyuanVideoTransformer3DWrapper"),
         tile=lambda vae: (16, 256),
+        shares_any_video=True,
     ),
     "HunyuanVideo15Pipeline": Kind(
         arguments=(*_VIDEO, "guidance_scale"),

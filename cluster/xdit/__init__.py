@@ -19,7 +19,7 @@ import torch
 import torch.distributed
 from accelerate import init_empty_weights
 
-from cluster import xdit_text
+from cluster.xdit import texts, videos
 
 TRANSFORMERS = "xfuser.model_executor.models.transformers"
 # A collective that waits longer than this has lost a rank.
@@ -93,9 +93,11 @@ def parallelise(pipeline: Any, module: str, name: str) -> None:
     for component, plain in pipeline.components.items():
         if component.startswith("transformer") and plain is not None:
             setattr(pipeline, component, _parallel(wrapper, plain))
-    if module == "transformer_qwen":
-        xdit_text.install()
     initialize_runtime_state(pipeline, engine_config)
+    if module == "transformer_qwen":
+        texts.install()
+    elif module == "transformer_hunyuan_video":
+        videos.install(pipeline.transformer, world_size)
     # FLUX.1's attention reads it, and needs it for xDiT's pipeline parallelism alone.
     get_runtime_state().max_condition_sequence_length = 0
 
