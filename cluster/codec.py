@@ -32,7 +32,7 @@ class Codec(Renderer):
     def __init__(
         self, model: Model, rank: int, world_size: int, init_method: str, offloaded: bool = False
     ) -> None:
-        assert world_size == 1 or model.tile is not None  # see `rendering.codec_size`
+        assert world_size == 1 or model.tile is not None  # see `builders.codec_size`
         without = DENOISERS if rank == 0 else (*DENOISERS, *TEXT)
         super().__init__(model, rank, world_size, init_method, without, offloaded)
 

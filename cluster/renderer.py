@@ -91,7 +91,7 @@ class Renderer:
         rank: 0 .. world_size - 1.
         world_size: ranks that share each video by sequence parallelism.
         init_method: rendezvous of the ranks for torch.distributed; unused for one rank.
-        without: components that this process leaves to others, see `cluster.rendering`; of what
+        without: components that this process leaves to others, see `cluster.builders`; of what
             they do its methods cannot be called.
         offloaded: keep the components in the machine's memory, and move each to the GPU only while
             it works. For a codec: it would be slow for a transformer.
@@ -260,12 +260,17 @@ class Renderer:
 
         Returns:
             One `meancache.fitting.Run` a trajectory: run(**overrides) denoises and returns
-            latents, run(decode=True) draws and returns the frames that `render` has.
+            latents, run(decode=True) draws and returns the frames that `render` has. Their texts
+            are read once, here.
         """
-        return [partial(self._run, prompt, seed, arguments) for prompt, seed in trajectories]
+        return [
+            partial(self._run, self.read(prompt, arguments), prompt, seed, arguments)
+            for prompt, seed in trajectories
+        ]
 
     def _run(
         self,
+        texts: bytes,
         prompt: str,
         seed: int,
         arguments: Mapping[str, Any],
@@ -274,9 +279,10 @@ class Renderer:
         **overrides: Any,
     ) -> Any:
         changed = {**arguments, **overrides}
-        if not decode:
-            return self.denoise(prompt, seed, changed)
-        frames = self.render(prompt, seed, changed).frames
+        with texts_given(self.pipeline, texts, self.device):
+            if not decode:
+                return self.denoise(prompt, seed, changed)
+            frames = self.render(prompt, seed, changed).frames
         # Rank 0 decodes alone. The others wait for each video of a row, not for all of them in
         # the next forward's collective, which would take it for dead.
         self.agree(None)

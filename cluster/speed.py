@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from cluster.builders import codec_builder, denoiser_builder
 from cluster.delivery import Delivery
 from cluster.gang import Gang
 from cluster.manifest import Manifest
@@ -26,7 +27,7 @@ from cluster.model import Model
 from cluster.plan import plan_items
 from cluster.prompts import Prompt
 from cluster.renderer import Renderer, synchronized_now
-from cluster.rendering import codec_builder, denoiser_builder, encoded
+from cluster.rendering import encoded
 from cluster.store import open_store
 from cluster.studio import DEPTH, Studio
 from meancache.schedule import Edge, Schedule

@@ -14,10 +14,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cluster import fleet, plan
+from cluster.builders import rank_builder
 from cluster.gang import Gang, GangTaskError
 from cluster.plan import WorkItem, plan_items, specification
 from cluster.prompts import read_prompts
-from cluster.rendering import rank_builder
 from cluster.store import AlreadyExists, Store
 from jobs import _cli
 from jobs._numbers import positive

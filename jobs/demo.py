@@ -1,9 +1,10 @@
 """python -m jobs.demo: the whole story on the embedded model, on two CPU cores, in minutes.
 
-Calibrate on some captions, solve as the paper does and with fitted weights, render others at a
-fifth of the forwards with a gang of two xDiT ranks, compare with the full runs on the same noise,
-and show it all on one page. Each part
-is the job that a person would run, with the arguments that the demo prints.
+Draw one video by a schedule that ships with the project. Then make such schedules: calibrate on
+some captions, solve as the paper does and with fitted weights, render others at a fifth of the
+forwards with a gang of two xDiT ranks, compare with the full runs on the same noise, and show it
+all on one page. Each part is the job that a person would run, with the arguments that the demo
+prints.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cluster import fleet
+from cluster.builders import rank_builder
 from cluster.model import find_model
 from cluster.plan import plan_items
 from cluster.prompts import read_prompts
-from cluster.rendering import rank_builder
 from cluster.store import Store
 from jobs import _cli, calibrate, render, report, solve, verify
 from jobs._progress import progress
@@ -33,6 +34,7 @@ BUDGETS = (8, 10, 12, 15)
 BUDGET = 10
 # Of the render, to show one: for videos so small, gangs of one rank are faster.
 GANG_SIZE = "2"
+FIRST_KEY = "prompts/first.txt"
 CALIBRATION_KEY = "prompts/calibration.txt"
 HELD_OUT_KEY = "prompts/held-out.txt"
 
@@ -54,13 +56,16 @@ def prepare(options: argparse.Namespace) -> Prepared:
 def perform(prepared: Prepared) -> int:
     """Runs the jobs one after the other, and writes the report."""
     store, root = prepared.store, prepared.root
-    for key, captions in ((CALIBRATION_KEY, spread(CALIBRATION, TRAJECTORIES)),
+    for key, captions in ((FIRST_KEY, HELD_OUT[:1]),
+                          (CALIBRATION_KEY, spread(CALIBRATION, TRAJECTORIES)),
                           (HELD_OUT_KEY, spread(HELD_OUT, VIDEOS))):  # fmt: skip
         store.put(key, "".join(f"{caption.text}\n" for caption in captions).encode())
     prompts = f"{root}/{HELD_OUT_KEY}"
     schedule_file = f"{root}/schedules/fitted-b{BUDGET}.json"
     budgets = ",".join(map(str, BUDGETS))
     steps: list[tuple[Callable[[Sequence[str]], int], list[str]]] = [
+        (render.main, ["--model", MODEL, "--prompts", f"{root}/{FIRST_KEY}", "--budget",
+                       str(BUDGET), "--output", f"{root}/first"]),
         (calibrate.main, ["--model", MODEL, "--prompts", f"{root}/{CALIBRATION_KEY}",
                           "--seeds", "1", "--output", root]),
         (solve.main, ["--graph", f"{root}/graph", "--budgets", budgets, "--method", "paper",
@@ -106,7 +111,8 @@ def parser() -> argparse.ArgumentParser:
     """The job's flags."""
     result = _cli.job_parser(
         "jobs.demo",
-        "Shows all of it on the embedded model: calibrates, solves, renders held-out prompts at\n"
+        "Shows all of it on the embedded model: draws a first video by a schedule that ships with\n"
+        "the project, then makes its own: calibrates, solves, renders held-out prompts at\n"
         f"{BUDGET} of 50 forwards on a gang of {GANG_SIZE} ranks, verifies, compares with the\n"
         "full runs, and ends with the path of a report. Takes a few minutes on two cores.",
         "python -m jobs.demo --output out",

@@ -18,12 +18,12 @@ import numpy as np
 import pyarrow as pa
 
 from cluster import fleet, plan
+from cluster.builders import rank_builder
 from cluster.fleet import FleetError
 from cluster.gang import TASK_DEADLINE_S, Gang, GangTaskError
 from cluster.model import Model, ModelError
 from cluster.plan import WorkItem, plan_items, specification
 from cluster.prompts import PromptsError, read_prompts
-from cluster.rendering import rank_builder
 from cluster.store import AlreadyExists, Store, StoreError, open_store
 from jobs import _cli
 from jobs._numbers import positive

@@ -19,6 +19,7 @@ from typing import Any
 
 from cluster import fleet, plan
 from cluster.audit import Audit, read_audits
+from cluster.builders import rank_builder
 from cluster.manifest import now
 from cluster.model import Model
 from cluster.plan import WorkItem, plan_items, specification
@@ -30,7 +31,6 @@ from cluster.registry import (
     Succession,
     setting_of,
 )
-from cluster.rendering import rank_builder
 from cluster.store import AlreadyExists, Store, open_store
 from jobs import _cli, audits, calibrate, drift, evaluate, fitting, scoreboard, solve
 from jobs._numbers import positive

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import audit, cost_model, fleet, manifest, metrics, plan, registry
+from cluster.builders import codec_builder, codec_size, denoiser_builder
 from cluster.delivery import Delivery
 from cluster.manifest import Manifest, Success
 from cluster.memory import component_bytes
@@ -25,7 +26,6 @@ from cluster.memory_plan import Demand
 from cluster.model import Model, ModelError
 from cluster.plan import WorkItem, plan_items, specification
 from cluster.prompts import Prompt, read_prompts
-from cluster.rendering import codec_builder, codec_size, denoiser_builder
 from cluster.store import MissingKey, Store, StoreError, open_store, read
 from jobs import _cli, render_report
 from jobs._numbers import finite, not_negative, share

@@ -20,19 +20,11 @@ from typing import Any
 import numpy as np
 
 from cluster import dataset, fleet, image, plan, video
+from cluster.builders import codec_builder, codec_size, denoiser_builder
 from cluster.manifest import PARTS, UNREADABLE
 from cluster.model import Model, ModelError, find_model
 from cluster.plan import SpecError, WorkItem
-from cluster.rendering import (
-    RenderRequest,
-    codec_builder,
-    codec_size,
-    decode_item,
-    denoiser_builder,
-    draw_item,
-    encoded,
-    read_texts,
-)
+from cluster.rendering import RenderRequest, decode_item, draw_item, encoded, read_texts
 from cluster.store import AlreadyExists, Store, StoreError, open_store
 from cluster.studio import Studio
 from jobs import _cli

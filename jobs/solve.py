@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cluster import fleet
+from cluster.builders import rank_builder
 from cluster.model import find_model
-from cluster.rendering import rank_builder
 from cluster.store import Store
 from jobs import _cli, fitting
 from jobs._numbers import finite, positive

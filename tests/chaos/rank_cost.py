@@ -16,13 +16,13 @@ import tempfile
 import threading
 import time
 
+from cluster.builders import codec_builder, denoiser_builder
 from cluster.delivery import Delivery
 from cluster.gang import Gang, TryAgainError
 from cluster.manifest import Manifest
 from cluster.model import find_model
 from cluster.plan import plan_items
 from cluster.prompts import Prompt
-from cluster.rendering import codec_builder, denoiser_builder
 from cluster.store import open_store
 from cluster.studio import Studio
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.rendering import CodecBuilder, RankBuilder
+from cluster.builders import CodecBuilder, RankBuilder
 
 
 @dataclass(frozen=True)

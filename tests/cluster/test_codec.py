@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from cluster.builders import codec_builder, codec_size
 from cluster.delivery import Delivery
 from cluster.gang import Gang, GangTaskError
 from cluster.manifest import Manifest
 from cluster.plan import WorkItem, plan_items
 from cluster.prompts import Prompt
 from cluster.renderer import Renderer
-from cluster.rendering import codec_builder, codec_size, decode_item, read_texts
+from cluster.rendering import decode_item, read_texts
 from cluster.store import open_store
 from cluster.studio import Studio
 from tests.cluster import tiled

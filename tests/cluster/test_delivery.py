@@ -13,13 +13,14 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from cluster import attempts, manifest, video
+from cluster.builders import rank_builder
 from cluster.delivery import Delivery
 from cluster.gang import Gang, GangStartError, TryAgainError
 from cluster.manifest import Manifest
 from cluster.model import find_model
 from cluster.plan import plan_items
 from cluster.prompts import Prompt
-from cluster.rendering import RenderRequest, rank_builder, render_item
+from cluster.rendering import RenderRequest, render_item
 from cluster.store import open_store
 from cluster.studio import Studio
 from meancache import Schedule, tiny

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 
+from cluster.builders import RankBuilder
 from cluster.gang import Gang
 from cluster.model import Model, ModelError, find_model
 from cluster.pipelines import DENOISERS, PIPELINES, TEXT
 from cluster.plan import plan_items
 from cluster.prompts import Prompt
 from cluster.renderer import Renderer
-from cluster.rendering import RankBuilder, RenderRequest, encoded, render_item
+from cluster.rendering import RenderRequest, encoded, render_item
 from meancache import Schedule
 from meancache.pipelines import grid_of
 from tests.cluster import folders, ranks, several

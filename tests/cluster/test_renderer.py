@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from cluster import renderer, video
+from cluster.builders import RankBuilder
 from cluster.gang import Gang
 from cluster.plan import plan_items
 from cluster.prompts import Prompt
-from cluster.rendering import Drawing, RankBuilder, RenderRequest, draw_item, render_item
+from cluster.rendering import Drawing, RenderRequest, draw_item, render_item
 from meancache import Schedule, apply_mean_cache, remove_mean_cache
 from meancache.quality import psnr
 from tests.cluster import ranks

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.builders import rank_builder
 from cluster.gang import Gang
 from cluster.plan import WorkItem, plan_items
 from cluster.prompts import Prompt
 from cluster.renderer import Renderer
-from cluster.rendering import rank_builder
 from cluster.store import open_store
 from jobs import _cli, evaluate
 from jobs.contender import Contender, from_graph, from_peers, from_schedules

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster import plan
+from cluster.builders import rank_builder
 from cluster.delivery import Delivery
 from cluster.gang import Gang
 from cluster.manifest import Manifest
-from cluster.rendering import rank_builder
 from cluster.store import StoreError, open_store, read
 from cluster.studio import Studio
 from jobs import render

@@ -7,10 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.builders import rank_builder
 from cluster.gang import Gang
 from cluster.plan import plan_items
 from cluster.prompts import Prompt
-from cluster.rendering import RenderRequest, rank_builder
+from cluster.rendering import RenderRequest
 from cluster.xdit.videos import missing, shown_tokens
 from tests.cluster import ranks
 

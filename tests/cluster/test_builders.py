@@ -8,6 +8,7 @@ import ray
 import torch
 
 from cluster import fleet
+from cluster.builders import codec_builder, denoiser_builder, rank_builder
 from cluster.gang import Gang, GangStartError
 from cluster.memory import component_bytes, gpu_bytes
 from cluster.memory_plan import Demand, MemoryPlanError
@@ -15,14 +16,7 @@ from cluster.pipelines import DENOISERS, TEXT
 from cluster.plan import WorkItem, plan_items
 from cluster.prompts import Prompt
 from cluster.renderer import Renderer
-from cluster.rendering import (
-    RenderRequest,
-    codec_builder,
-    denoiser_builder,
-    draw_item,
-    rank_builder,
-    read_texts,
-)
+from cluster.rendering import RenderRequest, draw_item, read_texts
 from tests.cluster.gpus import CodecOnGpus, OnGpus
 
 GIB = 2**30
