@@ -21,10 +21,11 @@ from cluster.pipelines import DENOISERS, TEXT
 PROCESS = GIB
 # Velocities that the hook holds at once, in float32: a fitted step is a sum of three.
 VELOCITIES = 3
-# Of the largest tile that a VAE decodes at once, and the numbers alive for each of its pixels at
-# the worst moment: HunyuanVideo's, as counted on the meta device.
-TILE_PIXELS = 17 * 256 * 256
+# Numbers alive for each pixel of a tile at the worst moment of its decoding: HunyuanVideo's, as
+# counted on the meta device.
 ALIVE_A_PIXEL = 1160
+# (frames, pixels along an axis) of the piece that a VAE decodes at once where its model names none.
+USUAL_TILE = (16, 256)
 # The whole video, while it is put together of tiles.
 COPIES = 3
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -115,8 +116,11 @@ class Demand:
         }
 
     def _decoding(self) -> Parts:
-        pixels = prod(self.model.shape(self.arguments))
-        alive = ALIVE_A_PIXEL * min(pixels, TILE_PIXELS) + COPIES * 3 * pixels
+        frames, height, width = shape = self.model.shape(self.arguments)
+        most_frames, most_pixels = self.model.tile or USUAL_TILE
+        # A tile has a frame before its first, which its VAE looks back to.
+        tile = (min(frames, most_frames + 1), min(height, most_pixels), min(width, most_pixels))
+        alive = ALIVE_A_PIXEL * prod(tile) + COPIES * 3 * prod(shape)
         return {"decoding": float(WIDTHS[self.model.dtype] * alive)}
 
     def _refusal(self, memory: float, rank: int) -> str:

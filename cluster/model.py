@@ -174,7 +174,7 @@ class Model:
             pipeline.scheduler = _scheduler(self.scheduler)
         # A video of 720p does not decode in one piece; what is smaller than a tile still does.
         if hasattr(pipeline.vae, "enable_tiling"):
-            pipeline.vae.enable_tiling()
+            pipeline.vae.enable_tiling(**self.kind.tiling)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(device)
 

@@ -115,7 +115,7 @@ class RandomModel(Model):
         )
         if outlined:
             pipeline.transformer = Outline(transformer, dtype)
-        pipeline.vae.enable_tiling()
+        pipeline.vae.enable_tiling(**self.kind.tiling)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 

@@ -3,10 +3,9 @@
 What the fence of a block of commands says besides their language is where they run:
 
     ```sh            in tests/jobs/test_demo.py, one after the other where the demo has run
-    ```sh slow       there too, with `pytest -m slow`
+    ```sh few        there too, with the first few of the prompts that they write into a file
     ```sh checkout   in a checkout of the project: by .ci/run, the demo itself or another test
     ```sh cluster    on a cluster, or with tools that are not there in tests
-    ```sh long       where there is an hour for it
 
 Every command is parsed by what it is for, wherever it runs.
 """
@@ -31,7 +30,7 @@ PAGES = [
     *sorted((PROJECT / "schedules").rglob("*.md")),
 ]
 TYPED = ("console", "sh")
-ELSEWHERE = ("checkout", "cluster", "long")
+ELSEWHERE = ("checkout", "cluster")
 # Python of pages is run, by tests of their own.
 PARSED = {"python": ast.parse, "yaml": yaml.safe_load, "json": json.loads}
 SHOWN = ("mermaid", "text")
@@ -79,7 +78,7 @@ def test_every_fenced_block_is_of_a_kind_that_is_checked_here():
     assert not [str(block) for block in BLOCKS if block.language not in {*TYPED, *PARSED, *SHOWN}]
     silent = [str(block) for block in BLOCKS if block.language in TYPED and not commands(block)]
     assert not silent, "a block of commands has none; call it text"
-    known = {"", "slow", *ELSEWHERE}
+    known = {"", "few", *ELSEWHERE}
     assert not [str(block) for block in BLOCKS if block.runs not in known]
 
 

@@ -47,8 +47,8 @@ def drawn(whole: Renderer, item: WorkItem) -> tuple[bytes, WorkItem]:
     "size",
     [
         {},  # of one tile
-        {"num_frames": 17},  # 2, one after the other
-        {"width": 288, "num_frames": 5},  # 2, side by side
+        {"num_frames": 37},  # 2, one after the other
+        {"width": 416, "num_frames": 5},  # 2, side by side
     ],
 )
 def test_it_decodes_what_one_process_does(model, codec, whole, size):
@@ -71,19 +71,19 @@ def test_texts_are_read_by_rank_0_which_alone_has_encoders(model, codec, whole):
 def test_a_rank_that_dies_in_its_tile_fails_the_task_and_the_next_has_new_ranks(
     model, codec, whole
 ):
-    latents = drawn(whole, asked(model, num_frames=17))
+    latents = drawn(whole, asked(model, num_frames=37))
     before = codec.pids
     with pytest.raises(GangTaskError, match="rank 1 died with exit code -9"):
         codec.run(tiled.decode_and_die_on_rank_1, latents)
     frames, _ = codec.run(decode_item, latents)
-    assert frames.shape == (17, 64, 64, 3)
+    assert frames.shape == (37, 64, 64, 3)
     assert not set(codec.pids) & set(before)
 
 
 def test_a_studio_delivers_the_same_file_whatever_its_codecs_ranks(
     model, codec, gang_of_one, tmp_path
 ):
-    item = asked(model, num_frames=17)
+    item = asked(model, num_frames=37)
     rows = [
         Delivery(Manifest(open_store(str(tmp_path / folder))), model, None)(studio, item)
         for folder, studio in [
@@ -96,7 +96,7 @@ def test_a_studio_delivers_the_same_file_whatever_its_codecs_ranks(
 
 
 def test_it_has_the_ranks_of_the_gang_where_something_is_decoded_in_tiles(model):
-    small, long = asked(model).arguments, asked(model, num_frames=17).arguments
+    small, long = asked(model).arguments, asked(model, num_frames=37).arguments
     assert codec_size(model, [small], 4) == 1
     assert codec_size(model, [small, long], 4) == 4
     assert codec_size(model, [long], 1) == 1

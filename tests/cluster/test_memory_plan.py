@@ -43,7 +43,7 @@ def test_weights_and_activations_of_the_real_model_are_counted_once_each(hunyuan
         "codec's text_encoder": 14.0,
         "codec's text_encoder_2": 0.2,
         "codec's vae": 0.5,
-        "codec's decoding": 4.4,
+        "codec's decoding": 12.5,
         "codec's process": 1.0,
     }
 
@@ -66,7 +66,7 @@ def test_a_codec_of_several_ranks_has_its_vae_on_each_and_its_encoders_on_rank_0
 
 @pytest.mark.parametrize(
     ("gang_size", "memory_gib", "offloaded"),
-    [(1, 80, False), (1, 54, True), (2, 52, False), (2, 48, True), (8, 48, False)],
+    [(1, 80, False), (1, 62, True), (2, 60, False), (2, 54, True), (8, 56, False)],
 )
 def test_a_codec_leaves_the_gpu_only_where_it_does_not_fit_beside_the_gang(
     hunyuan, gang_size, memory_gib, offloaded
@@ -88,8 +88,9 @@ def test_offloaded_the_codec_takes_no_more_than_its_largest_stage(hunyuan):
 
 def test_ranks_that_hold_the_whole_pipeline_do_one_thing_after_the_other(hunyuan):
     whole = replace(hunyuan, codec_size=0)
-    assert "decoding" not in whole.parts(0)  # which takes less than denoising, at another time
-    assert "decoding" in replace(whole, gang_size=8).parts(0)
+    assert "activations" not in whole.parts(0)  # which take less than decoding, at another time
+    longer = replace(whole, arguments={**whole.arguments, "num_frames": 253})
+    assert "decoding" not in longer.parts(0)
     assert whole.parts(0) == whole.parts(1) == whole.parts(0, offloaded=True)
     assert gib(whole.parts(0)) < gib(hunyuan.parts(0))
 

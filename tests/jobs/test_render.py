@@ -245,7 +245,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path, command, c
 
 def test_a_codec_has_the_gangs_ranks_only_where_there_are_tiles_to_share(command):
     sizes = []
-    for frames in ("9", "17"):
+    for frames in ("9", "37"):
         options = render.parser().parse_args([*command, "--gang-size", "2", "--num-frames", frames])
         sizes.append(render.prepare(options).gangs.codec_size)
     assert sizes == [1, 2]
