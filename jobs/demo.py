@@ -34,6 +34,8 @@ BUDGETS = (8, 10, 12, 15)
 BUDGET = 10
 # Of the render, to show one: for videos so small, gangs of one rank are faster.
 GANG_SIZE = "2"
+# Each fits two of the budgets, on a core.
+GANGS = "2"
 FIRST_KEY = "prompts/first.txt"
 CALIBRATION_KEY = "prompts/calibration.txt"
 HELD_OUT_KEY = "prompts/held-out.txt"
@@ -70,7 +72,7 @@ def perform(prepared: Prepared) -> int:
                           "--seeds", "1", "--output", root]),
         (solve.main, ["--graph", f"{root}/graph", "--budgets", budgets, "--method", "paper",
                       "--output", f"{root}/schedules"]),
-        (solve.main, ["--graph", f"{root}/graph", "--budgets", budgets,
+        (solve.main, ["--graph", f"{root}/graph", "--budgets", budgets, "--gangs", GANGS,
                       "--output", f"{root}/schedules"]),
         (render.main, ["--model", MODEL, "--prompts", prompts, "--schedule", schedule_file,
                        "--gang-size", GANG_SIZE, "--output", root]),
