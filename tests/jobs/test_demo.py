@@ -17,7 +17,7 @@ from tests.browser import needs_browser, views
 from tests.commands import run, simple_commands
 from tests.test_docs import README, TYPED, blocks, commands
 
-FEW = 3
+FEW = 2
 # Two cores may be at work on something else meanwhile.
 pytestmark = pytest.mark.timeout(1000)
 
