@@ -10,7 +10,7 @@ from datetime import datetime
 
 import numpy as np
 
-from cluster import dataset
+from cluster.datasets import dataset
 from cluster.manifest import PARTS, at_once
 from cluster.store import Store
 from meancache.quality import MOST_DECIBELS, psnr, ssim

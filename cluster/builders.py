@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from cluster.memory import component_bytes, gpu_bytes
-from cluster.memory_plan import Demand
-from cluster.model import Model
-from cluster.pipelines import TEXT
+from cluster.models.memory import component_bytes, gpu_bytes
+from cluster.models.memory_plan import Demand
+from cluster.models.model import Model
+from cluster.models.pipelines import TEXT
 
 if TYPE_CHECKING:
     from cluster.codec import Codec

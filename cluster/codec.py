@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from cluster.model import Model
-from cluster.pipelines import DENOISERS, TEXT
+from cluster.models.model import Model
+from cluster.models.pipelines import DENOISERS, TEXT
 from cluster.renderer import Renderer
 from cluster.stages import decoded_of
 from cluster.tiles import dealt

@@ -19,7 +19,7 @@ import numpy as np
 from cluster import attempts, audit, logs, manifest
 from cluster.gang import MAX_ATTEMPTS, GangTaskError, TryAgainError
 from cluster.manifest import Manifest
-from cluster.model import Model
+from cluster.models.model import Model
 from cluster.plan import WorkItem
 from cluster.rendering import Drawing, RenderRequest, decode_item, draw_item, encoded, read_texts
 from cluster.store import MissingKey

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.model import Model, ModelError
+from cluster.models.model import Model, ModelError
 from cluster.prompts import Prompt, PromptsError, stable_seed
 from cluster.store import AlreadyExists, MissingKey, Store
 from meancache import Schedule

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.manifest import UNREADABLE, at_once, now
-from cluster.model import CONDITIONS, Model
+from cluster.models.model import CONDITIONS, Model
 from cluster.store import AlreadyExists, MissingKey, Store
 from meancache.grid import shown
 from meancache.schedule import Schedule, ScheduleError, canonical_json

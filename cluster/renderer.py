@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from tqdm import tqdm
 
 from cluster import video, xdit
-from cluster.model import Model, ModelError, find_model
+from cluster.models.model import Model, ModelError, find_model
 from cluster.rendering import Drawing, Rendering, encoded
 from cluster.stages import Texts, frames_of, latents_of, texts_given
 from meancache import Schedule, ScheduleError, apply_mean_cache, remove_mean_cache

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cluster import image, video
-from cluster.model import Model
+from cluster.models.model import Model
 from cluster.plan import WorkItem
 from meancache.schedule import Schedule
 

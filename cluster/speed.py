@@ -23,7 +23,7 @@ from cluster.builders import codec_builder, denoiser_builder
 from cluster.delivery import Delivery
 from cluster.gang import Gang
 from cluster.manifest import Manifest
-from cluster.model import Model
+from cluster.models.model import Model
 from cluster.plan import plan_items
 from cluster.prompts import Prompt
 from cluster.renderer import Renderer, synchronized_now

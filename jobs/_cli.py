@@ -18,16 +18,16 @@ import configargparse
 import yaml
 from ray.exceptions import RayError
 
+from cluster.datasets.where import WhereError
 from cluster.draining import EXIT_TERMINATED, Stopped, stoppable
 from cluster.fleet import FleetError, Gangs, parse_count
 from cluster.gang import BuildRank, GangError
-from cluster.model import DTYPES, Model, ModelError, find_model
-from cluster.pipelines import PIPELINES
+from cluster.models.model import DTYPES, Model, ModelError, find_model
+from cluster.models.pipelines import PIPELINES
 from cluster.plan import SpecError
 from cluster.prompts import PromptsError
 from cluster.registry import RegistryError
 from cluster.store import MissingKey, Store, StoreError, open_store
-from cluster.where import WhereError
 from jobs._numbers import finite, positive
 from meancache.reference import FittingError
 from meancache.schedule import ScheduleError

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from jobs._numbers import positive
 
 if TYPE_CHECKING:
-    from cluster.random_model import RandomModel
+    from cluster.models.random_weights import RandomModel
 
 # (width, height, frames): the paper's and xDiT's on a GPU, and smaller ones of like proportions.
 SHAPES = {
@@ -58,7 +58,7 @@ def measure(shape: str, repeats: int, videos: int, compiled: bool = False) -> di
     """
     import torch
 
-    from cluster.random_model import FULL, SCALED, random_model
+    from cluster.models.random_weights import FULL, SCALED, random_model
 
     cuda = torch.cuda.is_available()
     model = random_model(FULL, "bfloat16") if cuda else random_model(SCALED, "float32")
@@ -91,7 +91,7 @@ def _figures(
     model: RandomModel, arguments: dict[str, Any], repeats: int, videos: int, compiled: bool
 ) -> dict[str, Any]:
     from cluster import speed
-    from cluster.cost_model import Transformer
+    from cluster.models.cost_model import Transformer
     from cluster.renderer import Renderer
     from jobs._progress import progress
 

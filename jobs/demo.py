@@ -17,13 +17,14 @@ from dataclasses import dataclass
 
 from cluster import fleet
 from cluster.builders import rank_builder
-from cluster.model import find_model
+from cluster.models.model import find_model
 from cluster.plan import plan_items
 from cluster.prompts import read_prompts
 from cluster.store import Store
-from jobs import _cli, calibrate, render, report, solve, verify
+from jobs import _cli, calibrate, render, solve, verify
 from jobs._progress import progress
 from jobs.comparison import Comparison
+from jobs.pages.demo_page import demo_page, headline
 from meancache.schedule import Schedule
 from meancache.tiny.captions import CALIBRATION, HELD_OUT, Caption
 
@@ -99,8 +100,8 @@ def compare(store: Store, prompts: str) -> str:
     gangs = fleet.Gangs(rank_builder(model), 1)
     results = fleet.run(Comparison(schedules[BUDGET]), items, gangs)
     pairs = sorted(progress(results, len(items), "pairs"), key=lambda pair: pair.item.index)
-    store.put("report.html", report.demo_page(pairs, schedules, BUDGET).encode())
-    print(report.headline(pairs))
+    store.put("report.html", demo_page(pairs, schedules, BUDGET).encode())
+    print(headline(pairs))
     return store.uri("report.html")
 
 

@@ -21,7 +21,7 @@ from cluster import fleet, plan
 from cluster.builders import rank_builder
 from cluster.fleet import FleetError
 from cluster.gang import TASK_DEADLINE_S, Gang, GangTaskError
-from cluster.model import Model, ModelError
+from cluster.models.model import Model, ModelError
 from cluster.plan import WorkItem, plan_items, specification
 from cluster.prompts import PromptsError, read_prompts
 from cluster.store import AlreadyExists, Store, StoreError, open_store
@@ -41,8 +41,8 @@ from jobs.contender import (
     from_schedules,
     full_run,
 )
-from jobs.evaluation_report import evaluation_page
 from jobs.held_out import plain
+from jobs.pages.evaluation_page import evaluation_page
 from jobs.scoreboard import (
     FULL,
     from_parquet,

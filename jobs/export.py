@@ -10,10 +10,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster import dataset, export, manifest, plan
-from cluster.export import Export
+from cluster import manifest, plan
+from cluster.datasets import dataset, layouts
+from cluster.datasets.layouts import Export
+from cluster.datasets.where import EXAMPLE, WhereError, where
 from cluster.store import MissingKey, open_store
-from cluster.where import EXAMPLE, WhereError, where
 from jobs import _cli
 from jobs._progress import progress
 from meancache.grid import shown
@@ -52,9 +53,9 @@ def prepare(options: argparse.Namespace) -> Prepared:
         met = "" if options.where is None else f" meets --where {shown(options.where)}"
         raise WhereError(f"none of the {table.num_rows} rows of {options.root}{met}")
     target = _cli.open_output(options)
-    spec = export.specification(success, options.format, options.where)
-    plan.check_spec(target, spec, export.JOB_KEY)
-    stages = export.FORMATS[options.format](rows)
+    spec = layouts.specification(success, options.format, options.where)
+    plan.check_spec(target, spec, layouts.JOB_KEY)
+    stages = layouts.FORMATS[options.format](rows)
     return Prepared(Export(source, target, rows, stages), spec, options.format)
 
 
@@ -67,11 +68,11 @@ def perform(prepared: Prepared) -> int:
         missing = here.missing()
         todo = sum(map(len, missing))
         print(f"export: {todo} files to write, {here.files - todo} already there")
-        plan.freeze(here.target, prepared.spec, export.JOB_KEY)
+        plan.freeze(here.target, prepared.spec, layouts.JOB_KEY)
         for _ in progress(here.write(missing), todo, "files", first=""):
             pass
         here.finish()
-    output = here.target.uri(export.JOB_KEY).removesuffix(f"/{export.JOB_KEY}")
+    output = here.target.uri(layouts.JOB_KEY).removesuffix(f"/{layouts.JOB_KEY}")
     image = here.rows["key"][0].as_py().endswith(".png")
     folder = "imagefolder" if image else "videofolder"
     print(f"{here.rows.num_rows} rows: {output}")
@@ -94,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--format",
         required=True,
-        choices=tuple(export.FORMATS),
+        choices=tuple(layouts.FORMATS),
         help="videofolder: metadata.parquet above the videos (or pictures); webdataset: tars of "
         "video, prompt and row; parquet: the rows alone",
     )

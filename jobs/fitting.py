@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster import fleet
 from cluster.gang import TASK_DEADLINE_S, Gang
-from cluster.model import Model
+from cluster.models.model import Model
 from meancache.grid import Grid
 from meancache.methods import (
     CANDIDATE_GAMMAS,

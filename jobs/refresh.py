@@ -21,7 +21,7 @@ from cluster import fleet, plan
 from cluster.audit import Audit, read_audits
 from cluster.builders import rank_builder
 from cluster.manifest import now
-from cluster.model import Model
+from cluster.models.model import Model
 from cluster.plan import WorkItem, plan_items, specification
 from cluster.prompts import Prompt, PromptsError, read_prompts, stable_seed
 from cluster.registry import (
@@ -38,7 +38,7 @@ from jobs._progress import progress
 from jobs.contender import from_schedules
 from jobs.held_out import LEAST_HELD_OUT, check_apart, plain, split
 from jobs.nights import OUTCOME_KEY, Nights, date_of
-from jobs.refresh_report import refresh_page
+from jobs.pages.refresh_page import refresh_page
 from jobs.verdict import Decision, Verdict, judge
 from meancache.schedule import Schedule, canonical_json
 from meancache.solver import SolverError

@@ -17,19 +17,21 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cluster import audit, cost_model, fleet, manifest, metrics, plan, registry
+from cluster import audit, fleet, manifest, metrics, plan, registry
 from cluster.builders import codec_builder, codec_size, denoiser_builder
 from cluster.delivery import Delivery
 from cluster.manifest import Manifest, Success
-from cluster.memory import component_bytes
-from cluster.memory_plan import Demand
-from cluster.model import Model, ModelError
+from cluster.models import cost_model
+from cluster.models.memory import component_bytes
+from cluster.models.memory_plan import Demand
+from cluster.models.model import Model, ModelError
 from cluster.plan import WorkItem, plan_items, specification
 from cluster.prompts import Prompt, read_prompts
 from cluster.store import MissingKey, Store, StoreError, open_store, read
-from jobs import _cli, render_report
+from jobs import _cli
 from jobs._numbers import finite, not_negative, share
 from jobs._progress import duration, progress
+from jobs.pages import render_page
 from jobs.solve import prediction, smallest_budget
 from meancache.grid import shown
 from meancache.schedule import Schedule, ScheduleError
@@ -123,8 +125,8 @@ def perform(prepared: Prepared) -> int:
     else:
         _announce(prepared, items, [])
         success = there[1]
-        if not (prepared.dry_run or store.exists(render_report.REPORT_KEY)):
-            render_report.write(store)
+        if not (prepared.dry_run or store.exists(render_page.REPORT_KEY)):
+            render_page.write(store)
     if success is None:
         return 0
     print(f"{success.rows} videos, {success.failed} failed: {store.uri(manifest.PARTS[:-1])}")
@@ -173,7 +175,7 @@ def _render(
     if tally.gang_s:
         print(f"goodput: {tally.goodput:.0%} of the gangs' time was denoising")
     success = here.finish(shards, before)
-    print(f"report: {render_report.write(here.store)}")
+    print(f"report: {render_page.write(here.store)}")
     return success
 
 

@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from cluster import dataset, fleet, image, plan, video
+from cluster import fleet, image, plan, video
 from cluster.builders import codec_builder, codec_size, denoiser_builder
+from cluster.datasets import dataset
 from cluster.manifest import PARTS, UNREADABLE
-from cluster.model import Model, ModelError, find_model
+from cluster.models.model import Model, ModelError, find_model
 from cluster.plan import SpecError, WorkItem
 from cluster.rendering import RenderRequest, decode_item, draw_item, encoded, read_texts
 from cluster.store import AlreadyExists, Store, StoreError, open_store

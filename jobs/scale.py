@@ -23,9 +23,10 @@ from cluster.delivery import Delivery
 from cluster.manifest import Manifest
 from cluster.null import NullRenderer
 from cluster.plan import SHARD_SIZE, WorkItem
-from jobs import _cli, render, render_report
+from jobs import _cli, render
 from jobs._numbers import positive
 from jobs._progress import progress
+from jobs.pages import render_page
 
 # Of each half of the rows, how many are delivered by gangs: enough to know the rate.
 BY_GANGS = 10_000
@@ -89,7 +90,7 @@ def perform(prepared: Prepared) -> int:
     with timed("finish_s"):
         here.finish(manifest.by_shard(job.items))
     with timed("report_s"):
-        render_report.write(job.store)
+        render_page.write(job.store)
     # Before the job is planned once more in the same process, which no driver does.
     figures["driver_peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     del job, missing

@@ -15,7 +15,7 @@ import numpy as np
 
 from cluster import fleet
 from cluster.builders import rank_builder
-from cluster.model import find_model
+from cluster.models.model import find_model
 from cluster.store import Store
 from jobs import _cli, fitting
 from jobs._numbers import finite, positive

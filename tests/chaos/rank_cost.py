@@ -20,7 +20,7 @@ from cluster.builders import codec_builder, denoiser_builder
 from cluster.delivery import Delivery
 from cluster.gang import Gang, TryAgainError
 from cluster.manifest import Manifest
-from cluster.model import find_model
+from cluster.models.model import find_model
 from cluster.plan import plan_items
 from cluster.prompts import Prompt
 from cluster.store import open_store

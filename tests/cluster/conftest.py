@@ -6,7 +6,7 @@ import pytest
 
 from cluster.builders import rank_builder
 from cluster.gang import Gang
-from cluster.model import Model, find_model
+from cluster.models.model import Model, find_model
 from cluster.plan import WorkItem, plan_items
 from cluster.prompts import Prompt
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from cluster.model import Model
+from cluster.models.model import Model
 from cluster.renderer import Renderer
 from cluster.rendering import Rendering, RenderRequest, render_item
 from tests.cluster.ranks import latents

@@ -10,9 +10,9 @@ import torch
 from cluster import fleet
 from cluster.builders import codec_builder, denoiser_builder, rank_builder
 from cluster.gang import Gang, GangStartError
-from cluster.memory import component_bytes, gpu_bytes
-from cluster.memory_plan import Demand, MemoryPlanError
-from cluster.pipelines import DENOISERS, TEXT
+from cluster.models.memory import component_bytes, gpu_bytes
+from cluster.models.memory_plan import Demand, MemoryPlanError
+from cluster.models.pipelines import DENOISERS, TEXT
 from cluster.plan import WorkItem, plan_items
 from cluster.prompts import Prompt
 from cluster.renderer import Renderer

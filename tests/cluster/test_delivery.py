@@ -17,7 +17,7 @@ from cluster.builders import rank_builder
 from cluster.delivery import Delivery
 from cluster.gang import Gang, GangStartError, TryAgainError
 from cluster.manifest import Manifest
-from cluster.model import find_model
+from cluster.models.model import find_model
 from cluster.plan import plan_items
 from cluster.prompts import Prompt
 from cluster.rendering import RenderRequest, render_item

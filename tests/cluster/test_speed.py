@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cluster import speed
-from cluster.random_model import SCALED, random_model
+from cluster.models.random_weights import SCALED, random_model
 from cluster.renderer import Renderer
 
 STEPS = 6

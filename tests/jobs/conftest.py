@@ -10,7 +10,7 @@ import pytest
 import ray
 import torch
 
-from cluster.model import Model, find_model
+from cluster.models.model import Model, find_model
 from meancache.stability import StabilityGraph, trajectory_statistics
 
 PROMPTS = [

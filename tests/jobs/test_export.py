@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cluster import export as layouts
 from cluster import image, manifest
+from cluster.datasets import layouts
 from cluster.manifest import Manifest
 from cluster.plan import WorkItem, plan_items
 from cluster.prompts import Prompt

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster.manifest import SCHEMA, Manifest
-from cluster.model import find_model
+from cluster.models.model import find_model
 from cluster.plan import plan_items
 from cluster.prompts import Prompt
 from cluster.store import open_store

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster import image
-from cluster.model import find_model
+from cluster.models.model import find_model
 from cluster.store import open_store
 from jobs import _cli, calibrate, evaluate, render, solve, verify
 from meancache import Schedule

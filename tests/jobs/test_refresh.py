@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from cluster import plan
 from cluster.manifest import Manifest
-from cluster.model import find_model
+from cluster.models.model import find_model
 from cluster.plan import plan_items
 from cluster.prompts import Prompt
 from cluster.registry import Promotion, Succession, differences, setting_of

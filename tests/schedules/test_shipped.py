@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.model import find_model
+from cluster.models.model import find_model
 from meancache import Schedule
 
 SHIPPED = sorted((Path(__file__).parents[2] / "schedules").glob("*/*.json"))

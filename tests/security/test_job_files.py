@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.model import Model, find_model
+from cluster.models.model import Model, find_model
 from cluster.plan import SPEC_KEY, SpecError, check_spec, plan_items, specification
 from cluster.prompts import Prompt
 from cluster.store import open_store

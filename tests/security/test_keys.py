@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cluster import attempts
 from cluster.manifest import Manifest, video_key
-from cluster.model import find_model
+from cluster.models.model import find_model
 from cluster.plan import plan_items
 from cluster.prompts import Prompt
 from cluster.store import open_store

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from cluster.model import ModelError, find_model
+from cluster.models.model import ModelError, find_model
 from jobs import _cli, render
 from meancache import Schedule
 from tests.security.hostile import ESCAPE, assert_sentence

@@ -21,11 +21,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from cluster import attempts, dataset, image, manifest, plan, video
+from cluster import attempts, image, manifest, plan, video
+from cluster.datasets import dataset
 from cluster.manifest import at_once
 from cluster.store import Store, StoreError
 from jobs._progress import duration, progress
-from jobs.pictures import animation
+from jobs.pages.pictures import animation
 from meancache.schedule import Schedule, ScheduleError
 
 REPORT_KEY = "report.html"
@@ -119,7 +120,7 @@ def render_page(
         failed_attempts: (item id, reason) of attempts that failed, be it that a later one did not.
     """
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("jobs"), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("jobs.pages"), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters.update(plain=plain, seconds=seconds, size=size)
     times = np.sort(rows["created_at"].cast(pa.int64()).to_numpy()) / 1e6

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs import figures
-from jobs.evaluation_report import evaluation_page, number, plus_minus
+from jobs.pages import figures
+from jobs.pages.evaluation_page import evaluation_page, number, plus_minus
 from jobs.scoreboard import scoreboard, standings
 from meancache import Schedule
 from meancache.grid import Grid

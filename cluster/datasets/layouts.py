@@ -25,7 +25,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.dataset import read_checked
+from cluster.datasets.dataset import read_checked
 from cluster.manifest import Success, at_once
 from cluster.store import Store
 from meancache.schedule import canonical_json

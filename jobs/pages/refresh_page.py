@@ -8,10 +8,10 @@ import jinja2
 from markupsafe import Markup
 
 from cluster.registry import Setting
-from jobs import figures
 from jobs.audits import Trend
 from jobs.drift import Drift
-from jobs.evaluation_report import number, plus_minus
+from jobs.pages import figures
+from jobs.pages.evaluation_page import number, plus_minus
 from jobs.verdict import Decision
 from meancache.stability import StabilityGraph
 
@@ -35,7 +35,7 @@ def refresh_page(
         trends: what audits say; empty where none were read.
     """
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("jobs"), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("jobs.pages"), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters.update(plus_minus=plus_minus, number=number)
     return environment.get_template("refresh.html").render(

@@ -16,8 +16,9 @@ from cluster.manifest import Manifest, Success
 from cluster.plan import SHARD_SIZE, SPEC_KEY, plan_items, specification
 from cluster.prompts import Prompt
 from cluster.store import Store, open_store
-from jobs import render, render_report
-from jobs.render_report import REPORT_KEY, SAMPLES, plain
+from jobs import render
+from jobs.pages import render_page
+from jobs.pages.render_page import REPORT_KEY, SAMPLES, plain
 from meancache import Schedule
 from meancache.schedule import canonical_json
 from meancache.tiny.captions import HELD_OUT
@@ -102,7 +103,7 @@ def large(model, tmp_path_factory) -> Store:
     """A finished root of 100,000 rows with its page."""
     store = open_store(str(tmp_path_factory.mktemp("large") / "it's large"))
     many(store, model, MANY)
-    render_report.write(store)
+    render_page.write(store)
     return store
 
 
@@ -118,7 +119,7 @@ def small(model, tmp_path) -> Store:
 
 
 def page_of(store: Store) -> str:
-    render_report.write(store)
+    render_page.write(store)
     return store.get(REPORT_KEY).decode()
 
 
@@ -199,7 +200,7 @@ def test_pictures_are_shown_as_pictures(model, tmp_path):
 
 def test_a_job_that_has_not_finished_has_none(tmp_path):
     with pytest.raises(Exception, match="finish the job first"):
-        render_report.write(open_store(str(tmp_path)))
+        render_page.write(open_store(str(tmp_path)))
 
 
 def test_text_of_any_origin_becomes_one_short_line():

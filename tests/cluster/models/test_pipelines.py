@@ -15,8 +15,8 @@ import torch
 
 from cluster.builders import RankBuilder
 from cluster.gang import Gang
-from cluster.model import Model, ModelError, find_model
-from cluster.pipelines import DENOISERS, PIPELINES, TEXT
+from cluster.models.model import Model, ModelError, find_model
+from cluster.models.pipelines import DENOISERS, PIPELINES, TEXT
 from cluster.plan import plan_items
 from cluster.prompts import Prompt
 from cluster.renderer import Renderer

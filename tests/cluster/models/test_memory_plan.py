@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.cost_model import GIB
-from cluster.memory import component_bytes
-from cluster.memory_plan import Demand, MemoryPlanError
-from cluster.model import find_model
-from cluster.random_model import FULL
+from cluster.models.cost_model import GIB
+from cluster.models.memory import component_bytes
+from cluster.models.memory_plan import Demand, MemoryPlanError
+from cluster.models.model import find_model
+from cluster.models.random_weights import FULL
 from meancache import tiny
 
 FULL_SIZE = {"height": 720, "width": 1280, "num_frames": 129}

@@ -9,7 +9,7 @@ import jinja2
 import numpy as np
 
 from jobs.comparison import Pair
-from jobs.pictures import animation, film_strip
+from jobs.pages.pictures import animation, film_strip
 from meancache.quality import Summary
 from meancache.schedule import Schedule
 from meancache.tiny.captions import Caption
@@ -40,7 +40,7 @@ def demo_page(pairs: Sequence[Pair], schedules: Mapping[int, Schedule], budget: 
     """
     full_s, fast_s = _seconds(pairs, "full_s"), _seconds(pairs, "fast_s")
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("jobs"), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("jobs.pages"), autoescape=True, undefined=jinja2.StrictUndefined
     )
     return environment.get_template("demo.html").render(
         budget=budget,

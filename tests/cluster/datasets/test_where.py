@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.where import MOST_CHARACTERS, WhereError, where
+from cluster.datasets.where import MOST_CHARACTERS, WhereError, where
 
 TABLE = pa.table(
     {

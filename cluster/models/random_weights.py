@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from cluster.model import Model, find_model
+from cluster.models.model import Model, find_model
 from meancache import tiny
 
 if TYPE_CHECKING:

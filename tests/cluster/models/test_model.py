@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from cluster.model import ModelError, find_model
+from cluster.models.model import ModelError, find_model
 from meancache import Schedule, tiny
 
 

@@ -17,7 +17,7 @@ import jinja2
 import pyarrow as pa
 from markupsafe import Markup
 
-from jobs import figures
+from jobs.pages import figures
 from jobs.scoreboard import (
     FULL,
     OURS,
@@ -98,7 +98,7 @@ def evaluation_page(
         if one.predicted_psnr is not None and one.reference_steps == one.num_inference_steps
     }
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("jobs"), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("jobs.pages"), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters.update(plus_minus=plus_minus, number=number, percent=percent)
     return environment.get_template("evaluation.html").render(

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-from cluster.cost_model import GIB, REACHED
-from cluster.model import Model, ModelError
-from cluster.pipelines import DENOISERS, TEXT
+from cluster.models.cost_model import GIB, REACHED
+from cluster.models.model import Model, ModelError
+from cluster.models.pipelines import DENOISERS, TEXT
 
 # A process's CUDA context, the workspaces of its libraries, and what its allocator cannot use.
 PROCESS = GIB

@@ -2,7 +2,7 @@
 
 from safetensors import safe_open
 
-from cluster.memory import component_bytes
+from cluster.models.memory import component_bytes
 from meancache import tiny
 
 

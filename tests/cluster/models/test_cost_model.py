@@ -6,7 +6,7 @@ import torch
 from accelerate import init_empty_weights
 from torch.utils.flop_counter import FlopCounterMode
 
-from cluster.cost_model import REACHED, Transformer, estimates, recommended
+from cluster.models.cost_model import REACHED, Transformer, estimates, recommended
 
 HUNYUAN = Transformer(blocks=60, width=3072, text_tokens=256, velocity=64)
 TOKENS_720P = 33 * 45 * 80  # 1280x720, 129 frames

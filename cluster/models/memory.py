@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cluster.model import Model
+from cluster.models.model import Model
 
 
 def component_bytes(model: Model) -> dict[str, int]:

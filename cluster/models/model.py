@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cluster.cost_model import Transformer
-from cluster.model_files import ModelError, ModelFiles, find_files
-from cluster.pipelines import PIPELINES, Kind
+from cluster.models.cost_model import Transformer
+from cluster.models.files import ModelError, ModelFiles, find_files
+from cluster.models.pipelines import PIPELINES, Kind
 from meancache import tiny
 from meancache.grid import Grid, is_whole_number, shown
 from meancache.schedule import Schedule

@@ -1,0 +1,1 @@
+"""Finished renders as datasets: their rows, conditions on them, layouts that loaders read."""

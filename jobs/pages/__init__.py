@@ -1,0 +1,1 @@
+"""The HTML pages: self-contained, nothing fetched from anywhere."""
