@@ -23,7 +23,7 @@ from cluster.prompts import read_prompts
 from cluster.store import Store
 from jobs import _cli, calibrate, render, solve, verify
 from jobs._progress import progress
-from jobs.comparison import Comparison
+from jobs.contest.comparison import Comparison
 from jobs.pages.demo_page import demo_page, headline
 from meancache.schedule import Schedule
 from meancache.tiny.captions import CALIBRATION, HELD_OUT, Caption

@@ -28,7 +28,7 @@ from cluster.store import AlreadyExists, Store, StoreError, open_store
 from jobs import _cli
 from jobs._numbers import positive
 from jobs._progress import progress
-from jobs.contender import (
+from jobs.contest.contender import (
     CalibrationRequest,
     Contender,
     Drawing,
@@ -41,9 +41,7 @@ from jobs.contender import (
     from_schedules,
     full_run,
 )
-from jobs.held_out import plain
-from jobs.pages.evaluation_page import evaluation_page
-from jobs.scoreboard import (
+from jobs.contest.scoreboard import (
     FULL,
     from_parquet,
     margins,
@@ -53,6 +51,8 @@ from jobs.scoreboard import (
     text_table,
     to_parquet,
 )
+from jobs.nightly.held_out import plain
+from jobs.pages.evaluation_page import evaluation_page
 from meancache import peers
 from meancache.peers import Peer
 from meancache.quality import LpipsAbsentError, lpips_metric, psnr, ssim

@@ -32,14 +32,16 @@ from cluster.registry import (
     setting_of,
 )
 from cluster.store import AlreadyExists, Store, open_store
-from jobs import _cli, audits, calibrate, drift, evaluate, fitting, scoreboard, solve
+from jobs import _cli, calibrate, evaluate, fitting, solve
 from jobs._numbers import positive
 from jobs._progress import progress
-from jobs.contender import from_schedules
-from jobs.held_out import LEAST_HELD_OUT, check_apart, plain, split
-from jobs.nights import OUTCOME_KEY, Nights, date_of
+from jobs.contest import scoreboard
+from jobs.contest.contender import from_schedules
+from jobs.nightly import audits, drift
+from jobs.nightly.held_out import LEAST_HELD_OUT, check_apart, plain, split
+from jobs.nightly.nights import OUTCOME_KEY, Nights, date_of
+from jobs.nightly.verdict import Decision, Verdict, judge
 from jobs.pages.refresh_page import refresh_page
-from jobs.verdict import Decision, Verdict, judge
 from meancache.schedule import Schedule, canonical_json
 from meancache.solver import SolverError
 from meancache.stability import StabilityGraph

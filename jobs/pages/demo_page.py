@@ -8,7 +8,7 @@ from statistics import fmean
 import jinja2
 import numpy as np
 
-from jobs.comparison import Pair
+from jobs.contest.comparison import Pair
 from jobs.pages.pictures import animation, film_strip
 from meancache.quality import Summary
 from meancache.schedule import Schedule

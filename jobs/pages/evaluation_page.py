@@ -17,8 +17,7 @@ import jinja2
 import pyarrow as pa
 from markupsafe import Markup
 
-from jobs.pages import figures
-from jobs.scoreboard import (
+from jobs.contest.scoreboard import (
     FULL,
     OURS,
     PAPER,
@@ -28,6 +27,7 @@ from jobs.scoreboard import (
     margins,
     standings,
 )
+from jobs.pages import figures
 from meancache.quality import Summary
 from meancache.schedule import Schedule
 from meancache.stability import StabilityGraph

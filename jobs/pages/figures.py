@@ -21,8 +21,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from jobs.drift import Drift
-from jobs.scoreboard import FULL, PAPER, Standing
+from jobs.contest.scoreboard import FULL, PAPER, Standing
+from jobs.nightly.drift import Drift
 from meancache.quality import Summary
 from meancache.schedule import Schedule
 from meancache.stability import StabilityGraph

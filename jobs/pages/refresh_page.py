@@ -8,11 +8,11 @@ import jinja2
 from markupsafe import Markup
 
 from cluster.registry import Setting
-from jobs.audits import Trend
-from jobs.drift import Drift
+from jobs.nightly.audits import Trend
+from jobs.nightly.drift import Drift
+from jobs.nightly.verdict import Decision
 from jobs.pages import figures
 from jobs.pages.evaluation_page import number, plus_minus
-from jobs.verdict import Decision
 from meancache.stability import StabilityGraph
 
 

@@ -17,8 +17,8 @@ from cluster.prompts import Prompt
 from cluster.renderer import Renderer
 from cluster.store import open_store
 from jobs import _cli, evaluate
-from jobs.contender import Contender, from_graph, from_peers, from_schedules
-from jobs.scoreboard import SCHEMA, from_parquet, standings
+from jobs.contest.contender import Contender, from_graph, from_peers, from_schedules
+from jobs.contest.scoreboard import SCHEMA, from_parquet, standings
 from meancache import Schedule, peers
 from meancache.peers import Peer
 from meancache.stability import StabilityGraph, trajectory_statistics

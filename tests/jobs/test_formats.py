@@ -13,7 +13,7 @@ from cluster.models.model import find_model
 from cluster.plan import plan_items
 from cluster.prompts import Prompt
 from cluster.store import open_store
-from jobs import scoreboard
+from jobs.contest import scoreboard
 from meancache import Schedule
 from meancache.stability import MULTIGRAPH_SCHEMA, STATISTICS_SCHEMA
 from tests.cluster.rows import finish

@@ -26,8 +26,9 @@ from cluster.plan import plan_items
 from cluster.prompts import Prompt
 from cluster.registry import Promotion, Succession, differences, setting_of
 from cluster.store import Store, open_store
-from jobs import calibrate, evaluate, refresh, render, scoreboard
-from jobs.nights import OUTCOME_KEY, Nights
+from jobs import calibrate, evaluate, refresh, render
+from jobs.contest import scoreboard
+from jobs.nightly.nights import OUTCOME_KEY, Nights
 from meancache import Schedule, tiny
 from meancache.stability import StabilityGraph
 from tests.browser import needs_browser, views

@@ -12,9 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs.contest.scoreboard import scoreboard, standings
 from jobs.pages import figures
 from jobs.pages.evaluation_page import evaluation_page, number, plus_minus
-from jobs.scoreboard import scoreboard, standings
 from meancache import Schedule
 from meancache.grid import Grid
 from meancache.quality import Summary

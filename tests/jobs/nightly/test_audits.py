@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 
 from cluster.audit import Audit
-from jobs.audits import trends
+from jobs.nightly.audits import trends
 
 FIRST = "a" * 64
 SECOND = "b" * 64

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.prompts import Prompt, PromptsError
-from jobs.held_out import LEAST_HELD_OUT, check_apart, plain, split
+from jobs.nightly.held_out import LEAST_HELD_OUT, check_apart, plain, split
 
 
 def rows(texts) -> list[Prompt]:

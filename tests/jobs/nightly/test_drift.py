@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from jobs.drift import LEAST_COST, drift, log_costs
+from jobs.nightly.drift import LEAST_COST, drift, log_costs
 from meancache.grid import Grid
 from meancache.stability import StabilityGraph, Statistics, edge_count, edge_list
 

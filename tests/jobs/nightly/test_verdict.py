@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from jobs.scoreboard import SCHEMA, scoreboard
-from jobs.verdict import judge
+from jobs.contest.scoreboard import SCHEMA, scoreboard
+from jobs.nightly.verdict import judge
 from meancache import Schedule
 
 GRID = [1.0, 0.75, 0.5, 0.25, 0.0]

@@ -14,7 +14,7 @@ import numpy as np
 
 from cluster.plan import WorkItem
 from cluster.rendering import Rendering
-from jobs.scoreboard import FULL, contender_name
+from jobs.contest.scoreboard import FULL, contender_name
 from meancache import peers
 from meancache.methods import paper_schedules, secant_schedules
 from meancache.peers import Peer

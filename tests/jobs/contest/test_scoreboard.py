@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.scoreboard import (
+from jobs.contest.scoreboard import (
     SCHEMA,
     from_parquet,
     margins,

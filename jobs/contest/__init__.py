@@ -1,0 +1,1 @@
+"""Schedules and other methods against the full run, on the same noise."""

@@ -1,0 +1,1 @@
+"""A night of `refresh`: its prompts, what it measures, whether the new schedule is better."""
