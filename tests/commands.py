@@ -34,7 +34,7 @@ PROJECT = Path(__file__).parents[1]
 SETTINGS = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
 FOLDERS = {path.name for path in PROJECT.iterdir() if path.is_dir()} - {"out"}
 # Of programs that are not there to be asked.
-KNOWN = {"docker", "echo", "git", "head", "helm", "kubectl", "mypy", "pre-commit", "ruff"}
+KNOWN = {"docker", "echo", "git", "head", "helm", "kubectl", "mypy", "ruff"}
 
 
 class CommandError(AssertionError):
