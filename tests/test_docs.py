@@ -7,7 +7,7 @@ What the fence of a block of commands says besides their language is where they 
     ```sh checkout   in a checkout of the project: by .ci/run, the demo itself or another test
     ```sh cluster    on a cluster, or with tools that are not there in tests
 
-Every command is parsed by what it is for, wherever it runs.
+Every command is parsed by what it is for, wherever it runs; those of scripts in docs, too.
 """
 
 from __future__ import annotations
@@ -64,11 +64,19 @@ def commands(block: Block) -> list[str]:
     return [line.removeprefix("$ ") for line in text.splitlines() if line.startswith("$ ")]
 
 
+def script(path: Path) -> Block:
+    """A shell script, as if it were one block of commands."""
+    text = path.read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if not line.startswith(("#", "set "))]
+    return Block(path, 1, "sh", "long", "\n".join(lines))
+
+
 README = PROJECT / "README.md"
 BLOCKS = [block for page in PAGES for block in blocks(page)]
+SCRIPTS = [script(path) for path in sorted((PROJECT / "docs").rglob("*.sh"))]
 COMMANDS = [
     pytest.param(command, id=f"{block} {command[:60]}")
-    for block in BLOCKS
+    for block in (*BLOCKS, *SCRIPTS)
     if block.language in TYPED
     for command in commands(block)
 ]

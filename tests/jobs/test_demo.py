@@ -17,7 +17,7 @@ from tests.browser import needs_browser, views
 from tests.commands import run, simple_commands
 from tests.test_docs import README, TYPED, blocks, commands
 
-FEW = 2
+FEW = 3
 # Two cores may be at work on something else meanwhile.
 pytestmark = pytest.mark.timeout(1000)
 
@@ -95,7 +95,7 @@ def test_the_commands_that_follow_it_in_the_readme_run_one_after_the_other(demo)
 
 
 @pytest.mark.usefixtures("bucket")
-def test_so_do_those_for_many_prompts_when_they_are_given_few(tmp_path):
+def test_so_do_those_for_many_prompts_with_a_few_of_them(tmp_path):
     for command in [*readme("")[:2], *readme("few")]:  # the first two make prompts.txt
         run(command, tmp_path)
         if written := re.search(r"> ([\w-]+\.txt)$", command):

@@ -100,6 +100,7 @@ def test_more_forwards_come_closer_to_the_full_run(evaluated):
     assert found[0].psnr.mean + 3 < found[-1].psnr.mean < 80
 
 
+@pytest.mark.slow
 def test_another_run_of_the_same_request_gives_the_same_table_but_for_seconds(
     evaluated, tmp_path, capsys
 ):

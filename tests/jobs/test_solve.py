@@ -105,6 +105,7 @@ class TestFitted:
         assert len(gains) == 2
         assert min(gains) > 0
 
+    @pytest.mark.slow
     def test_any_number_of_gangs_makes_the_same_schedules(self, root):
         command = ["--graph", str(root / "graph"), "--budgets", "4,5"]
         assert solve.main([*command, "--gangs", "2", "--output", str(root / "again")]) == 0
