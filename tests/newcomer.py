@@ -49,7 +49,7 @@ def main() -> int:
                 bash = ["bash", "-euo", "pipefail", "-c", command]
                 subprocess.run(bash, cwd=checkout, env=environment, check=True)
             reached.append(time.time() - started)
-        videos = (checkout / "out" / "videos").rglob("*.mp4")
+        videos = (checkout / "out").rglob("*.mp4")
         reached[0] = min(video.stat().st_mtime for video in videos) - started
     late = 0
     for (what, minutes), seconds in zip(MINUTES.items(), reached, strict=True):
