@@ -168,6 +168,7 @@ class MeanCacheHook(ModelHook):
         try:
             call = self._locate(*args, **kwargs)
             if self._must_compute(call):
+                self._let_go(call)
                 self._keep(call, self.compute(call, *args, **kwargs))
             return self._answer(call)
         except BaseException:
@@ -197,11 +198,17 @@ class MeanCacheHook(ModelHook):
         return all(n in branch.history for n in self._weights[branch.step] if n != branch.step)
 
     @torch.compiler.disable
+    def _let_go(self, call: Call) -> None:
+        """Frees what the forward replaces, while it needs the memory itself."""
+        branch = self.progress.branches[call]
+        branch.output = branch.estimate = None
+
+    @torch.compiler.disable
     def _keep(self, call: Call, output: Any) -> None:
         """Notes what the transformer has returned, as far as it will be needed."""
         branch = self.progress.branches[call]
         step = branch.step
-        branch.output, branch.estimate = output, None
+        branch.output = output
         needed = self._last_use.get(step, step) > step or self._weights[step] != {step: 1.0}
         if step in self._computed and needed:
             branch.history[step] = [

@@ -1,6 +1,7 @@
-"""A profile of the denoising loop: what a skipped step runs, and what it does not."""
+"""A profile of the denoising loop: what a skipped step runs and does not, what the hook holds."""
 
 from collections import Counter
+from itertools import accumulate
 
 import pytest
 import torch
@@ -54,3 +55,27 @@ def test_no_operator_of_the_transformer_runs_on_a_skipped_step_and_none_waits(pi
         assert fast[name] == full[name] - each * (STEPS - len(COMPUTED)), name
     for name in WAITS:
         assert fast[name] <= full[name], name
+
+
+def peak(pipe) -> tuple[int, int]:
+    """The most bytes that were allocated at once in a call without decoding; its latents' bytes."""
+    arguments = {**tiny.DEFAULTS, "num_inference_steps": STEPS, "output_type": "latent"}
+    arguments |= {"height": 160, "width": 160}  # so that latents are not lost among weights
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        latents = pipe(
+            "a red circle", generator=torch.Generator().manual_seed(0), **arguments
+        ).frames
+    events = profiled.profiler.kineto_results.events()
+    allocations = [event for event in events if event.name() == "[memory]"]
+    allocations.sort(key=lambda event: event.start_ns())
+    alive = accumulate(event.nbytes() for event in allocations)
+    return max(alive), latents.numel() * latents.element_size()
+
+
+def test_at_its_peak_a_run_holds_at_most_three_velocities_more_than_a_plain_one(pipe):
+    peak(pipe)  # what is made once alone
+    plain, latents = peak(pipe)
+    apply_mean_cache(pipe, schedule(pipe, COMPUTED))
+    hooked, _ = peak(pipe)
+    remove_mean_cache(pipe)
+    assert plain < hooked <= plain + 3 * latents
