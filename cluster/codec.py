@@ -9,13 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from cluster.models.model import Model
 from cluster.models.pipelines import DENOISERS, TEXT
 from cluster.renderer import Renderer
-from cluster.stages import decoded_of
-from cluster.tiles import dealt
 
 
 class Codec(Renderer):
@@ -39,13 +35,3 @@ class Codec(Renderer):
     def read(self, prompt: str, arguments: Mapping[str, Any]) -> bytes:
         """As a renderer's; no bytes on ranks other than 0, which cannot read."""
         return super().read(prompt, arguments) if self.rank == 0 else b""
-
-    def decode(self, latents: bytes, arguments: Mapping[str, Any]) -> np.ndarray:
-        """As a renderer's; no frames on ranks other than 0."""
-        if self.world_size == 1:
-            return super().decode(latents, arguments)
-        with dealt(self.pipeline.vae, self.rank, self.world_size):
-            if self.rank == 0:
-                return super().decode(latents, arguments)
-            decoded_of(self.pipeline, latents, self.device)
-        return np.empty((0, 0, 0, 3), np.uint8)

@@ -29,7 +29,8 @@ from tqdm import tqdm
 from cluster import video, xdit
 from cluster.models.model import Model, ModelError, find_model
 from cluster.rendering import Drawing, Rendering, encoded
-from cluster.stages import Texts, frames_of, latents_of, texts_given
+from cluster.stages import Texts, decoded_of, frames_of, latents_of, texts_given
+from cluster.tiles import dealt
 from meancache import Schedule, ScheduleError, apply_mean_cache, remove_mean_cache
 from meancache.pipelines import transformers_of
 
@@ -136,7 +137,7 @@ class Renderer:
             self._listen(self.pipeline.scheduler)
         if world_size > 1 and "transformer" not in without:
             assert self.kind.parallel is not None  # the driver has checked it
-            xdit.parallelise(self.pipeline, *self.kind.parallel)
+            xdit.parallelise(self.pipeline, *self.kind.parallel, model.num_heads)
         if compiled:  # by the first forward, and anew for texts of the first few other lengths
             for transformer in transformers_of(self.pipeline):
                 transformer.compile_repeated_blocks()  # type: ignore[operator]
@@ -150,19 +151,16 @@ class Renderer:
     ) -> Rendering:
         """Draws and decodes one video or picture; every rank of the gang makes the same call.
 
-        Decoding is rank 0's alone: the others have the same latents.
-
         Raises:
             ScheduleError: the schedule does not fit the run.
             ValueError: what came out is no picture (NaN, Inf, one value, another shape).
         """
         started = time.perf_counter()
         drawing = self.draw(prompt, seed, arguments, schedule)
-        frames = None
-        if drawing.latents is not None:
-            frames = self.decode(drawing.latents, arguments)
+        latents = self.agree(drawing.latents) if self._shares_tiles(arguments) else drawing.latents
+        frames = None if latents is None else self.decode(latents, arguments)
         seconds = time.perf_counter() - started
-        return Rendering(frames, drawing.nfe, seconds, drawing.loop_s)
+        return Rendering(frames if self.rank == 0 else None, drawing.nfe, seconds, drawing.loop_s)
 
     def read(self, prompt: str, arguments: Mapping[str, Any]) -> bytes:
         """The embeddings of the texts of a call, packed, for `draw` in another process."""
@@ -229,18 +227,30 @@ class Renderer:
     def decode(self, latents: bytes, arguments: Mapping[str, Any]) -> np.ndarray:
         """The frames of what `draw` drew, here or in another process.
 
+        Every rank of the gang makes the same call where the VAE decodes in tiles, and they share
+        them; what is of one piece is rank 0's.
+
         Args:
             latents: of the `Drawing`.
             arguments: of the call that drew it.
 
         Returns:
-            (F, H, W, 3) uint8; F = 1 for a picture.
+            (F, H, W, 3) uint8, F = 1 for a picture; no frames on ranks other than 0.
 
         Raises:
             ValueError: what came out is no picture (NaN, Inf, one value, another shape).
         """
-        frames = frames_of(self.pipeline, latents, self.device)
+        nothing = np.empty((0, 0, 0, 3), np.uint8)
+        shared = self._shares_tiles(arguments)
+        if self.rank != 0 and not shared:
+            return nothing
+        with dealt(self.pipeline.vae, self.rank, self.world_size) if shared else nullcontext():
+            # What comes after the VAE is rank 0's.
+            finish: Callable[..., Any] = frames_of if self.rank == 0 else decoded_of
+            frames = finish(self.pipeline, latents, self.device)
         self._free()
+        if self.rank != 0:
+            return nothing
         video.check_drawn("frames", frames, (*self.model.shape(arguments), 3))
         return np.rint(frames * 255).astype(np.uint8)
 
@@ -283,8 +293,8 @@ class Renderer:
             if not decode:
                 return self.denoise(prompt, seed, changed)
             frames = self.render(prompt, seed, changed).frames
-        # Rank 0 decodes alone. The others wait for each video of a row, not for all of them in
-        # the next forward's collective, which would take it for dead.
+        # Where rank 0 decodes alone, the others wait for each video of a row, not for all of them
+        # in the next forward's collective, which would take it for dead.
         self.agree(None)
         return frames
 
@@ -305,6 +315,9 @@ class Renderer:
         with counter:
             self.denoise(prompt, seed, arguments)
         return sum(counter.get_flop_counts()[type(self.pipeline.transformer).__name__].values())
+
+    def _shares_tiles(self, arguments: Mapping[str, Any]) -> bool:
+        return self.world_size > 1 and self.model.decodes_in_tiles(arguments)
 
     def _free(self) -> None:
         """Takes offloaded components off the GPU, as a pipeline's call does where it ends."""

@@ -31,6 +31,8 @@ __all__ = ["Model", "ModelError", "find_model"]
 CONDITIONS = ("height", "width", "num_frames", "guidance_scale", "true_cfg_scale")
 # Beyond any model of today; a slip of the keyboard should not reach a GPU.
 MOST = {"height": 16384, "width": 16384, "num_frames": 16385, "num_inference_steps": 1000}
+# Of a node, and so of a gang.
+MOST_GPUS = 16
 DTYPES = ("float32", "bfloat16", "float16")
 EULER = "FlowMatchEulerDiscreteScheduler"
 # Pipelines that draw from a picture or a video, of which a row of prompts has none.
@@ -49,7 +51,7 @@ class Model:
         dtype: name of the torch dtype it runs in.
         fps: frames a second of its videos; 0 for a model of images.
         defaults: the call's arguments where the user gives none.
-        num_heads: attention heads, which Ulysses deals out to the ranks.
+        num_heads: attention heads, which Ulysses deals out to as many ranks as divide them.
         patch: (temporal, spatial) pixels a token covers per axis.
         temporal_compression: the VAE's; frames are 1 + a multiple of it.
         tile: (frames, pixels along an axis) of the largest output that the VAE decodes in one
@@ -213,18 +215,14 @@ class Model:
                 f"gang size {gang_size} is not for {self.id}: xDiT has no sequence-parallel "
                 f"transformer for a {self.pipeline}; use --gang-size 1, or one of {able}"
             )
-        if self.num_heads % gang_size:
-            raise ModelError(
-                f"gang size {gang_size} does not divide the {self.num_heads} attention heads of "
-                f"{self.id}; use one of {_divisors(self.num_heads)}"
-            )
         tokens = self.tokens(arguments)
-        if tokens % gang_size and not self.kind.shares_any_video:
+        if not self._shares(tokens, gang_size):
             frames = f"x{arguments['num_frames']}" if "num_frames" in arguments else ""
+            sizes = [size for size in range(1, MOST_GPUS + 1) if self._shares(tokens, size)]
             raise ModelError(
                 f"gang size {gang_size} does not divide the {tokens} tokens of "
                 f"{arguments['width']}x{arguments['height']}{frames}; use "
-                f"another size or a gang size that does"
+                f"{', '.join(map(str, sizes))}, or another size of the output"
             )
         text = arguments.get("max_sequence_length", 0)
         if self.kind.shares_padded_text and text % gang_size:
@@ -232,6 +230,11 @@ class Model:
                 f"gang size {gang_size} does not divide the {text} tokens that {self.id} pads its "
                 f"texts to; use one of {_divisors(text)}"
             )
+
+    def _shares(self, tokens: int, gang_size: int) -> bool:
+        # What makes a video of any size divisible knows no ring, see `cluster.xdit.videos`.
+        any_video = self.kind.shares_any_video and self.num_heads % gang_size == 0
+        return any_video or tokens % gang_size == 0
 
     def check_schedule(self, schedule: Schedule, arguments: Mapping[str, Any]) -> None:
         """Refuses a schedule that was made for another model, grid or conditions.

@@ -50,7 +50,8 @@ class Kind:
             the decoder carries features from one tile to the next.
         tiling: of the VAE's enable_tiling, where its tiles are not of the sizes that diffusers
             sets.
-        shares_any_video: ranks share out a video whose tokens their number does not divide.
+        shares_any_video: ranks whose number divides the heads share out a video of any number of
+            tokens.
         shares_padded_text: xDiT's ranks share out a text of max_sequence_length tokens.
         compiles: diffusers names the blocks of its transformer that repeat.
     """

@@ -1,15 +1,17 @@
 """xDiT set-up for one rank, on CUDA (NCCL) and on CPU (gloo), by the same code.
 
 A gang's ranks share one video by sequence parallelism: each holds the whole transformer and a
-slice of the tokens, and Ulysses exchanges heads for tokens around every attention. xDiT is made
-for accelerators; what it lacks on a CPU is supplied here and nowhere else. Knows nothing of
-schedules: a schedule is static, so ranks need no agreement about it.
+slice of the tokens, and Ulysses exchanges heads for tokens around every attention; ranks that heads
+do not suffice for pass keys and values around a ring. xDiT is made for accelerators; what it lacks
+on a CPU is supplied here and nowhere else. Knows nothing of schedules: a schedule is static, so
+ranks need no agreement about it.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import os
 import sys
 from datetime import timedelta
@@ -56,16 +58,28 @@ def initialize(rank: int, world_size: int, init_method: str) -> torch.device:
     return device
 
 
-def parallelise(pipeline: Any, module: str, name: str) -> None:
+def degrees(world_size: int, heads: int) -> tuple[int, int]:
+    """(Ulysses, ring) of a gang: as much of Ulysses as the heads allow, which moves fewer bytes.
+
+    Args:
+        world_size: ranks in the gang.
+        heads: of the transformer's attention.
+    """
+    ulysses = math.gcd(world_size, heads)
+    return ulysses, world_size // ulysses
+
+
+def parallelise(pipeline: Any, module: str, name: str, heads: int) -> None:
     """Replaces a pipeline's transformers by xDiT's sequence-parallel ones, in place.
 
     Call it after `initialize`, on every rank. Outputs equal the plain transformer's up to the
     order of float additions in attention.
 
     Args:
-        pipeline: on the rank's device; its number of heads is divisible by the world size.
+        pipeline: on the rank's device.
         module: of xDiT's transformers.
         name: of the class in there that takes the place of the pipeline's own.
+        heads: of its attention.
     """
     xfuser = _import_xfuser()
     from xfuser.core.distributed import (
@@ -79,15 +93,19 @@ def parallelise(pipeline: Any, module: str, name: str) -> None:
     world_size = torch.distributed.get_world_size()
     rank = torch.distributed.get_rank()
     backend = torch.distributed.get_backend()
+    ulysses, ring = degrees(world_size, heads)
     init_distributed_environment(world_size, rank, local_rank=rank, backend=backend)
     if not model_parallel_is_initialized():
         initialize_model_parallel(
-            sequence_parallel_degree=world_size, ulysses_degree=world_size, backend=backend
+            sequence_parallel_degree=world_size,
+            ulysses_degree=ulysses,
+            ring_degree=ring,
+            backend=backend,
         )
     engine_config, _ = xfuser.xFuserArgs(
-        ulysses_degree=world_size,
-        # Without an accelerator the only attention there is.
-        attention_backend="sdpa" if backend == "gloo" else None,
+        ulysses_degree=ulysses,
+        ring_degree=ring,
+        attention_backend=_attention_backend(backend, ring),
     ).create_config()
     wrapper = getattr(importlib.import_module(f"{TRANSFORMERS}.{module}"), name)
     for component, plain in pipeline.components.items():
@@ -96,10 +114,32 @@ def parallelise(pipeline: Any, module: str, name: str) -> None:
     initialize_runtime_state(pipeline, engine_config)
     if module == "transformer_qwen":
         texts.install()
-    elif module == "transformer_hunyuan_video":
+    elif module == "transformer_hunyuan_video" and ring == 1:
         videos.install(pipeline.transformer, world_size)
     # FLUX.1's attention reads it, and needs it for xDiT's pipeline parallelism alone.
     get_runtime_state().max_condition_sequence_length = 0
+
+
+def _attention_backend(backend: str, ring: int) -> str | None:
+    """Which of xDiT's attentions; None for the fastest that it finds."""
+    if backend == "gloo":
+        return "sdpa" if ring == 1 else "sdpa_flash"
+    # A ring adds up by the log-sum-exp of each part, which not all of the fastest ones tell.
+    return None if ring == 1 else "cudnn"
+
+
+def _flash_attention_of_a_cpu(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    dropout_p: float,
+    is_causal: bool,
+    attention_kwargs: Any = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `sdpa_flash` is on an accelerator: (result, log-sum-exp of the scores)."""
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    result, log_sum_exp = flash(query, key, value, dropout_p=dropout_p, is_causal=is_causal)
+    return result, log_sum_exp
 
 
 def _parallel(wrapper: Any, plain: Any) -> Any:
@@ -133,4 +173,7 @@ def _import_xfuser() -> Any:
     spec.loader.exec_module(package)
     usp: Any = importlib.import_module("xfuser.model_executor.layers.usp")
     usp.PROCESS_GROUP = importlib.import_module("yunchang.globals").PROCESS_GROUP
+    attention: Any = importlib.import_module("xfuser.core.distributed.attention_backend")
+    flash = attention.AttentionBackendType.SDPA_FLASH
+    attention.ATTENTION_FUNCTION_REGISTRY[flash] = _flash_attention_of_a_cpu
     return package

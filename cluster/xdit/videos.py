@@ -93,15 +93,19 @@ class Attention:
     ) -> Any:
         """As the attention that it stands for."""
         if self._hidden is not None:
-            shown = shown_tokens(*self._hidden, key.shape[2], self._sharing(), key.device)
+            shown = self._shown(key.shape[2], key.device)
             key, value = key.index_select(2, shown), value.index_select(2, shown)
         return self._attention(query, key, value, **options)
 
-    def _sharing(self) -> int:
-        """Ranks that have a share of the text: all, or where they cannot share it out, none."""
+    @torch.compiler.disable  # looked up, where blocks are compiled too
+    def _shown(self, tokens: int, device: torch.device) -> torch.Tensor:
+        """The indices of a sequence's tokens that may be attended to."""
         from xfuser.core.distributed import get_runtime_state
 
-        return self._ranks if get_runtime_state().split_text_embed_in_sp else 1
+        assert self._hidden is not None
+        # Where ranks cannot share out the text, it lies behind the video in one piece.
+        shares = self._ranks if get_runtime_state().split_text_embed_in_sp else 1
+        return shown_tokens(*self._hidden, tokens, shares, device)
 
 
 @lru_cache(maxsize=16)

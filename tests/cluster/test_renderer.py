@@ -15,7 +15,7 @@ from cluster.prompts import Prompt
 from cluster.rendering import Drawing, RenderRequest, draw_item, render_item
 from meancache import Schedule, apply_mean_cache, remove_mean_cache
 from meancache.quality import psnr
-from tests.cluster import ranks
+from tests.cluster import ranks, tiled
 from tests.commands import run, simple_commands
 from tests.test_docs import README, blocks, commands
 
@@ -89,6 +89,16 @@ def test_latents_of_two_ranks_and_of_one_differ_by_the_rounding_of_sums(
     alone, shared = gang_of_one.run(ranks.latents, asked), gang_of_two.run(ranks.latents, asked)
     # Latents are of order 1; float32 sums of 100 terms in another order, over 12 steps.
     torch.testing.assert_close(shared, alone, atol=2e-4, rtol=0)
+
+
+def test_ranks_share_the_tiles_of_the_videos_that_they_draw_whole(model, gang_of_one, gang_of_two):
+    arguments = {**model.defaults, "num_inference_steps": 2, "num_frames": 37}
+    asked = RenderRequest(plan_items([Prompt(1, "a red circle", "p")], model, arguments)[0], None)
+    shared, tiles = gang_of_two.run(tiled.render, asked)
+    alone, all_tiles = gang_of_one.run(tiled.render, asked)
+    assert (all_tiles, tiles) == ([2], [1, 1])
+    difference = np.abs(alone.frames.astype(int) - shared.frames.astype(int))
+    assert difference.max() <= 1
 
 
 def test_a_gang_draws_the_same_video_again_bit_for_bit(model, schedule, gang_of_two):

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from cluster import xdit
-from cluster.rendering import decode_item
+from cluster.rendering import Rendering, RenderRequest, decode_item, render_item
 from cluster.tiles import dealt
 from tests.pipelines import small
 
 if TYPE_CHECKING:
     from cluster.codec import Codec
     from cluster.plan import WorkItem
+    from cluster.renderer import Renderer
 
 # Tiles of 32 pixels, or 64, are latents of 4 along an axis or, in the last two, of 2.
 HUNYUAN = {
@@ -92,18 +94,28 @@ def decode(rank: Rank, asked: tuple[str, tuple[int, ...], torch.dtype]) -> Decod
     name, shape, dtype = asked
     vae = rank.vaes[name].to(dtype)
     latents = small.noise(*shape).to(dtype)
-    counted = 0
-
-    def count(*_: Any) -> None:
-        nonlocal counted
-        counted += 1
-
-    # Tiles that come from elsewhere pass by the decoder's own layers.
-    watching = vae.decoder.conv_in.register_forward_hook(count)
-    with dealt(vae, rank.number, rank.world_size):
+    with _counted(vae) as tiles, dealt(vae, rank.number, rank.world_size):
         shared = vae.decode(latents).sample
-    watching.remove()
-    return Decoded(shared, vae.decode(latents).sample, _of_all(counted, rank.world_size))
+    return Decoded(shared, vae.decode(latents).sample, _of_all(len(tiles), rank.world_size))
+
+
+def render(renderer: Renderer, request: RenderRequest) -> tuple[Rendering, list[int]]:
+    """What a gang draws of a request, and the tiles that each rank has decoded of it, by rank."""
+    with _counted(renderer.pipeline.vae) as tiles:
+        rendering = render_item(renderer, request)
+    return rendering, _of_all(len(tiles), renderer.world_size)
+
+
+@contextmanager
+def _counted(vae: Any) -> Iterator[list[int]]:
+    """Grows by one for each tile that this rank decodes; those from elsewhere pass by the layers
+    of the decoder."""
+    tiles: list[int] = []
+    watching = vae.decoder.conv_in.register_forward_pre_hook(lambda *_: tiles.append(1))
+    try:
+        yield tiles
+    finally:
+        watching.remove()
 
 
 def components(codec: Codec, payload: object) -> list[set[str]]:

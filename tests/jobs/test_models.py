@@ -167,7 +167,7 @@ def test_a_dry_run_counts_the_forwards_of_guidance(tmp_path, capsys, name, more,
     ("more", "sentence"),
     [
         (["--num-frames", "9"], "is a FluxPipeline, which takes no num_frames"),
-        (["--gang-size", "4"], "does not divide the 2 attention heads"),
+        (["--gang-size", "5"], "gang size 5 does not divide the "),
         (["--height", "50"], "height 50 must be a multiple of 16"),
     ],
 )

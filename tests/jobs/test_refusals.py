@@ -67,7 +67,7 @@ def test_prompts_that_cannot_be_used(tmp_path, refused, main, name, content, sen
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["--gang-size", "3"], "gang size 3 does not divide the 4 attention heads"),
+        (["--gang-size", "5"], "gang size 5 does not divide the 48 tokens"),
         (["--gang-size", "0"], "0 must be at least 1"),
         (["--gangs", "4:2"], "gangs '4:2' must be A or A:B"),
         (["--height", "50"], "height 50 must be a multiple of 16"),
@@ -216,7 +216,7 @@ def test_a_submitted_job_may_not_write_into_its_temporary_copy(refused, prompts,
         (["--reference-steps", "20000"], "num_inference_steps 20000 must be between"),
         (["--method", "secant", "--target-psnr", "30"], "--target-psnr needs --method fitted"),
         (["--method", "paper", "--reference-steps", "300"], "needs --method fitted"),
-        (["--gang-size", "3"], "gang size 3 does not divide the 4 attention heads"),
+        (["--gang-size", "5"], "gang size 5 does not divide the 48 tokens"),
     ],
 )
 def test_what_cannot_be_solved(tmp_path, refused, graph_folder, more, sentence):

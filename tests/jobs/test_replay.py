@@ -154,7 +154,7 @@ def test_a_file_that_exists_is_not_overwritten(root, refused, tmp_path):
 
 def test_a_gang_that_the_model_cannot_have_is_refused(root, refused):
     item_id = rows(root)[0]["item_id"]
-    assert "gang size 3 does not divide" in refused(root, item_id, "--gang-size", "3")
+    assert "gang size 5 does not divide" in refused(root, item_id, "--gang-size", "5")
 
 
 def test_what_a_benchmark_left_is_refused(model, tmp_path, refused):

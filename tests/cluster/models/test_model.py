@@ -100,7 +100,11 @@ def test_another_pipeline_is_refused_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "gang_size", "sentence"),
     [
-        ({}, 3, "gang size 3 does not divide the 4 attention heads of tiny; use one of 1, 2, 4"),
+        (
+            {},
+            5,
+            "divide the 48 tokens of 64x64x9; use 1, 2, 3, 4, 6, 8, 12, 16, or another",
+        ),
         ({"height": 60}, 1, "height 60 must be a multiple of 16"),
         ({"num_frames": 10}, 1, "num_frames 10 must be 1 more than a multiple of 4"),
         ({"num_inference_steps": 0}, 1, "num_inference_steps 0 must be between 1 and 1000"),
@@ -112,7 +116,7 @@ def test_impossible_arguments_are_refused_with_the_rule(model, changes, gang_siz
 
 
 def test_possible_arguments_pass(model):
-    for gang_size in (1, 2, 4):
+    for gang_size in (1, 2, 3, 4, 6):
         model.check_arguments(model.defaults, gang_size)
 
 
