@@ -1,4 +1,4 @@
-"""Pictures of a training run: the loss curves and a sheet of sampled videos."""
+"""Pictures of the embedded model: sheets of its videos, and the loss curves of its training."""
 
 from __future__ import annotations
 
@@ -16,10 +16,21 @@ _MARGIN, _GAP, _TILE, _CAPTION_WIDTH = 20, 6, 96, 268  # pixels
 _PAPER, _INK, _FAINT = (250, 250, 248), (40, 40, 46), (130, 130, 136)
 
 
-def draw_samples(
-    rows: Sequence[tuple[Caption, npt.NDArray[np.float32]]], every: int, file: Path
-) -> None:
-    """A PNG with a row for each (caption, video (F, H, W, 3) in [0, 1]): every n-th frame."""
+Video = npt.NDArray[np.float32]
+"""(F, H, W, 3), in [0, 1]."""
+
+
+def draw_samples(rows: Sequence[tuple[Caption, Video]], every: int, file: Path) -> None:
+    """A PNG with a row for each (caption, video): every n-th frame."""
+    labelled = []
+    for caption, video in rows:
+        shape, background = caption.text.split(" on ")
+        labelled.append(((shape, f"on {background}"), video))
+    draw_sheet(labelled, every, file)
+
+
+def draw_sheet(rows: Sequence[tuple[tuple[str, str], Video]], every: int, file: Path) -> None:
+    """A PNG with a row for each ((label, fainter label below it), video): every n-th frame."""
     columns = len(range(0, len(rows[0][1]), every))
     width = _MARGIN * 2 + _CAPTION_WIDTH + columns * (_TILE + _GAP) - _GAP
     height = _MARGIN * 2 + 24 + len(rows) * (_TILE + _GAP) - _GAP
@@ -29,12 +40,11 @@ def draw_samples(
     for column in range(columns):
         x = _MARGIN + _CAPTION_WIDTH + column * (_TILE + _GAP) + _TILE // 2
         draw.text((x, _MARGIN), f"frame {column * every}", _FAINT, small, anchor="ma")
-    for row, (caption, video) in enumerate(rows):
+    for row, ((label, fainter), video) in enumerate(rows):
         y = _MARGIN + 24 + row * (_TILE + _GAP)
-        first, second = caption.text.split(" on ")
         middle = y + _TILE // 2
-        draw.text((_MARGIN, middle - 12), first, _INK, words, anchor="lm")
-        draw.text((_MARGIN, middle + 12), f"on {second}", _FAINT, words, anchor="lm")
+        draw.text((_MARGIN, middle - 12), label, _INK, words, anchor="lm")
+        draw.text((_MARGIN, middle + 12), fainter, _FAINT, words, anchor="lm")
         for column, frame in enumerate(video[::every]):
             tile = Image.fromarray((frame * 255).round().astype(np.uint8))
             x = _MARGIN + _CAPTION_WIDTH + column * (_TILE + _GAP)
