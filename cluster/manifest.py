@@ -177,15 +177,11 @@ class Manifest:
         """An item's row as it was committed. Raises MissingKey where it is still open."""
         return json.loads(self.store.get(self.receipt_key(item.shard, item.id)))
 
-    def open_items(self, items: Sequence[WorkItem]) -> list[WorkItem]:
-        """The items without a receipt, in plan order.
+    def open_shards(self, items: Sequence[WorkItem]) -> dict[int, list[WorkItem]]:
+        """Shards without a part, and which of their items have no receipt (perhaps none).
 
         Lists the parts, and the receipts of those shards that have none.
         """
-        return [item for members in self.open_shards(items).values() for item in members]
-
-    def open_shards(self, items: Sequence[WorkItem]) -> dict[int, list[WorkItem]]:
-        """Shards without a part, and which of their items have no receipt (perhaps none)."""
         closed = set(self.store.list(PARTS))
 
         def missing(shard: int) -> list[WorkItem]:

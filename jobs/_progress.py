@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 import time
@@ -86,9 +87,11 @@ class _Line:
                 self._print()
 
     def _print(self) -> None:
-        end = "" if self._live and self._done < self._total else "\n"
-        begin = "\r\x1b[K" if self._live else ""
-        print(f"{begin}{self._text()}", end=end, file=self._stream, flush=True)
+        text, begin, end = self._text(), "\r\x1b[K" if self._live else "", "\n"
+        if self._live and self._done < self._total:
+            # What a terminal breaks into two lines is not written over.
+            text, end = text[: shutil.get_terminal_size().columns - 1], ""
+        print(f"{begin}{text}", end=end, file=self._stream, flush=True)
 
     def _text(self) -> str:
         now, also = time.monotonic(), self._also()

@@ -247,7 +247,7 @@ def test_what_a_broken_model_draws_becomes_a_failed_row(
 def test_ranks_that_do_not_start_use_up_no_item(job, model, item):
     with pytest.raises(GangStartError, match="no weights here"):
         Delivery(job, model, None)(Studio(*[Gang(ranks.build_fails, 1)] * 2), item)
-    assert job.open_items([item]) == [item]
+    assert job.open_shards([item]) == {item.shard: [item]}
     assert attempts.failures(job, item) == []
 
 

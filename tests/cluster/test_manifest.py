@@ -28,16 +28,15 @@ def contents(folder) -> dict[str, bytes]:
 
 
 def test_what_has_no_receipt_is_open(job, items):
-    assert job.open_items(items) == items
+    assert job.open_shards(items) == {0: items}
     job.commit(row_of(items[2], job))
-    assert job.open_items(items) == [*items[:2], *items[3:]]
+    assert job.open_shards(items) == {0: [*items[:2], *items[3:]]}
 
 
 def test_a_closed_shard_is_not_looked_into_again(job, items, tmp_path):
     finish(job, items)
     for receipt in (tmp_path / "receipts" / "000000").iterdir():
         receipt.unlink()
-    assert job.open_items(items) == []
     assert job.open_shards(items) == {}
 
 
@@ -97,7 +96,7 @@ def test_a_part_is_a_pure_function_of_its_receipts(job, items, store):
 
 def test_a_shard_of_failures_alone_is_closed_too(job, items, store):
     finish(job, items, failed=range(7))
-    assert job.open_items(items) == []
+    assert job.open_shards(items) == {}
     assert pq.read_table(io.BytesIO(store.get(job.part_key(0)))).num_rows == 0
 
 
@@ -113,7 +112,7 @@ def test_a_healing_adds_rows_and_rewrites_nothing(job, items, store, tmp_path):
     committed = contents(tmp_path)
     healing = Manifest(store, 1)
     failed = [items[1], items[4], items[5]]
-    assert healing.open_items(failed) == failed
+    assert healing.open_shards(failed) == {0: failed}
     after = finish(healing, failed, failed={4}, before=before)
     assert {**contents(tmp_path), **committed} == contents(tmp_path)
     assert (after.rows, after.failed) == (6, 1)

@@ -50,6 +50,15 @@ def test_a_terminal_gets_one_line_that_changes():
     assert text.count("\r") == 4
 
 
+def test_in_a_narrow_terminal_the_line_that_changes_stays_one(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    terminal = Terminal()
+    list(progress(range(3), 3, "videos", terminal, also=lambda: ", 2 gangs, goodput 97%"))
+    *changing, last = terminal.getvalue().split("\r\x1b[K")[1:]
+    assert {len(line) for line in changing} == {29}
+    assert last.endswith("done, 2 gangs, goodput 97%\n")
+
+
 def test_a_log_gets_lines_while_nothing_comes(monkeypatch):
     monkeypatch.setattr(_progress, "LOG_EVERY_S", 0.01)
     log = Listened()

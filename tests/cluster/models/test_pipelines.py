@@ -221,7 +221,12 @@ def test_every_row_of_the_table_is_tried_here(saved):
         ("FLUX.1", {"height": "64"}, 1, "height '64' must be between"),
         ("LTX-Video", {"num_frames": 10}, 1, "num_frames 10 must be 1 more than a multiple of 8"),
         ("FLUX.1", {"max_sequence_length": 77}, 2, "does not divide the 77 tokens that .* pads"),
-        ("Qwen-Image", {"height": 48, "width": 48}, 2, "the 9 tokens of 48x48; use 1, 3, 9, or another size"),
+        (
+            "Qwen-Image",
+            {"height": 48, "width": 48},
+            2,
+            "the 9 tokens of 48x48; use 1, 3, 9, or another size",
+        ),
     ],
 )
 def test_arguments_that_a_pipeline_cannot_run_are_refused(
