@@ -304,7 +304,11 @@ def _print_estimates(prepared: Prepared, item: WorkItem, forwards: float) -> Non
     def memory(gang_size: int) -> float:
         return sum(replace(demand, gang_size=gang_size).parts(rank=0).values())
 
-    choices = cost_model.estimates(model.transformer, tokens, forwards, memory)
+    choices = [
+        one
+        for one in cost_model.estimates(model.transformer, tokens, forwards, memory)
+        if model.takes_gang(item.arguments, one.gang_size)
+    ]
     print("estimated for H100s, denoising alone:")
     for one in choices:
         print(

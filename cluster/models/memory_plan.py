@@ -8,13 +8,12 @@ still be too much.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 from cluster.models.cost_model import GIB, REACHED
-from cluster.models.model import Model, ModelError
+from cluster.models.model import Model
 from cluster.models.pipelines import DENOISERS, TEXT
 
 # A process's CUDA context, the workspaces of its libraries, and what its allocator cannot use.
@@ -143,8 +142,7 @@ class Demand:
         for size in range(self.gang_size + 1, max(REACHED) + 1):
             if _total(replace(self, gang_size=size).parts(rank, offloaded=True)) > memory:
                 continue
-            with suppress(ModelError):
-                self.model.check_arguments(self.arguments, size)
+            if self.model.takes_gang(self.arguments, size):
                 ways.append(f"--gang-size {size}")
                 break
         if _total(self._smallest().parts(rank, offloaded=True)) <= memory:

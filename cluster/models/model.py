@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -207,6 +208,13 @@ class Model:
             raise ModelError(f"num_frames {frames} must be 1 more than a multiple of {every}")
         if gang_size > 1:
             self._check_gang(arguments, gang_size)
+
+    def takes_gang(self, arguments: Mapping[str, Any], gang_size: int) -> bool:
+        """Whether a gang of this size can run these call arguments."""
+        with suppress(ModelError):
+            self.check_arguments(arguments, gang_size)
+            return True
+        return False
 
     def _check_gang(self, arguments: Mapping[str, Any], gang_size: int) -> None:
         if self.kind.parallel is None:

@@ -259,6 +259,13 @@ def test_a_dry_run_of_a_model_for_gpus_estimates_and_recommends_a_gang(command, 
     assert "for bulk work use --gang-size 1, the smallest that fits 80 GiB" in said
 
 
+def test_it_estimates_no_gang_that_would_be_refused(command, capsys):
+    odd = ["--height", "48", "--width", "48"]  # 27 tokens, and 4 heads
+    assert render.main([*command, *odd, "--dtype", "bfloat16", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert [f"--gang-size {size}: " in said for size in (1, 2, 4, 8)] == [True] * 3 + [False]
+
+
 def test_a_dry_run_of_a_started_job_knows_its_rate(root, command, capsys):
     receipts = sorted((root / "receipts").rglob("*.json"))
     manifest = root / "manifest"
