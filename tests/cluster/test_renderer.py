@@ -16,7 +16,7 @@ from cluster.rendering import Drawing, RenderRequest, draw_item, render_item
 from meancache import Schedule, apply_mean_cache, remove_mean_cache
 from meancache.quality import psnr
 from tests.cluster import ranks, tiled
-from tests.commands import run, simple_commands
+from tests.commands import PROJECT, run, simple_commands
 from tests.test_docs import README, blocks, commands
 
 STEPS = 12
@@ -155,11 +155,13 @@ def test_the_renderer_runs_under_torchrun_without_ray_as_the_readme_says(
         for command in commands(block)
     )
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert "9 frames, 50 forwards" in run(command, tmp_path)
+    (tmp_path / "schedules").symlink_to(PROJECT / "schedules")
+    assert "9 frames, 10 forwards" in run(command, tmp_path)
     (words,) = simple_commands(command)
     said = dict(pairwise(words))
     item = plan_items([Prompt(1, said["--prompt"], "p", 0)], model, model.defaults)[0]
-    expected = gang_of_one.run(render_item, RenderRequest(item, None)).frames
+    followed = Schedule.load(PROJECT / said["--schedule"])
+    expected = gang_of_one.run(render_item, RenderRequest(item, followed)).frames
     drawn = video.decode((tmp_path / said["--output"]).read_bytes())
     assert psnr(drawn, expected) > 25  # what the codec leaves
 
