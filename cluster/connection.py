@@ -22,8 +22,14 @@ def connect() -> None:
     if ray.is_initialized():
         return
     _check_answers()
-    # What ranks print belongs to Ray's own logs; a job's log is its driver's.
-    ray.init(logging_level=logging.ERROR, log_to_driver=False)
+    ray.init(
+        logging_level=logging.ERROR,
+        # What ranks print belongs to Ray's own logs; a job's log is its driver's.
+        log_to_driver=False,
+        # Of a cluster that is started here: it would take seconds to start, and be gone with the
+        # job.
+        include_dashboard=False,
+    )
 
 
 def _check_answers() -> None:

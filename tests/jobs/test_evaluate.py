@@ -42,7 +42,7 @@ def command(root: Path, schedules: Path | None = None, *more: str) -> list[str]:
     prompts = root.parent / "held-out.txt"
     prompts.write_text("\n".join(HELD_OUT))
     asked = ["--model", "tiny", "--prompts", str(prompts), "--schedules", str(schedules)]
-    return [*asked, "--output", str(root), *more]
+    return [*asked, "--gangs", "1", "--output", str(root), *more]
 
 
 def table(root: Path) -> pa.Table:
@@ -105,7 +105,7 @@ def test_another_run_of_the_same_request_gives_the_same_table_but_for_seconds(
     evaluated, tmp_path, capsys
 ):
     root = tmp_path / "out"
-    assert evaluate.main(command(root, None, "--reference-steps", "100", "--gangs", "1")) == 0
+    assert evaluate.main(command(root, None, "--reference-steps", "100")) == 0
     assert without_seconds(table(root)).equals(without_seconds(table(evaluated)))
     said = capsys.readouterr().out
     assert "2 pairs to do, 0 already done; 2 contenders and the full run" in said
@@ -178,7 +178,7 @@ def test_peers_and_what_the_graph_solves_compete_too(tmp_path, small_folders, mo
     (schedules, graph), root = small_folders, tmp_path / "out"
     euler = [peer for peer in peers.sweep() if peer.method == "euler"][:2]
     monkeypatch.setattr(peers, "sweep", lambda: euler)  # the others are tested where they live
-    more = ["--steps", str(STEPS), "--graph", str(graph), "--peers", "--gangs", "1"]
+    more = ["--steps", str(STEPS), "--graph", str(graph), "--peers"]
     assert evaluate.main(command(root, schedules, *more)) == 0
     found = standings(table(root))
     assert {one.method for one in found} >= {

@@ -25,7 +25,8 @@ pytestmark = pytest.mark.usefixtures("shared_cluster")
 @pytest.fixture
 def command(tmp_path, prompts) -> list[str]:
     root = str(tmp_path / "out")
-    return ["--model", "tiny", "--prompts", prompts, "--steps", "4", "--output", root]
+    what = ["--model", "tiny", "--prompts", prompts, "--steps", "4"]
+    return [*what, "--gangs", "1", "--output", root]
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +213,7 @@ def test_a_driver_that_is_terminated_says_how_to_resume_and_the_same_command_doe
     many.write_text("\n".join(f"{prompt}, {take}" for take in range(20) for prompt in PROMPTS))
     command[command.index("--prompts") + 1] = str(many)
     with subprocess.Popen(
-        [sys.executable, "-m", "jobs.render", *command, "--gangs", "1"],
+        [sys.executable, "-m", "jobs.render", *command],
         stderr=subprocess.PIPE,
         text=True,
         env={

@@ -28,7 +28,7 @@ def rendered(tmp_path_factory, shared_cluster) -> Path:
     rows = [{"prompt": "a red circle", "num_frames": 5}, {"prompt": "a blue square", **OVERRIDE}]
     (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
     command = ["--model", "tiny", "--prompts", str(folder / "prompts.jsonl"), "--steps", "2"]
-    assert render.main([*command, "--output", str(folder / "out")]) == 0
+    assert render.main([*command, "--gangs", "1", "--output", str(folder / "out")]) == 0
     return folder / "out"
 
 
