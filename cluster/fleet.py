@@ -419,6 +419,15 @@ class _Leader:
         ray.actor.exit_actor()
 
 
+def fits(gang_size: int) -> bool:
+    """Whether the cluster has room for a gang of this size now; joins it, or starts one."""
+    connect()
+    with suppress(FleetError):
+        _room(gang_size)
+        return True
+    return False
+
+
 def _room(gang_size: int) -> tuple[dict[str, float], int]:
     """Ray resources of one gang, and how many gangs the cluster has room for now."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

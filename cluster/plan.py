@@ -61,7 +61,7 @@ def item_id(
     schedule: Schedule | None = None,
 ) -> str:
     """First 32 hex digits of sha256 over the canonical JSON of what decides the pixels."""
-    decides = {
+    decides: dict[str, Any] = {
         "model": model.key,
         "dtype": model.dtype,
         "schedule": None if schedule is None else schedule.id,
@@ -69,6 +69,8 @@ def item_id(
         "seed": seed,
         "arguments": dict(arguments),
     }
+    if model.kind.tiling and model.decodes_in_tiles(arguments):
+        decides["tiling"] = dict(model.kind.tiling)  # where tiles meet
     return hashlib.sha256(canonical_json(decides)).hexdigest()[:32]
 
 

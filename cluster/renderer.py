@@ -137,7 +137,7 @@ class Renderer:
             self._listen(self.pipeline.scheduler)
         if world_size > 1 and "transformer" not in without:
             assert self.kind.parallel is not None  # the driver has checked it
-            xdit.parallelise(self.pipeline, *self.kind.parallel, model.num_heads)
+            xdit.parallelise(self.pipeline, *self.kind.parallel, *model.degrees(world_size))
         if compiled:  # by the first forward, and anew for texts of the first few other lengths
             for transformer in transformers_of(self.pipeline):
                 transformer.compile_repeated_blocks()  # type: ignore[operator]

@@ -78,8 +78,10 @@ class _Share:
 
     def wait(self) -> None:
         """Returns when rank 0 has everything."""
-        for work, _ in self._sent:
-            work.wait()
+        for work, tensor in self._sent:
+            work.wait()  # of NCCL, the stream's turn alone
+            if tensor.is_cuda:
+                torch.cuda.current_stream(tensor.device).synchronize()
 
     def _send(self, tensor: torch.Tensor) -> None:
         # Rank 0 takes it later; until then this rank decodes on, and keeps what it has sent.

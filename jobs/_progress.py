@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import TextIO, TypeVar
 
 LOG_EVERY_S = 30.0
@@ -90,7 +92,7 @@ class _Line:
         text, begin, end = self._text(), "\r\x1b[K" if self._live else "", "\n"
         if self._live and self._done < self._total:
             # What a terminal breaks into two lines is not written over.
-            text, end = text[: shutil.get_terminal_size().columns - 1], ""
+            text, end = text[: _columns(self._stream) - 1], ""
         print(f"{begin}{text}", end=end, file=self._stream, flush=True)
 
     def _text(self) -> str:
@@ -111,6 +113,13 @@ class _Line:
     def _repeat(self) -> None:
         while not self._over.wait(LIVE_EVERY_S if self._live else LOG_EVERY_S):
             self.say()
+
+
+def _columns(stream: TextIO) -> int:
+    """Of the terminal that a stream leads to, which need not be that of standard output."""
+    with suppress(OSError, ValueError):
+        return os.get_terminal_size(stream.fileno()).columns
+    return shutil.get_terminal_size().columns
 
 
 def duration(seconds: float) -> str:

@@ -33,8 +33,9 @@ TRAJECTORIES = 12
 VIDEOS = 8
 BUDGETS = (8, 10, 12, 15)
 BUDGET = 10
-# Of the render, to show one: for videos so small, gangs of one rank are faster.
-GANG_SIZE = "2"
+# Of the render, to show one, where there are as many GPUs or none. For videos so small, gangs of
+# one rank are faster.
+GANG_SIZE = 2
 # Each fits two of the budgets, on a core.
 GANGS = "2"
 FIRST_KEY = "prompts/first.txt"
@@ -66,6 +67,7 @@ def perform(prepared: Prepared) -> int:
     prompts = f"{root}/{HELD_OUT_KEY}"
     schedule_file = f"{root}/schedules/fitted-b{BUDGET}.json"
     budgets = ",".join(map(str, BUDGETS))
+    gang_size = GANG_SIZE if fleet.fits(GANG_SIZE) else 1
     steps: list[tuple[Callable[[Sequence[str]], int], list[str]]] = [
         (render.main, ["--model", MODEL, "--prompts", f"{root}/{FIRST_KEY}", "--budget",
                        str(BUDGET), "--output", f"{root}/first"]),
@@ -76,7 +78,7 @@ def perform(prepared: Prepared) -> int:
         (solve.main, ["--graph", f"{root}/graph", "--budgets", budgets, "--gangs", GANGS,
                       "--output", f"{root}/schedules"]),
         (render.main, ["--model", MODEL, "--prompts", prompts, "--schedule", schedule_file,
-                       "--gang-size", GANG_SIZE, "--output", root]),
+                       "--gang-size", str(gang_size), "--output", root]),
         (verify.main, [root]),
     ]  # fmt: skip
     for job, arguments in steps:

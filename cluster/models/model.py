@@ -7,6 +7,7 @@ be refused about a model, its arguments or a gang for it is refused here, by the
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -209,6 +210,11 @@ class Model:
         if gang_size > 1:
             self._check_gang(arguments, gang_size)
 
+    def degrees(self, gang_size: int) -> tuple[int, int]:
+        """(Ulysses, ring) of a gang: as much of Ulysses as the heads allow, as it moves less."""
+        ulysses = math.gcd(gang_size, self.num_heads)
+        return ulysses, gang_size // ulysses
+
     def takes_gang(self, arguments: Mapping[str, Any], gang_size: int) -> bool:
         """Whether a gang of this size can run these call arguments."""
         with suppress(ModelError):
@@ -220,8 +226,8 @@ class Model:
         if self.kind.parallel is None:
             able = ", ".join(name for name, kind in PIPELINES.items() if kind.parallel)
             raise ModelError(
-                f"gang size {gang_size} is not for {self.id}: xDiT has no sequence-parallel "
-                f"transformer for a {self.pipeline}; use --gang-size 1, or one of {able}"
+                f"gang size {gang_size} is not for {self.id}: the ranks of a gang cannot share a "
+                f"{self.pipeline} here; use --gang-size 1, or one of {able}"
             )
         tokens = self.tokens(arguments)
         if not self._shares(tokens, gang_size):
@@ -241,7 +247,7 @@ class Model:
 
     def _shares(self, tokens: int, gang_size: int) -> bool:
         # What makes a video of any size divisible knows no ring, see `cluster.xdit.videos`.
-        any_video = self.kind.shares_any_video and self.num_heads % gang_size == 0
+        any_video = self.kind.shares_any_video and self.degrees(gang_size)[1] == 1
         return any_video or tokens % gang_size == 0
 
     def check_schedule(self, schedule: Schedule, arguments: Mapping[str, Any]) -> None:

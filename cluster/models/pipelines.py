@@ -46,7 +46,7 @@ class Kind:
         guider: its guidance scale belongs to a component, not to its call.
         parallel: (module, class) of xDiT's sequence-parallel transformer, or None.
         tile: the VAE's configuration -> (frames, pixels along an axis) of the largest output that
-            it decodes in one piece; None where a gang has no tiles to share: it is of one rank, or
+            it decodes in one piece; None where ranks have no tiles to share: there are no gangs, or
             the decoder carries features from one tile to the next.
         tiling: of the VAE's enable_tiling, where its tiles are not of the sizes that diffusers
             sets.
@@ -140,6 +140,10 @@ def _of_128_latents(transformer: Config, pixels: int) -> tuple[int, int]:
     return 128 * pixels, 128 * pixels
 
 
+def _sample_size(vae: Config) -> tuple[int, int]:
+    return 1, vae.get("sample_size", 32)
+
+
 def _hunyuan_video_15_size(transformer: Config, pixels: int) -> tuple[int, int]:
     from diffusers.pipelines.hunyuan_video1_5.image_processor import HunyuanVideo15ImageProcessor
 
@@ -215,7 +219,7 @@ PIPELINES: Mapping[str, Kind] = {
         shifts=True,
         calls=_with_a_negative_prompt,
         parallel=("transformer_flux", "xFuserFlux1Transformer2DWrapper"),
-        tile=lambda vae: (1, vae.get("sample_size", 32)),
+        tile=_sample_size,
         shares_padded_text=True,
     ),
     "QwenImagePipeline": Kind(
@@ -236,6 +240,7 @@ PIPELINES: Mapping[str, Kind] = {
         heads="n_heads",
         size=_of_128_latents,
         shifts=True,
+        tile=_sample_size,
     ),
     "StableDiffusion3Pipeline": Kind(
         arguments=(*_IMAGE, "guidance_scale", "max_sequence_length"),
@@ -245,6 +250,7 @@ PIPELINES: Mapping[str, Kind] = {
         size=_samples,
         even_sigmas=False,
         shifts=True,
+        tile=_sample_size,
         compiles=False,
     ),
 }

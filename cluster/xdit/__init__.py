@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import math
 import os
 import sys
 from datetime import timedelta
@@ -58,18 +57,7 @@ def initialize(rank: int, world_size: int, init_method: str) -> torch.device:
     return device
 
 
-def degrees(world_size: int, heads: int) -> tuple[int, int]:
-    """(Ulysses, ring) of a gang: as much of Ulysses as the heads allow, which moves fewer bytes.
-
-    Args:
-        world_size: ranks in the gang.
-        heads: of the transformer's attention.
-    """
-    ulysses = math.gcd(world_size, heads)
-    return ulysses, world_size // ulysses
-
-
-def parallelise(pipeline: Any, module: str, name: str, heads: int) -> None:
+def parallelise(pipeline: Any, module: str, name: str, ulysses: int, ring: int) -> None:
     """Replaces a pipeline's transformers by xDiT's sequence-parallel ones, in place.
 
     Call it after `initialize`, on every rank. Outputs equal the plain transformer's up to the
@@ -79,7 +67,11 @@ def parallelise(pipeline: Any, module: str, name: str, heads: int) -> None:
         pipeline: on the rank's device.
         module: of xDiT's transformers.
         name: of the class in there that takes the place of the pipeline's own.
-        heads: of its attention.
+        ulysses: ranks that exchange heads for tokens; divides the heads.
+        ring: such groups, which pass keys and values around. Ulysses times ring is the world size.
+
+    Raises:
+        ValueError: see `attention_backend`.
     """
     xfuser = _import_xfuser()
     from xfuser.core.distributed import (
@@ -93,7 +85,6 @@ def parallelise(pipeline: Any, module: str, name: str, heads: int) -> None:
     world_size = torch.distributed.get_world_size()
     rank = torch.distributed.get_rank()
     backend = torch.distributed.get_backend()
-    ulysses, ring = degrees(world_size, heads)
     init_distributed_environment(world_size, rank, local_rank=rank, backend=backend)
     if not model_parallel_is_initialized():
         initialize_model_parallel(
@@ -105,8 +96,13 @@ def parallelise(pipeline: Any, module: str, name: str, heads: int) -> None:
     engine_config, _ = xfuser.xFuserArgs(
         ulysses_degree=ulysses,
         ring_degree=ring,
-        attention_backend=_attention_backend(backend, ring),
+        attention_backend=attention_backend(backend, ring, pipeline.dtype),
     ).create_config()
+    if ring > 1:
+        from torch.distributed.tensor.experimental._attention import set_rotate_method
+
+        # torch's default would gather all keys and values on every rank.
+        set_rotate_method("alltoall")
     wrapper = getattr(importlib.import_module(f"{TRANSFORMERS}.{module}"), name)
     for component, plain in pipeline.components.items():
         if component.startswith("transformer") and plain is not None:
@@ -120,11 +116,29 @@ def parallelise(pipeline: Any, module: str, name: str, heads: int) -> None:
     get_runtime_state().max_condition_sequence_length = 0
 
 
-def _attention_backend(backend: str, ring: int) -> str | None:
-    """Which of xDiT's attentions; None for the fastest that it finds."""
+def attention_backend(backend: str, ring: int, dtype: torch.dtype) -> str | None:
+    """Which of xDiT's attentions; None for the fastest that it finds.
+
+    The fastest ones of a GPU know half precision alone, and xDiT does not ask. A ring adds up by
+    the log-sum-exp of each part, which not all of them tell.
+
+    Args:
+        backend: of torch.distributed, 'nccl' or 'gloo'.
+        ring: its degree.
+        dtype: of the transformer.
+
+    Raises:
+        ValueError: there is none.
+    """
     if backend == "gloo":
         return "sdpa" if ring == 1 else "sdpa_flash"
-    # A ring adds up by the log-sum-exp of each part, which not all of the fastest ones tell.
+    if dtype == torch.float32 and ring > 1:
+        raise ValueError(
+            "a ring of GPUs cannot attend in float32: use --dtype bfloat16, or a --gang-size that "
+            "divides the attention heads"
+        )
+    if dtype == torch.float32:
+        return "sdpa"
     return None if ring == 1 else "cudnn"
 
 

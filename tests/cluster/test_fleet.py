@@ -252,3 +252,20 @@ def test_counts_of_gangs(text, count):
 def test_what_is_no_count_of_gangs_is_refused(text):
     with pytest.raises(fleet.FleetError, match="must be A or A:B"):
         fleet.parse_count(text)
+
+
+@pytest.fixture
+def one_gpu():
+    """A cluster of one node with a GPU."""
+    ray.shutdown()
+    ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_a_gang_fits_where_a_node_has_as_many_gpus():
+    assert fleet.fits(1)
+    assert not fleet.fits(2)
+    with pytest.raises(fleet.FleetError, match=r"needs 2 GPUs on one node, but .* has 1: use a s"):
+        list(fleet.run(identify, [1], fleet.Gangs(ranks.build, 2)))

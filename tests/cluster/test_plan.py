@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from cluster.models.pipelines import PIPELINES
 from cluster.plan import SHARD_SIZE, SpecError, check_spec, freeze, plan_items, specification
 from cluster.prompts import Prompt, stable_seed
 from cluster.store import open_store
@@ -18,6 +19,18 @@ def test_the_same_command_makes_the_same_plan(model):
     assert plan_items(prompts(5), model, model.defaults) == plan_items(
         prompts(5), model, model.defaults
     )
+
+
+def test_where_tiles_meet_is_part_of_an_id_where_there_are_several(model):
+    kind = dataclasses.replace(model.kind, tiling={"tile_sample_min_width": 256})
+    for frames, differs in [(9, False), (37, True)]:
+        ids = []
+        for of in (model.kind, kind):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setitem(PIPELINES, model.pipeline, of)
+                arguments = {**model.defaults, "num_frames": frames}
+                ids.append(plan_items(prompts(1), model, arguments)[0].id)
+        assert (ids[0] != ids[1]) == differs
 
 
 def test_shards_are_runs_of_the_plan(model):

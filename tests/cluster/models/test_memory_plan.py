@@ -57,6 +57,12 @@ def test_ranks_share_activations_and_rank_0_has_the_codec_beside_it(hunyuan):
     assert shared.items() < pair.parts(0).items()
 
 
+def test_a_ring_holds_keys_and_values_beside_a_shares_activations(hunyuan):
+    # 6 divides the 24 heads, 5 and 7 do not.
+    activations = {n: replace(hunyuan, gang_size=n).parts(0)["activations"] for n in (5, 6, 7)}
+    assert activations[5] > activations[7] > 1.2 * activations[6]
+
+
 def test_a_codec_of_several_ranks_has_its_vae_on_each_and_its_encoders_on_rank_0(hunyuan):
     pair = replace(hunyuan, gang_size=2, codec_size=2)
     assert pair.parts(0) == replace(pair, codec_size=1).parts(0)

@@ -1,9 +1,12 @@
 """What is refused about a model before a weight is loaded."""
 
+import dataclasses
 import json
 import shutil
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cluster.models.model import ModelError, find_model
 from meancache import Schedule, tiny
@@ -118,6 +121,22 @@ def test_impossible_arguments_are_refused_with_the_rule(model, changes, gang_siz
 def test_possible_arguments_pass(model):
     for gang_size in (1, 2, 3, 4, 6):
         model.check_arguments(model.defaults, gang_size)
+
+
+@given(st.integers(1, 64), st.integers(1, 64))
+def test_ulysses_takes_all_ranks_that_heads_can_be_dealt_to_and_a_ring_the_rest(
+    model, gang_size, heads
+):
+    ulysses, ring = dataclasses.replace(model, num_heads=heads).degrees(gang_size)
+    assert ulysses * ring == gang_size
+    sizes = range(1, gang_size + 1)
+    assert ulysses == max(size for size in sizes if gang_size % size == heads % size == 0)
+
+
+def test_hunyuan_video_needs_no_ring_on_the_gpus_of_a_node_and_the_small_wan_does(model):
+    hunyuan, wan = (dataclasses.replace(model, num_heads=heads) for heads in (24, 12))
+    assert hunyuan.degrees(8) == (8, 1)
+    assert wan.degrees(8) == (4, 2)
 
 
 def test_a_schedule_that_leaves_its_conditions_open_fits(model):

@@ -105,7 +105,7 @@ def test_its_stages_in_processes_of_their_own_draw_what_the_pipeline_draws(small
     assert np.array_equal(frames, np.rint(expected * 255).astype(np.uint8))
 
 
-@pytest.mark.parametrize("name", ["FLUX.1", "HunyuanVideo", "HunyuanVideo-1.5"])
+@pytest.mark.parametrize("name", ["FLUX.1", "HunyuanVideo", "HunyuanVideo-1.5", "SD3", "Z-Image"])
 def test_the_driver_knows_what_is_decoded_in_tiles(saved, name):
     """By the VAE itself, with the tile sizes that it has after loading."""
     model = saved(name).model
@@ -203,9 +203,9 @@ def test_two_compiled_ranks_draw_what_an_eager_one_draws(saved, name):
 
 
 @pytest.mark.parametrize("name", ["SD3", "Z-Image", "LTX-Video"])
-def test_a_gang_is_refused_where_xdit_has_no_transformer_for_it(saved, name):
+def test_a_gang_is_refused_where_there_is_no_way_to_share(saved, name):
     small = saved(name)
-    with pytest.raises(ModelError, match=r"xDiT has no .* for a \w+; use --gang-size 1, or one of"):
+    with pytest.raises(ModelError, match=r"cannot share a \w+ here; use --gang-size 1, or one of"):
         small.model.check_arguments(small.arguments, 2)
 
 

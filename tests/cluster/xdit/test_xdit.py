@@ -2,29 +2,33 @@
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cluster.builders import rank_builder
 from cluster.gang import Gang
 from cluster.plan import plan_items
 from cluster.prompts import Prompt
 from cluster.rendering import RenderRequest
-from cluster.xdit import degrees
+from cluster.xdit import attention_backend
 from tests.cluster import ranks
 
 
-@given(st.integers(1, 64), st.integers(1, 64))
-def test_ulysses_takes_all_ranks_that_heads_can_be_dealt_to_and_a_ring_the_rest(ranks_, heads):
-    ulysses, ring = degrees(ranks_, heads)
-    assert ulysses * ring == ranks_
-    possible = [size for size in range(1, ranks_ + 1) if ranks_ % size == heads % size == 0]
-    assert ulysses == max(possible)
+@pytest.mark.parametrize(
+    ("backend", "ring", "dtype", "expected"),
+    [
+        ("gloo", 1, torch.float32, "sdpa"),
+        ("gloo", 2, torch.float32, "sdpa_flash"),
+        ("nccl", 1, torch.bfloat16, None),
+        ("nccl", 2, torch.bfloat16, "cudnn"),
+        ("nccl", 1, torch.float32, "sdpa"),
+    ],
+)
+def test_attention_knows_the_dtype_and_in_a_ring_its_log_sum_exp(backend, ring, dtype, expected):
+    assert attention_backend(backend, ring, dtype) == expected
 
 
-def test_hunyuan_video_needs_no_ring_on_the_gpus_of_a_node_and_the_small_wan_does():
-    assert degrees(8, 24) == (8, 1)
-    assert degrees(8, 12) == (4, 2)
+def test_a_ring_of_gpus_in_float32_is_refused_with_what_to_do():
+    with pytest.raises(ValueError, match=r"use --dtype bfloat16, or a --gang-size that divides"):
+        attention_backend("nccl", 2, torch.float32)
 
 
 @pytest.mark.parametrize(
