@@ -108,7 +108,7 @@ def add_output(parser: argparse.ArgumentParser, what: str) -> None:
         required=True,
         metavar="ROOT",
         help=f"{what}: a directory or s3://bucket/prefix (endpoint and credentials from the "
-        "standard AWS_* environment)",
+        "standard AWS_* environment, or as boto3 finds them)",
     )
 
 
@@ -137,28 +137,31 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--negative-prompt",
         metavar="TEXT",
-        help="what not to draw, for all rows without one of their own; with HunyuanVideo, FLUX.1 "
-        "and Qwen-Image, guidance in two forwards needs it, be it ' '",
+        help="what not to draw; HunyuanVideo, FLUX.1 and Qwen-Image need it, be it ' ', for "
+        "guidance in two forwards a step",
     )
     group.add_argument(
         "--true-cfg-scale",
         type=finite,
         metavar="G",
-        help="scale of that guidance, with a negative prompt",
+        help="scale of that guidance of these three; the others have --guidance-scale",
     )
     group.add_argument(
         "--steps", type=int, metavar="T", help="denoising steps of the grid (num_inference_steps)"
     )
 
 
-def add_prompts(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """--prompts P."""
+def add_prompts(
+    parser: argparse.ArgumentParser, required: bool = True, overrides: bool = False
+) -> None:
+    """--prompts P, whose rows may have arguments of their own where `overrides` is set."""
+    more = " negative_prompt, height and other pipeline arguments that override the flags"
     parser.add_argument(
         "--prompts",
         required=required,
         metavar="P",
         help="a .txt (one prompt a line), .jsonl, .csv or .parquet file, local or s3://; columns: "
-        "prompt, and if wanted prompt_id, seed, negative_prompt and other pipeline arguments",
+        f"prompt, and if wanted prompt_id, seed{',' + more if overrides else ''}",
     )
 
 

@@ -513,7 +513,7 @@ def parser() -> argparse.ArgumentParser:
         "--peers",
         action="store_true",
         help="other acceleration methods compete too, each over its own knob; with --graph also "
-        "those that calibrate on its trajectories (gang size 1 only)",
+        "those that calibrate on its trajectories (HunyuanVideo and gang size 1 only)",
     )
     result.add_argument(
         "--seeds",

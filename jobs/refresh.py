@@ -489,8 +489,8 @@ def parser() -> argparse.ArgumentParser:
         "--night",
         type=_date,
         metavar="DATE",
-        help="whose night it is, YYYY-MM-DD; a command has one night a date (default: that of "
-        "the same command that was stopped, else today, UTC)",
+        help="date of this night, YYYY-MM-DD (default: the unfinished night of this command, else "
+        "today, UTC); a command has one night a date",
     )
     result.add_argument(
         "--audits",
@@ -501,8 +501,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--rollback",
         action="store_true",
-        help="make the schedules of --budgets current again that the current ones replaced, and "
-        "stop; needs the model's flags, and no --prompts",
+        help="restore the previous schedule of each budget, and stop; needs the model's flags, and "
+        "no --prompts",
     )
     _cli.add_model(result)
     _cli.add_fleet(result)

@@ -356,7 +356,7 @@ def parser() -> argparse.ArgumentParser:
         "python -m jobs.render --model tiny --prompts prompts.txt --budget 10 --output out",
     )
     _cli.add_output(result, "where videos and manifest go")
-    _cli.add_prompts(result)
+    _cli.add_prompts(result, overrides=True)
     which = result.add_mutually_exclusive_group()
     which.add_argument(
         "--schedule",

@@ -137,7 +137,7 @@ def parser() -> argparse.ArgumentParser:
         "jobs.benchmark scale",
         "Renders rows with ranks that render nothing, and reports the time to plan, items\n"
         "a second, the time to find what is missing in a half-finished root, the time of a\n"
-        "resubmission and the driver's peak memory. Every row leaves two small files.",
+        "resubmission and the driver's peak memory. Every row leaves a receipt.",
         "python -m jobs.benchmark scale --rows 10000",
     )
     result.add_argument("--rows", type=positive, default=10_000, metavar="N", help="default 10000")

@@ -75,8 +75,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--gc",
         action="store_true",
-        help="also remove videos that no receipt names and none will: what attempts leave that "
-        "were killed between a video and its receipt",
+        help="also delete videos without a receipt, left by attempts that were killed between a "
+        "video and its receipt (see --grace)",
     )
     result.add_argument(
         "--grace",
