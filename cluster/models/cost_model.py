@@ -114,6 +114,6 @@ def estimates(
 
 
 def recommended(choices: list[Estimate], memory_gib: float) -> Estimate | None:
-    """The best of them for bulk work: throughput a GPU falls as gangs grow, so the smallest that
-    fits the memory; None where none does."""
+    """The best of them for bulk work, the smallest that fits the memory: from two GPUs on, larger
+    gangs make fewer videos a GPU, and two hardly more than one. None where none fits."""
     return next((choice for choice in choices if choice.gib <= memory_gib), None)
