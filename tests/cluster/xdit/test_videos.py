@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.builders import rank_builder
+from cluster.builders import RankBuilder, rank_builder
 from cluster.gang import Gang
 from cluster.plan import plan_items
 from cluster.prompts import Prompt
@@ -50,6 +50,16 @@ def test_words_and_the_video_are_shown_and_the_edge_is_hidden(shares, edge):
     ]
     found = shown_tokens(size, edge, len(sequence), shares, torch.device("cpu"))
     assert found.tolist() == shown
+
+
+@pytest.mark.slow
+def test_compiled_ranks_hide_the_edge_too(model, gang_of_one):
+    odd = {**model.defaults, "height": 48, "width": 48, "num_inference_steps": 4}
+    item = plan_items([Prompt(1, "a red circle moving left", "p", 3)], model, odd)[0]
+    asked = RenderRequest(item, None)
+    with Gang(RankBuilder(model, compiled=True), 2) as gang:
+        compiled = gang.run(ranks.latents, asked)
+    torch.testing.assert_close(compiled, gang_of_one.run(ranks.latents, asked), atol=2e-4, rtol=0)
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
