@@ -18,6 +18,8 @@ PEAK = 989e12
 REACHED = {1: 0.320, 2: 0.330, 4: 0.297, 8: 0.226}
 # Sixteen activations of a token are alive at once where a block's are most, in bfloat16.
 ALIVE = 16
+# Beside them in a ring: keys and values that come and go, and what their parts came to, in float32.
+RING = 8
 GIB = 2**30
 DAY_S = 86_400.0
 
@@ -65,9 +67,16 @@ class Transformer:
         reached = REACHED[max(size for size in REACHED if size <= gang_size)]
         return self.forward_flops(tokens) / (gang_size * PEAK * reached)
 
-    def activation_bytes(self, tokens: int, gang_size: int = 1) -> float:
-        """Memory a GPU takes beyond the weights while it denoises; ranks share the tokens."""
-        return 2.0 * ALIVE * (tokens / gang_size + self.text_tokens) * self.width
+    def activation_bytes(self, tokens: int, gang_size: int = 1, ring: bool = False) -> float:
+        """Memory a GPU takes beyond the weights while it denoises.
+
+        Args:
+            tokens: of the video, which ranks share.
+            gang_size: how many they are.
+            ring: some of them pass keys and values around.
+        """
+        alive = ALIVE + RING if ring else ALIVE
+        return 2.0 * alive * (tokens / gang_size + self.text_tokens) * self.width
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-from cluster.models.cost_model import ALIVE, GIB, REACHED
+from cluster.models.cost_model import GIB, REACHED
 from cluster.models.model import Model
 from cluster.models.pipelines import DENOISERS, TEXT
 
@@ -20,9 +20,6 @@ from cluster.models.pipelines import DENOISERS, TEXT
 PROCESS = GIB
 # Velocities that the hook holds at once, in float32: a fitted step is a sum of three.
 VELOCITIES = 3
-# What a ring adds to the activations alive of a token: keys and values that come and go, and what
-# their parts came to, in float32.
-RING = 8
 # Numbers alive for each pixel of a tile at the worst moment of its decoding: HunyuanVideo's, as
 # counted on the meta device.
 ALIVE_A_PIXEL = 1160
@@ -112,10 +109,9 @@ class Demand:
         # The cost model counts in bfloat16.
         wider = WIDTHS[self.model.dtype] / WIDTHS["bfloat16"]
         branches = self.model.calls(self.arguments)
-        alive = ALIVE if self.model.degrees(self.gang_size)[1] == 1 else ALIVE + RING
-        activations = transformer.activation_bytes(tokens, self.gang_size)
+        ring = self.model.degrees(self.gang_size)[1] > 1
         return {
-            "activations": wider * activations * alive / ALIVE,
+            "activations": wider * transformer.activation_bytes(tokens, self.gang_size, ring),
             "velocities": 4.0 * VELOCITIES * branches * transformer.velocity * tokens,
         }
 

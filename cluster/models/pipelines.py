@@ -46,8 +46,8 @@ class Kind:
         guider: its guidance scale belongs to a component, not to its call.
         parallel: (module, class) of xDiT's sequence-parallel transformer, or None.
         tile: the VAE's configuration -> (frames, pixels along an axis) of the largest output that
-            it decodes in one piece; None where ranks have no tiles to share: there are no gangs, or
-            the decoder carries features from one tile to the next.
+            it decodes in one piece; None where it is not known, or the decoder carries features
+            from one tile to the next, so that ranks cannot share them.
         tiling: of the VAE's enable_tiling, where its tiles are not of the sizes that diffusers
             sets.
         shares_any_video: ranks whose number divides the heads share out a video of any number of
