@@ -10,7 +10,7 @@ import jobs
 
 def main() -> None:
     """Prints one line a job."""
-    for module in sorted(Path(jobs.__path__[0]).glob("*.py")):
+    for module in sorted(Path(jobs.__path__[0]).glob("[!_]*/__init__.py")):
         said = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
         command, _, what = said.split("\n")[0].partition(": ")
         if command.startswith("python -m jobs."):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from meancache.schedule import Edge, Schedule, ScheduleError
 
 if TYPE_CHECKING:
-    from meancache.hook import apply_mean_cache, remove_mean_cache
+    from meancache.hooks.hook import apply_mean_cache, remove_mean_cache
 
 __all__ = ["Edge", "Schedule", "ScheduleError", "apply_mean_cache", "remove_mean_cache"]
 
@@ -23,6 +23,6 @@ def __getattr__(name: str) -> Any:
     solves or reads schedules does without it."""
     if name not in ("apply_mean_cache", "remove_mean_cache"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from meancache import hook
+    from meancache.hooks import hook
 
     return getattr(hook, name)

@@ -28,9 +28,9 @@ import torch
 from diffusers import DiffusionPipeline
 
 from meancache.grid import Grid
-from meancache.hook import Call, MeanCacheHook, attach_hooks, remove_mean_cache
-from meancache.output import velocities_of, with_velocities
-from meancache.pipelines import transformers_of
+from meancache.hooks.hook import Call, MeanCacheHook, attach_hooks, remove_mean_cache
+from meancache.hooks.outputs import velocities_of, with_velocities
+from meancache.hooks.pipelines import transformers_of
 from meancache.quality import psnr
 from meancache.reference import FittingError, check_refines, fine_schedule
 from meancache.schedule import Edge, Schedule

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from meancache.calibration import Calibration
 from meancache.costs import least_squares_costs, secant_costs
 from meancache.schedule import Edge, Schedule
 from meancache.solver import Steps, pairs_cost, path_cost, solve_pairs, solve_paper
-from meancache.stability import StabilityGraph
 from meancache.velocity import secant_velocity
 
 METHODS = ("fitted", "secant", "paper")
@@ -27,13 +27,13 @@ CANDIDATE_TERMS = (2, 1)
 CANDIDATE_GAMMAS = (1.0, 2.0)
 
 
-def paper_gamma(graph: StabilityGraph) -> float:
+def paper_gamma(graph: Calibration) -> float:
     """The paper's gamma for the graph's model (Table 4)."""
     return PAPER_GAMMA.get(graph.model.get("pipeline", ""), DEFAULT_PAPER_GAMMA)
 
 
 def paper_schedules(
-    graph: StabilityGraph, budgets: Iterable[int], gamma: float, execution: str
+    graph: Calibration, budgets: Iterable[int], gamma: float, execution: str
 ) -> dict[int, Schedule]:
     """The paper's schedules for a calibrated graph, one for each budget (eq. 13-15).
 
@@ -45,7 +45,7 @@ def paper_schedules(
 
     Raises:
         SolverError: see `solver.solve_paper`.
-        GraphError: the graph has no trajectory.
+        CalibrationError: the graph has no trajectory.
     """
     costs = graph.costs()
     calibration = calibrated_on(graph)
@@ -67,7 +67,7 @@ def paper_schedules(
 
 
 def secant_schedules(
-    graph: StabilityGraph, budgets: Iterable[int], gamma: float = SECANT_GAMMA
+    graph: Calibration, budgets: Iterable[int], gamma: float = SECANT_GAMMA
 ) -> dict[int, Schedule]:
     """Schedules that extrapolate the line through the last two computed velocities.
 
@@ -75,7 +75,7 @@ def secant_schedules(
 
     Raises:
         SolverError: see `solver.solve_pairs`.
-        GraphError: the graph has no trajectory.
+        CalibrationError: the graph has no trajectory.
     """
     sigmas = graph.grid.array()
     costs = secant_costs(graph.gram(), sigmas)
@@ -100,7 +100,7 @@ def secant_schedules(
 
 
 def candidate_paths(
-    graph: StabilityGraph, budgets: Sequence[int], gammas: Sequence[float] = CANDIDATE_GAMMAS
+    graph: Calibration, budgets: Sequence[int], gammas: Sequence[float] = CANDIDATE_GAMMAS
 ) -> dict[int, list[Steps]]:
     """Computed steps worth fitting: for each budget the optima of several costs, each once.
 
@@ -108,7 +108,7 @@ def candidate_paths(
 
     Raises:
         SolverError: see `solver.solve_pairs`.
-        GraphError: the graph has no trajectory.
+        CalibrationError: the graph has no trajectory.
     """
     gram, sigmas = graph.gram(), graph.grid.array()
     candidates: dict[int, list[Steps]] = {budget: [] for budget in budgets}
@@ -122,7 +122,7 @@ def candidate_paths(
 
 
 def weighted_schedule(
-    graph: StabilityGraph,
+    graph: Calibration,
     method: str,
     budget: int,
     edges: Sequence[Edge],
@@ -151,7 +151,7 @@ def weighted_schedule(
     )
 
 
-def calibrated_on(graph: StabilityGraph) -> dict[str, Any]:
+def calibrated_on(graph: Calibration) -> dict[str, Any]:
     """The `calibration` of a schedule that needs the graph alone."""
     return {"graph": graph.id, "trajectories": len(graph.trajectories)}
 

@@ -19,9 +19,9 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.hooks import ModelHook
 
-from meancache.attach import attach, detach
-from meancache.output import velocity_of
-from meancache.pipelines import calling_pipeline, check_scheduler, transformers_of
+from meancache.hooks.attach import attach, detach
+from meancache.hooks.outputs import velocity_of
+from meancache.hooks.pipelines import calling_pipeline, check_scheduler, transformers_of
 
 HOOK_NAME = "mean_cache_record"
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import boto3
 import pytest
 
-from tests.s3_server import s3_environment, serve_s3
+from tests.support.s3_server import s3_environment, serve_s3
 
 # Files of tests run side by side, and each has a Ray cluster of its own.
 os.environ["RAY_ADDRESS"] = "local"

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import boto3
 
-from tests.commands import PROJECT
-from tests.s3_server import s3_environment, serve_s3
+from tests.support.commands import PROJECT
+from tests.support.s3_server import s3_environment, serve_s3
 from tests.test_docs import README, blocks, commands
 
 MINUTES = {"first accelerated video": 5, "first own prompts": 10, "first root on S3": 15}

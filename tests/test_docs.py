@@ -2,7 +2,7 @@
 
 What the fence of a block of commands says besides their language is where they run:
 
-    ```sh            in tests/jobs/test_demo.py, one after the other where the demo has run
+    ```sh            in tests/jobs/demo/test_demo.py, one after the other where the demo has run
     ```sh few        there too, with the first few of the prompts that they write into a file
     ```sh checkout   in a checkout of the project: by .ci/run, the demo itself or another test
     ```sh cluster    on a cluster, or with tools that are not there in tests
@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.commands import PROJECT, CommandError, check, simple_commands
+from tests.support.commands import PROJECT, CommandError, check, simple_commands
 
 PAGES = [
     *(PROJECT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),

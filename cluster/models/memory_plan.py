@@ -46,7 +46,7 @@ class Demand:
         sizes: bytes of each of its components, of `memory.component_bytes`.
         arguments: of the largest call.
         gang_size: ranks that share a video.
-        codec_size: ranks of the codec, which reads and decodes beside the first of the gang's;
+        encoders_size: ranks of the codec, which reads and decodes beside the first of the gang's;
             0 where every rank does all.
     """
 
@@ -54,7 +54,7 @@ class Demand:
     sizes: Mapping[str, int]
     arguments: Mapping[str, Any]
     gang_size: int
-    codec_size: int
+    encoders_size: int
 
     def offloads(self, memory: float, rank: int) -> bool:
         """Whether components of the codec have to leave the GPU while they do nothing.
@@ -82,11 +82,11 @@ class Demand:
             offloaded: of the codec's components, only the one that works is there.
         """
         denoising, decoding = self._denoising(), self._decoding()
-        if not self.codec_size:  # one after the other
+        if not self.encoders_size:  # one after the other
             working = max((denoising, decoding), key=_total)
             return {**self.sizes, **working, "process": PROCESS}
         mine = {**self._weights_without(TEXT), **denoising, "process": PROCESS}
-        if rank >= self.codec_size:
+        if rank >= self.encoders_size:
             return mine
         others = DENOISERS if rank == 0 else (*DENOISERS, *TEXT)  # only its rank 0 reads
         works = [

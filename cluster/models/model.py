@@ -171,7 +171,7 @@ class Model:
             **{name: None for name in components if name.startswith(tuple(without))},
         )
         if "transformer" in without:
-            from cluster.stages import outline_transformers
+            from cluster.ranks.split_call import outline_transformers
 
             outline_transformers(pipeline, source, revision)
         if type(pipeline.scheduler).__name__ != EULER:  # see `_euler`
@@ -246,7 +246,7 @@ class Model:
             )
 
     def _shares(self, tokens: int, gang_size: int) -> bool:
-        # What makes a video of any size divisible knows no ring, see `cluster.xdit.videos`.
+        # A ring cannot pad a video of any size (`ranks.sequence_parallel.videos`).
         any_video = self.kind.shares_any_video and self.degrees(gang_size)[1] == 1
         return any_video or tokens % gang_size == 0
 

@@ -1,7 +1,7 @@
 """The pipelines that the jobs run, a row each: what differs between them, as data.
 
 A row says how the call is made and what its configuration files say of sizes; the method itself
-needs none of it (`meancache.pipelines`). Reads configurations, never weights.
+needs none of it (`meancache.hooks.pipelines`). Reads configurations, never weights.
 """
 
 from __future__ import annotations

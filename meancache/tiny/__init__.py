@@ -6,7 +6,7 @@
     video = pipe("a red circle moving left on a dark background", **tiny.DEFAULTS).frames[0]
 
 The classes are those of diffusers and transformers; only the sizes and the weights are ours.
-`meancache.tiny.train` makes the weights, `meancache.tiny.measure` says how good they are.
+`meancache.tiny.train` makes the weights, `meancache.tiny.training.measure` says how good they are.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from diffusers import (
     HunyuanVideoTransformer3DModel,
 )
 
-from .latents import CELL, CHANNELS, GROUP
-from .text import WIDTH, build_text_encoders, build_tokenizers
+from meancache.tiny.latents import CELL, CHANNELS, GROUP
+from meancache.tiny.text import WIDTH, build_text_encoders, build_tokenizers
 
 SHIFT = 7.0  # of the sampling sigmas, as HunyuanVideo's
 _POSTERIOR_LOG_VARIANCE = -9.0

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .captions import SHAPES, Caption
-from .shapes import BACKDROP, PALETTE, STEP, coverage
+from meancache.tiny.captions import SHAPES, Caption
+from meancache.tiny.shapes import BACKDROP, PALETTE, STEP, coverage
 
 FACTS = ("colour", "shape", "direction", "background")
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .captions import Caption
+from meancache.tiny.captions import Caption
 
 SIZE = 64  # pixels, height and width
 FRAMES = 9

@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from .captions import ALL, Caption
+from meancache.tiny.captions import ALL, Caption
 
 WIDTH = 64  # of both encoders
 TOKENS = 10  # of a caption as the transformer sees it: nine words and the end of the turn

@@ -19,12 +19,14 @@ import torch
 from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoTransformer3DModel
 from safetensors.torch import load_file, save_file
 
-from . import WEIGHTS
-from .architecture import SHIFT, build_pipeline, build_transformer, build_vae
-from .autoencoder import train_decoder, train_encoder
-from .captions import ALL, HELD_OUT, TRAIN, Caption
-from .distill import USUAL_GUIDANCE, distill
-from .flow import (
+from meancache.tiny import WEIGHTS
+from meancache.tiny.architecture import SHIFT, build_pipeline, build_transformer, build_vae
+from meancache.tiny.captions import ALL, HELD_OUT, TRAIN, Caption
+from meancache.tiny.scorer import FACTS
+from meancache.tiny.text import build_text_encoders, build_tokenizers, embed
+from meancache.tiny.training.autoencoder import train_decoder, train_encoder
+from meancache.tiny.training.distill import USUAL_GUIDANCE, distill
+from meancache.tiny.training.flow import (
     LatentBank,
     TextEmbeddings,
     guided_velocity,
@@ -32,11 +34,9 @@ from .flow import (
     train_teacher,
     velocity,
 )
-from .measure import generate
-from .progress import Progress
-from .scorer import FACTS
-from .sheet import draw_losses, draw_samples
-from .text import build_text_encoders, build_tokenizers, embed
+from meancache.tiny.training.measure import generate
+from meancache.tiny.training.progress import Progress
+from meancache.tiny.training.sheet import draw_losses, draw_samples
 
 PHASES = ("decoder", "encoder", "teacher", "student", "export")
 

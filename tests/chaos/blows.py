@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tests.faults import Fault, Request
+from tests.support.faults import Fault, Request
 
 # Done to processes, once so many videos are delivered.
 PROCESS_BLOWS = ("rank killed", "rank stopped", "leader killed", "driver killed", "raylet killed")

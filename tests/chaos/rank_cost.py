@@ -16,15 +16,15 @@ import tempfile
 import threading
 import time
 
-from cluster.builders import codec_builder, denoiser_builder
-from cluster.delivery import Delivery
-from cluster.gang import Gang, TryAgainError
-from cluster.manifest import Manifest
+from cluster.fleet.delivery import Delivery
+from cluster.fleet.gang import Gang, TryAgainError
+from cluster.fleet.staged_gang import StagedGang
 from cluster.models.model import find_model
-from cluster.plan import plan_items
-from cluster.prompts import Prompt
+from cluster.ranks.builders import denoiser_builder, encoders_builder
+from cluster.results.manifest import Manifest
 from cluster.store import open_store
-from cluster.studio import Studio
+from cluster.work.plan import plan_items
+from cluster.work.prompts import Prompt
 
 
 def main() -> int:
@@ -41,8 +41,8 @@ def main() -> int:
     calm, struck = [], []
     with (
         tempfile.TemporaryDirectory() as folder,
-        Studio(
-            Gang(denoiser_builder(model), options.gang_size), Gang(codec_builder(model), 1)
+        StagedGang(
+            Gang(denoiser_builder(model), options.gang_size), Gang(encoders_builder(model), 1)
         ) as studio,
     ):
         deliver = Delivery(Manifest(open_store(folder)), model, None)

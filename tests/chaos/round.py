@@ -17,13 +17,13 @@ from pathlib import Path
 import boto3
 from ray.cluster_utils import Cluster
 
-from cluster import manifest, verification
+from cluster.results import manifest, verification
 from cluster.store import open_store
-from jobs import render
+from jobs.render import workflow as render
 from tests.chaos import processes
 from tests.chaos.blows import SECOND_DRIVER, Blow, Trap, kind_of, store_fault, where
-from tests.faults import Fault, FaultProxy, Request
-from tests.s3_server import s3_environment, serve_s3
+from tests.support.faults import Fault, FaultProxy, Request
+from tests.support.s3_server import s3_environment, serve_s3
 
 MARK = "MEANCACHE_CHAOS"
 STEPS = 2

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster.builders import rank_builder
-from cluster.gang import Gang
+from cluster.fleet.gang import Gang
 from cluster.models.model import Model, find_model
-from cluster.plan import WorkItem, plan_items
-from cluster.prompts import Prompt
+from cluster.ranks.builders import rank_builder
+from cluster.work.plan import WorkItem, plan_items
+from cluster.work.prompts import Prompt
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import ray
 import torch
 
 from cluster.models.model import Model, find_model
-from meancache.stability import StabilityGraph, trajectory_statistics
+from meancache.calibration import Calibration, trajectory_statistics
 
 PROMPTS = [
     "a red circle moving left on a dark background",
@@ -43,10 +43,10 @@ def prompts(tmp_path) -> str:
 
 
 @pytest.fixture(scope="session")
-def graph(model) -> StabilityGraph:
+def graph(model) -> Calibration:
     """A graph of the embedded model's setting, from smooth random trajectories."""
     grid = model.grid(50)
-    empty = StabilityGraph(grid, model.key, model.conditions(model.defaults))
+    empty = Calibration(grid, model.key, model.conditions(model.defaults))
     trajectories = []
     for seed in range(2):
         generator = torch.Generator().manual_seed(seed)

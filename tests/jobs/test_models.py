@@ -6,13 +6,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cluster import image
+from cluster.media import image
 from cluster.models.model import find_model
 from cluster.store import open_store
-from jobs import _cli, calibrate, evaluate, render, solve, verify
+from jobs._shared import cli as _cli
+from jobs.calibrate import workflow as calibrate
+from jobs.evaluate import workflow as evaluate
+from jobs.render import workflow as render
+from jobs.solve import workflow as solve
+from jobs.verify import workflow as verify
 from meancache import Schedule
 from meancache.quality import psnr, ssim
-from tests.cluster import folders
+from tests.support import folders
 
 STEPS, BUDGET = 8, 4
 FLAGS = ["--dtype", "float32", "--height", "64", "--width", "96", "--steps", str(STEPS)]

@@ -3,20 +3,20 @@
 import numpy as np
 import pytest
 
+from meancache.calibration import Calibration, trajectory_statistics
 from meancache.grid import Grid
 from meancache.methods import candidate_paths, paper_schedules, secant_schedules
 from meancache.solver import path_cost
-from meancache.stability import StabilityGraph, trajectory_statistics
 from meancache.velocity import velocities_in_use
 
 BUDGETS = [3, 5, 12]
 
 
 @pytest.fixture
-def graph(torch_velocities) -> StabilityGraph:
+def graph(torch_velocities) -> Calibration:
     """Three smooth random trajectories of 12 steps, under some model's name."""
     grid = Grid.from_sigmas(np.linspace(1, 0, 13).tolist())
-    return StabilityGraph(grid, {"id": "m"}, {"height": 64}).add(
+    return Calibration(grid, {"id": "m"}, {"height": 64}).add(
         [trajectory_statistics(torch_velocities(seed), grid, "p", seed) for seed in range(3)]
     )
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meancache import stability
+from meancache import calibration as stability
+from meancache.calibration import Calibration, CalibrationError, Statistics, edge_count
 from meancache.grid import Grid
-from meancache.stability import GraphError, StabilityGraph, Statistics, edge_count
-from tests.security.hostile import ESCAPE, FUZZ, JSON, assert_sentence, damaged, mutated
+from tests.support.hostile import ESCAPE, FUZZ, JSON, assert_sentence, damaged, mutated
 
 STEPS = 6
 
@@ -24,7 +24,7 @@ def trajectory(seed: int) -> Statistics:
     return Statistics(f"p{seed}", "text", seed, 40, velocities @ velocities.T / 40, l1)
 
 
-GRAPH = StabilityGraph(
+GRAPH = Calibration(
     Grid.from_sigmas(np.linspace(1, 0, STEPS + 1).tolist()), {"id": "m"}, {"height": 64}
 ).add([trajectory(0), trajectory(1)])
 DATA = GRAPH.statistics_parquet()
@@ -34,8 +34,8 @@ SETTING = json.loads(TABLE.schema.metadata[b"setting"])
 
 def reads_or_refuses(data: bytes) -> None:
     try:
-        graph = StabilityGraph.from_parquet(data)
-    except GraphError as error:
+        graph = Calibration.from_parquet(data)
+    except CalibrationError as error:
         assert_sentence(error)
         return
     assert graph.id == GRAPH.id
@@ -89,16 +89,16 @@ def test_any_setting(setting):
 @pytest.mark.parametrize("depth", [100, 985, 990, 995, 100_000])
 def test_a_setting_nested_without_end(depth):
     bomb = json.dumps({**SETTING, "model": "HERE"}).replace('"HERE"', "[" * depth + "]" * depth)
-    with pytest.raises(GraphError) as refusal:
-        StabilityGraph.from_parquet(described(bomb))
+    with pytest.raises(CalibrationError) as refusal:
+        Calibration.from_parquet(described(bomb))
     assert "RecursionError" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("name", ["model", "grid", "conditions"])
 def test_a_setting_whose_parts_are_not_objects(name):
     for value in ("", [], None, 1):
-        with pytest.raises(GraphError, match=f"the graph's {name} must be a JSON object"):
-            StabilityGraph.from_parquet(described(json.dumps({**SETTING, name: value})))
+        with pytest.raises(CalibrationError, match=f"the graph's {name} must be a JSON object"):
+            Calibration.from_parquet(described(json.dumps({**SETTING, name: value})))
 
 
 def with_row(**change) -> bytes:
@@ -133,15 +133,15 @@ HOSTILE_ROWS = [
 
 @pytest.mark.parametrize(("change", "sentence"), HOSTILE_ROWS)
 def test_the_right_columns_with_hostile_values(change, sentence):
-    with pytest.raises(GraphError, match=sentence) as refusal:
-        StabilityGraph.from_parquet(with_row(**change))
+    with pytest.raises(CalibrationError, match=sentence) as refusal:
+        Calibration.from_parquet(with_row(**change))
     assert_sentence(refusal.value)
 
 
 def test_a_grid_of_other_steps_than_the_rows_have():
     grid = Grid.from_sigmas(np.linspace(1, 0, 1001).tolist()).to_json()
-    with pytest.raises(GraphError, match="does not hold the statistics of 1000 steps"):
-        StabilityGraph.from_parquet(described(json.dumps({**SETTING, "grid": grid})))
+    with pytest.raises(CalibrationError, match="does not hold the statistics of 1000 steps"):
+        Calibration.from_parquet(described(json.dumps({**SETTING, "grid": grid})))
 
 
 def test_columns_of_another_schema():
@@ -153,8 +153,8 @@ def test_columns_of_another_schema():
         TABLE.set_column(4, "gram", pa.array(["x", "y"])),
     ):
         kept = table.replace_schema_metadata(TABLE.schema.metadata)
-        with pytest.raises(GraphError, match="columns are not those") as refusal:
-            StabilityGraph.from_parquet(parquet(kept))
+        with pytest.raises(CalibrationError, match="columns are not those") as refusal:
+            Calibration.from_parquet(parquet(kept))
         assert_sentence(refusal.value)
 
 
@@ -163,20 +163,20 @@ def test_numbers_that_unpack_to_more_than_the_limit_are_refused_before_they_do(m
     bomb = parquet(pa.Table.from_pylist(rows, TABLE.schema), compression="zstd")
     monkeypatch.setattr(stability, "MAX_BYTES", 100_000)
     assert len(bomb) < 10_000
-    with pytest.raises(GraphError, match="unpacks to more than 100000 bytes"):
-        StabilityGraph.from_parquet(bomb)
+    with pytest.raises(CalibrationError, match="unpacks to more than 100000 bytes"):
+        Calibration.from_parquet(bomb)
 
 
 def test_texts_that_unpack_to_more_than_the_limit_are_refused(monkeypatch):
     rows = [{**TABLE.to_pylist()[0], "seed": seed, "prompt": "x" * 10_000} for seed in range(200)]
     bomb = parquet(pa.Table.from_pylist(rows, TABLE.schema), compression="zstd")
     monkeypatch.setattr(stability, "MAX_BYTES", 600_000)
-    with pytest.raises(GraphError, match="unpacks to more than 600000 bytes"):
-        StabilityGraph.from_parquet(bomb)
+    with pytest.raises(CalibrationError, match="unpacks to more than 600000 bytes"):
+        Calibration.from_parquet(bomb)
 
 
 def test_graphs_whose_settings_name_hostile_keys_differ_in_a_sentence():
-    one, other = (StabilityGraph(GRAPH.grid, {ESCAPE: value}) for value in (ESCAPE, "b" * 10_000))
-    with pytest.raises(GraphError, match="differ in model") as refusal:
+    one, other = (Calibration(GRAPH.grid, {ESCAPE: value}) for value in (ESCAPE, "b" * 10_000))
+    with pytest.raises(CalibrationError, match="differ in model") as refusal:
         one.merge(other)
     assert_sentence(refusal.value)

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.models.model import Model, find_model
-from cluster.plan import SPEC_KEY, SpecError, check_spec, plan_items, specification
-from cluster.prompts import Prompt
 from cluster.store import open_store
+from cluster.work.plan import SPEC_KEY, SpecError, check_spec, plan_items, specification
+from cluster.work.prompts import Prompt
 from meancache.schedule import canonical_json
-from tests.security.hostile import FUZZ, JSON, damaged, mutated
+from tests.support.hostile import FUZZ, JSON, damaged, mutated
 
 MODEL: Model = find_model("tiny")
 SPEC = specification(

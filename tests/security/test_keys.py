@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster import attempts
-from cluster.manifest import Manifest, video_key
 from cluster.models.model import find_model
-from cluster.plan import plan_items
-from cluster.prompts import Prompt
+from cluster.results import attempts
+from cluster.results.manifest import Manifest, video_key
 from cluster.store import open_store
 from cluster.store.base import is_key
-from tests.security.hostile import ESCAPE, FUZZ
+from cluster.work.plan import plan_items
+from cluster.work.prompts import Prompt
+from tests.support.hostile import ESCAPE, FUZZ
 
 HOSTILE = st.sampled_from(["../../etc/passwd", "/etc/passwd", "..", ".tmp-", "a\\b", ESCAPE]) | (
     st.text(st.characters(exclude_categories=["Cs"]), min_size=1)

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.prompts import COLUMNS, MAX_SEED, Prompt, PromptsError, read_prompts
-from tests.security.hostile import ESCAPE, FUZZ, JSON, VALUES, assert_sentence, damaged
+from cluster.work.prompts import COLUMNS, MAX_SEED, Prompt, PromptsError, read_prompts
+from tests.support.hostile import ESCAPE, FUZZ, JSON, VALUES, assert_sentence, damaged
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 PROMPT = TEXT.filter(lambda text: bool(text.strip()))

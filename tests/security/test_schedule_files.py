@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from meancache import Schedule, ScheduleError
 from meancache.velocity import velocities_in_use
-from tests.security.hostile import ESCAPE, FUZZ, JSON, assert_sentence, damaged, mutated
+from tests.support.hostile import ESCAPE, FUZZ, JSON, assert_sentence, damaged, mutated
 
 SHIPPED = Path(__file__).parents[2] / "schedules" / "tiny"
 SIGMAS = np.linspace(1.0, 0.0, 7).tolist()

@@ -11,14 +11,14 @@ import boto3
 import pyarrow.parquet as pq
 import pytest
 
-from cluster import plan
-from cluster.builders import rank_builder
-from cluster.delivery import Delivery
-from cluster.gang import Gang
-from cluster.manifest import Manifest
+from cluster.fleet.delivery import Delivery
+from cluster.fleet.gang import Gang
+from cluster.fleet.staged_gang import StagedGang
+from cluster.ranks.builders import rank_builder
+from cluster.results.manifest import Manifest
 from cluster.store import StoreError, open_store, read
-from cluster.studio import Studio
-from jobs import render
+from cluster.work import plan
+from jobs.render import workflow as render
 
 KEY_ID = "AKIAFAKEFAKEFAKEFAKE"
 SECRET = "fake+Secret/ofNobody0123456789abcdefABCD"
@@ -61,7 +61,7 @@ def test_a_job_leaves_no_secret_behind(credentials, s3_root, tmp_path, caplog, c
     manifest = Manifest(job.store)
     deliver = Delivery(manifest, job.model, job.schedule)
     with Gang(rank_builder(job.model), 1) as gang:
-        rows = [deliver(Studio(gang, gang), item) for item in job.items]
+        rows = [deliver(StagedGang(gang, gang), item) for item in job.items]
     manifest.close_shard(0, job.items)
     manifest.finish([0])
     keys = list(job.store.list())

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from cluster.models.model import ModelError, find_model
-from jobs import _cli, render
+from jobs._shared import cli as _cli
+from jobs.render import workflow as render
 from meancache import Schedule
-from tests.security.hostile import ESCAPE, assert_sentence
+from tests.support.hostile import ESCAPE, assert_sentence
 
 SCHEDULE = Schedule.from_edges(
     np.linspace(1.0, 0.0, 7).tolist(), [{"start": 0, "stop": 6, "span": 1}]

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from cluster.models.cost_model import GIB
-from cluster.models.memory import component_bytes
 from cluster.models.memory_plan import Demand, MemoryPlanError
 from cluster.models.model import find_model
-from cluster.models.random_weights import FULL
+from cluster.ranks.memory import component_bytes
+from cluster.ranks.random_weights import FULL
 from meancache import tiny
 
 FULL_SIZE = {"height": 720, "width": 1280, "num_frames": 129}
@@ -64,8 +64,8 @@ def test_a_ring_holds_keys_and_values_beside_a_shares_activations(hunyuan):
 
 
 def test_a_codec_of_several_ranks_has_its_vae_on_each_and_its_encoders_on_rank_0(hunyuan):
-    pair = replace(hunyuan, gang_size=2, codec_size=2)
-    assert pair.parts(0) == replace(pair, codec_size=1).parts(0)
+    pair = replace(hunyuan, gang_size=2, encoders_size=2)
+    assert pair.parts(0) == replace(pair, encoders_size=1).parts(0)
     beside = {name for name in pair.parts(1) if name.startswith("codec")}
     assert beside == {"codec's vae", "codec's decoding", "codec's process"}
 
@@ -93,7 +93,7 @@ def test_offloaded_the_codec_takes_no_more_than_its_largest_stage(hunyuan):
 
 
 def test_ranks_that_hold_the_whole_pipeline_do_one_thing_after_the_other(hunyuan):
-    whole = replace(hunyuan, codec_size=0)
+    whole = replace(hunyuan, encoders_size=0)
     assert "activations" not in whole.parts(0)  # which take less than decoding, at another time
     longer = replace(whole, arguments={**whole.arguments, "num_frames": 253})
     assert "decoding" not in longer.parts(0)

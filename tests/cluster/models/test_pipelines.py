@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.builders import RankBuilder
-from cluster.gang import Gang
+from cluster.fleet.gang import Gang
 from cluster.models.model import Model, ModelError, find_model
 from cluster.models.pipelines import DENOISERS, PIPELINES, TEXT
-from cluster.plan import plan_items
-from cluster.prompts import Prompt
-from cluster.renderer import Renderer
-from cluster.rendering import RenderRequest, encoded, render_item
+from cluster.ranks.builders import RankBuilder
+from cluster.ranks.renderer import Renderer
+from cluster.ranks.tasks import RenderRequest, encoded, render_item
+from cluster.work.plan import plan_items
+from cluster.work.prompts import Prompt
 from meancache import Schedule
-from meancache.pipelines import grid_of
-from tests.cluster import folders, ranks, several
+from meancache.hooks.pipelines import grid_of
+from tests.support import folders, ranks, several
 
 STEPS = 6
 SKIPS = [(0, 1, 1), (1, 2, 1), (2, 4, 2), (4, 6, 1)]

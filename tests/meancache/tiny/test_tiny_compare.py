@@ -6,9 +6,9 @@ import sys
 import numpy as np
 from PIL import Image
 
-from jobs.render import SHIPPED
-from meancache.tiny import compare
+from jobs.render.workflow import SHIPPED
 from meancache.tiny.captions import HELD_OUT
+from meancache.tiny.training import compare
 
 
 def test_each_way_has_a_row_and_schedules_come_closer_than_fewer_steps(

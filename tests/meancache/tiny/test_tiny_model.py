@@ -8,9 +8,9 @@ from diffusers import HunyuanVideoPipeline
 from meancache import tiny
 from meancache.tiny.captions import ALL, HELD_OUT
 from meancache.tiny.latents import measure as measured_latents
-from meancache.tiny.measure import generate, measure
 from meancache.tiny.scorer import FACTS, score
 from meancache.tiny.shapes import random_centres, render
+from meancache.tiny.training.measure import generate, measure
 
 
 @pytest.fixture(scope="module")

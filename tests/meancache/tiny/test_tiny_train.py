@@ -9,9 +9,9 @@ from diffusers import HunyuanVideoPipeline
 
 from meancache.tiny.captions import HELD_OUT
 from meancache.tiny.latents import measure
-from meancache.tiny.measure import generate
 from meancache.tiny.shapes import random_centres, render
 from meancache.tiny.train import PHASES, Settings, Training
+from meancache.tiny.training.measure import generate
 
 FEW = Settings(
     decoder_iterations=2,

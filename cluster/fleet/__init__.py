@@ -1,0 +1,1 @@
+"""Driver, leaders and gangs: hand out, watch, kill, rebuild, drain."""

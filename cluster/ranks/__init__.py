@@ -1,0 +1,1 @@
+"""Inside a GPU process: the only room that imports torch."""

@@ -1,0 +1,395 @@
+"""One rank's work: pipeline + schedule -> frames of a video, or the one frame of a picture.
+
+No Ray in here; it runs under torchrun too:
+
+    torchrun --nproc-per-node 2 -m cluster.ranks.renderer --model tiny \
+        --prompt "a red circle moving left on a dark background" --output clip.mp4
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from tqdm import tqdm
+
+from cluster.media import video
+from cluster.models.model import Model, ModelError, find_model
+from cluster.ranks import sequence_parallel as xdit
+from cluster.ranks.split_call import Texts, decoded_of, frames_of, latents_of, texts_given
+from cluster.ranks.tasks import Drawing, Rendering, encoded
+from cluster.ranks.tiles import dealt
+from meancache import Schedule, ScheduleError, apply_mean_cache, remove_mean_cache
+from meancache.hooks.pipelines import transformers_of
+
+# On a CPU every rank keeps to one core: more threads than cores stall each other.
+CPU_THREADS = 1
+
+
+@dataclass
+class _LoopWatch:
+    """Times the denoising loop, counts the transformer's calls and looks at what comes out."""
+
+    calls: int = 0
+    started: float = math.nan
+    stopped: float = math.nan
+
+    def before_forward(self, *_: Any) -> None:
+        """A forward pre-hook of the transformer."""
+        if self.calls == 0:
+            self.started = synchronized_now()
+        self.calls += 1
+
+    def after_step(
+        self, pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The pipeline's `callback_on_step_end`; changes nothing."""
+        # Waiting for the device at every step would slow what is measured.
+        if step + 1 == pipeline.num_timesteps:
+            self.after_loop(tensors["latents"])
+        return tensors
+
+    def after_loop(self, result: torch.Tensor) -> None:
+        """Takes the last step's latents."""
+        self.stopped = synchronized_now()
+        latents = result.float().cpu().numpy()
+        video.check_drawn("latents", latents, latents.shape)
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """FLOPs of softmax(Q K^T) V for the shapes of Q, K and V."""
+    return int(sdpa_flop_count(query, key, value))
+
+
+# What torch's counter leaves out: attention as it runs on a CPU.
+CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+
+
+def synchronized_now() -> float:
+    """Seconds, after the device has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+class Renderer:
+    """A pipeline on one rank, alone or in step with the other ranks of its gang.
+
+    Args:
+        model: what to load.
+        rank: 0 .. world_size - 1.
+        world_size: ranks that share each video by sequence parallelism.
+        init_method: rendezvous of the ranks for torch.distributed; unused for one rank.
+        without: components that this process leaves to others, see `ranks.builders`; of what
+            they do its methods cannot be called.
+        offloaded: keep the components in the machine's memory, and move each to the GPU only while
+            it works. For a codec: it would be slow for a transformer.
+        compiled: compile the blocks of the transformers. Their roots stay eager, and with them a
+            schedule's hook, so that a skipped step calls nothing that is compiled.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        rank: int,
+        world_size: int,
+        init_method: str,
+        without: tuple[str, ...] = (),
+        offloaded: bool = False,
+        compiled: bool = False,
+    ) -> None:
+        self.model = model
+        self.rank = rank
+        self.world_size = world_size
+        if world_size > 1:
+            device = xdit.initialize(rank, world_size, init_method)
+        else:
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if device.type == "cpu":
+            torch.set_num_threads(CPU_THREADS)
+        self.kind = model.kind
+        # The lock of its own is one between processes, and a killed rank would leave it behind.
+        tqdm.set_lock(threading.RLock())
+        self.device = device
+        self.pipeline = model.load(torch.device("cpu") if offloaded else device, without)
+        self._offloaded = offloaded
+        if offloaded:
+            self.pipeline.enable_model_cpu_offload(device=device)
+        self._texts = Texts(self.pipeline, self._ask)
+        self._watch: _LoopWatch | None = None
+        self._done: float | None = None  # when the last drawing was
+        self._calls_back = (
+            "callback_on_step_end" in inspect.signature(type(self.pipeline).__call__).parameters
+        )
+        if not self._calls_back:
+            self._listen(self.pipeline.scheduler)
+        if world_size > 1 and "transformer" not in without:
+            assert self.kind.parallel is not None  # the driver has checked it
+            xdit.parallelise(self.pipeline, *self.kind.parallel, *model.degrees(world_size))
+        if compiled:  # by the first forward, and anew for texts of the first few other lengths
+            for transformer in transformers_of(self.pipeline):
+                transformer.compile_repeated_blocks()  # type: ignore[operator]
+
+    def render(
+        self,
+        prompt: str,
+        seed: int,
+        arguments: Mapping[str, Any],
+        schedule: Schedule | None = None,
+    ) -> Rendering:
+        """Draws and decodes one video or picture; every rank of the gang makes the same call.
+
+        Raises:
+            ScheduleError: the schedule does not fit the run.
+            ValueError: what came out is no picture (NaN, Inf, one value, another shape).
+        """
+        started = time.perf_counter()
+        drawing = self.draw(prompt, seed, arguments, schedule)
+        latents = self.agree(drawing.latents) if self._shares_tiles(arguments) else drawing.latents
+        frames = None if latents is None else self.decode(latents, arguments)
+        seconds = time.perf_counter() - started
+        return Rendering(frames if self.rank == 0 else None, drawing.nfe, seconds, drawing.loop_s)
+
+    def read(self, prompt: str, arguments: Mapping[str, Any]) -> bytes:
+        """The embeddings of the texts of a call, packed, for `draw` in another process."""
+        texts = self._texts.of(prompt, arguments)
+        self._free()
+        return texts
+
+    def draw(
+        self,
+        prompt: str,
+        seed: int,
+        arguments: Mapping[str, Any],
+        schedule: Schedule | None = None,
+        texts: bytes | None = None,
+    ) -> Drawing:
+        """Denoises one video or picture; every rank of the gang makes the same call.
+
+        Args:
+            prompt: the text.
+            seed: of the initial noise, drawn on the CPU so that every rank and every kind of
+                machine starts from the same noise.
+            arguments: of the pipeline's call.
+            schedule: which steps to compute; None computes all.
+            texts: what `read` returned, in another process; None makes them here.
+
+        Raises:
+            ScheduleError: the schedule does not fit the run.
+            ValueError: what came out is no picture (NaN, Inf, one value).
+        """
+        started = time.perf_counter()
+        watch = self._watch = _LoopWatch()
+        watching = [
+            transformer.register_forward_pre_hook(watch.before_forward)
+            for transformer in transformers_of(self.pipeline)
+        ]
+        call = dict(arguments)
+        if self._calls_back:
+            call["callback_on_step_end"] = watch.after_step
+        given = nullcontext() if texts is None else texts_given(self.pipeline, texts, self.device)
+        latents = None
+        try:
+            hook = None if schedule is None else apply_mean_cache(self.pipeline, schedule)
+            with given:
+                if self.rank == 0:
+                    drawn = partial(self._call, prompt, seed, call, "np")
+                    latents = latents_of(self.pipeline, drawn)
+                else:
+                    self._call(prompt, seed, call, "latent")
+        finally:
+            remove_mean_cache(self.pipeline)
+            for one in watching:
+                one.remove()
+            self._watch = None
+        # Of the calls with a schedule, the hook answered some itself.
+        nfe = watch.calls if hook is None else hook.forwards
+        before, self._done = self._done, time.perf_counter()
+        return Drawing(
+            latents,
+            nfe,
+            loop_s=watch.stopped - watch.started,
+            gang_s=self._done - (started if before is None else before),
+        )
+
+    def decode(self, latents: bytes, arguments: Mapping[str, Any]) -> np.ndarray:
+        """The frames of what `draw` drew, here or in another process.
+
+        Every rank of the gang makes the same call where the VAE decodes in tiles, and they share
+        them; what is of one piece is rank 0's.
+
+        Args:
+            latents: of the `Drawing`.
+            arguments: of the call that drew it.
+
+        Returns:
+            (F, H, W, 3) uint8, F = 1 for a picture; no frames on ranks other than 0.
+
+        Raises:
+            ValueError: what came out is no picture (NaN, Inf, one value, another shape).
+        """
+        nothing = np.empty((0, 0, 0, 3), np.uint8)
+        shared = self._shares_tiles(arguments)
+        if self.rank != 0 and not shared:
+            return nothing
+        with dealt(self.pipeline.vae, self.rank, self.world_size) if shared else nullcontext():
+            # What comes after the VAE is rank 0's.
+            finish: Callable[..., Any] = frames_of if self.rank == 0 else decoded_of
+            frames = finish(self.pipeline, latents, self.device)
+        self._free()
+        if self.rank != 0:
+            return nothing
+        video.check_drawn("frames", frames, (*self.model.shape(arguments), 3))
+        return np.rint(frames * 255).astype(np.uint8)
+
+    def denoise(self, prompt: str, seed: int, arguments: Mapping[str, Any]) -> torch.Tensor:
+        """Runs all steps of one video without decoding it; returns its latents."""
+        latents: torch.Tensor = self._call(prompt, seed, arguments, "latent")
+        return latents
+
+    def runs(
+        self, trajectories: Sequence[tuple[str, int]], arguments: Mapping[str, Any]
+    ) -> list[Callable[..., Any]]:
+        """Calls of the pipeline for what has to run the same trajectory again and again.
+
+        Args:
+            trajectories: (prompt, seed) of each.
+            arguments: of the pipeline's call.
+
+        Returns:
+            One `meancache.fitting.Run` a trajectory: run(**overrides) denoises and returns
+            latents, run(decode=True) draws and returns the frames that `render` has. Their texts
+            are read once, here.
+        """
+        return [
+            partial(self._run, self.read(prompt, arguments), prompt, seed, arguments)
+            for prompt, seed in trajectories
+        ]
+
+    def _run(
+        self,
+        texts: bytes,
+        prompt: str,
+        seed: int,
+        arguments: Mapping[str, Any],
+        *,
+        decode: bool = False,
+        **overrides: Any,
+    ) -> Any:
+        changed = {**arguments, **overrides}
+        with texts_given(self.pipeline, texts, self.device):
+            if not decode:
+                return self.denoise(prompt, seed, changed)
+            frames = self.render(prompt, seed, changed).frames
+        # Where rank 0 decodes alone, the others wait for each video of a row, not for all of them
+        # in the next forward's collective, which would take it for dead.
+        self.agree(None)
+        return frames
+
+    def agree(self, value: Any) -> Any:
+        """Rank 0's value, on every rank: what ranks decide by numbers must not depend on one."""
+        if self.world_size == 1:
+            return value
+        shared = [value]
+        torch.distributed.broadcast_object_list(shared, src=0)
+        return shared[0]
+
+    def transformer_flops(self, prompt: str, seed: int, arguments: Mapping[str, Any]) -> int:
+        """FLOPs of the transformer in one run, by torch's counter.
+
+        In a run of its own, as counting slows it. Counts this rank's work alone.
+        """
+        counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+        with counter:
+            self.denoise(prompt, seed, arguments)
+        return sum(counter.get_flop_counts()[type(self.pipeline.transformer).__name__].values())
+
+    def _shares_tiles(self, arguments: Mapping[str, Any]) -> bool:
+        return self.world_size > 1 and self.model.decodes_in_tiles(arguments)
+
+    def _free(self) -> None:
+        """Takes offloaded components off the GPU, as a pipeline's call does where it ends."""
+        if self._offloaded:
+            self.pipeline.maybe_free_model_hooks()
+
+    def _call(self, prompt: str, seed: int, arguments: Mapping[str, Any], output_type: str) -> Any:
+        generator = torch.Generator("cpu").manual_seed(seed)
+        call = dict(arguments)
+        if self.kind.guider:
+            scale = call.pop("guidance_scale")
+            if self.pipeline.guider.guidance_scale != scale:
+                self.pipeline.guider = self.pipeline.guider.new(
+                    guidance_scale=scale, enabled=scale != 1
+                )
+        return self.pipeline(
+            prompt, generator=generator, output_type=output_type, return_dict=False, **call
+        )[0]
+
+    def _ask(self, prompt: str, arguments: Mapping[str, Any]) -> Any:
+        return self._call(prompt, 0, arguments, "latent")
+
+    def _listen(self, scheduler: Any) -> None:
+        """Tells the watch of the last step where the pipeline has no callback for it.
+
+        For good: to come and go would cross others that watch the scheduler meanwhile.
+        """
+        step = scheduler.step
+
+        def told(*given: Any, **named: Any) -> Any:
+            result = step(*given, **named)
+            if self._watch is not None and scheduler.step_index == len(scheduler.timesteps):
+                self._watch.after_loop(result[0])
+            return result
+
+        scheduler.step = told
+
+
+def main() -> None:
+    """Renders one prompt on the ranks that torchrun started (or on one, without torchrun)."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--model", default="tiny", help="tiny, a folder or a Hugging Face id")
+    parser.add_argument("--prompt", required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--schedule", type=Path, help="a schedule file; default: every step")
+    parser.add_argument("--output", type=Path, required=True, help="the mp4 to write, or png")
+    options = parser.parse_args()
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    try:
+        model = find_model(options.model)
+        schedule = None if options.schedule is None else Schedule.load(options.schedule)
+        model.check_arguments(model.defaults, world_size)
+        if schedule is not None:
+            model.check_schedule(schedule, model.defaults)
+    except (ModelError, ScheduleError) as error:
+        parser.error(str(error))
+    if not options.output.parent.is_dir():
+        parser.error(f"--output {options.output}: there is no folder {options.output.parent}")
+    renderer = Renderer(model, rank, world_size, "env://")
+    rendering = renderer.render(options.prompt, options.seed, model.defaults, schedule)
+    if rendering.frames is not None:
+        options.output.write_bytes(encoded(model, rendering.frames))
+        print(
+            f"{options.output}: {len(rendering.frames)} frames, {rendering.nfe} forwards, "
+            f"{rendering.seconds:.1f} s on {world_size} rank(s)"
+        )
+    if world_size > 1:
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

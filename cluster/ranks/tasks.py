@@ -1,0 +1,102 @@
+"""What a rank draws, seen from outside of it: its leader, and who hands out the work.
+
+Light on purpose: only ranks need torch and diffusers, which take seconds to import.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cluster.media import image, video
+from cluster.models.model import Model
+from cluster.work.plan import WorkItem
+from meancache.schedule import Schedule
+
+if TYPE_CHECKING:
+    from cluster.ranks.renderer import Renderer
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One video or picture before it is decoded, as a rank sees it.
+
+    Attributes:
+        latents: the call of the VAE that decodes them, packed; None on ranks other than 0.
+        nfe: forwards of the transformers; guidance in two forwards counts as two.
+        loop_s: wall time of the denoising loop: from the transformer's first call to the
+            scheduler's last step.
+        gang_s: wall time since this rank was done with the one before, or of this one alone where
+            it is the first: what the gang's time was spent on, waiting for work included.
+    """
+
+    latents: bytes | None
+    nfe: int
+    loop_s: float
+    gang_s: float
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """One video or picture as a rank sees it.
+
+    Attributes:
+        frames: (F, H, W, 3) uint8 on rank 0, F = 1 for a picture; None on the others.
+        nfe: forwards of the transformers; guidance in two forwards counts as two.
+        seconds: wall time of the pipeline's call.
+        loop_s: wall time of its denoising loop alone: from the transformer's first call to the
+            scheduler's last step.
+    """
+
+    frames: np.ndarray | None
+    nfe: int
+    seconds: float
+    loop_s: float
+
+
+@dataclass(frozen=True)
+class RenderRequest:
+    """What every rank of a gang gets to render one item.
+
+    Attributes:
+        item: what is to be rendered.
+        schedule: which steps to compute; None computes all.
+        texts: embeddings of its prompt, from `read_texts`; None where the ranks make them.
+    """
+
+    item: WorkItem
+    schedule: Schedule | None
+    texts: bytes | None = None
+
+
+def render_item(renderer: Renderer, request: RenderRequest) -> Rendering:
+    """A gang's task: one item from prompt to frames."""
+    item = request.item
+    return renderer.render(item.prompt, item.seed, item.arguments, request.schedule)
+
+
+def read_texts(codec: Renderer, item: WorkItem) -> tuple[bytes, float]:
+    """A codec's task: the embeddings of an item's prompt, and the seconds that they took."""
+    started = time.perf_counter()
+    return codec.read(item.prompt, item.arguments), time.perf_counter() - started
+
+
+def draw_item(renderer: Renderer, request: RenderRequest) -> Drawing:
+    """A gang's task: denoises one item whose texts are given."""
+    item = request.item
+    return renderer.draw(item.prompt, item.seed, item.arguments, request.schedule, request.texts)
+
+
+def decode_item(codec: Renderer, drawn: tuple[bytes, WorkItem]) -> tuple[np.ndarray, float]:
+    """A codec's task: the frames of an item that was drawn, and the seconds that they took."""
+    latents, item = drawn
+    started = time.perf_counter()
+    return codec.decode(latents, item.arguments), time.perf_counter() - started
+
+
+def encoded(model: Model, frames: np.ndarray) -> bytes:
+    """The file of what was drawn: an mp4, or a PNG of a model of images."""
+    return image.encode(frames) if model.kind.is_image else video.encode(frames, model.fps)

@@ -1,0 +1,1 @@
+"""What is done: receipts and manifest, attempts, verification, garbage, datasets, registry."""

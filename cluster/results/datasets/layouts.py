@@ -1,0 +1,209 @@
+"""From a finished render root to the layouts that training and analysis tools read.
+
+    videofolder   metadata.parquet above videos/{id[:2]}/{id}.{sha256[:16]}.mp4, as Hugging Face's
+                  VideoFolder (of a model of images: ImageFolder) has it
+    webdataset    part-{n:06d}.tar of {id}.mp4, {id}.txt (the prompt) and {id}.json (the row)
+    parquet       part-{n:06d}.parquet of the rows alone; their `uri` says where the videos are
+
+Rows are the manifest's `ok` rows in plan order, each metric a column `metrics.NAME`. An export is a
+list of files that follows from the manifest and the condition alone, names and bytes, and each is
+created once: what is there is done. Its own memory is out of the loaders' sight:
+
+    .export/job.json   what is exported, created once
+    .export/_SUCCESS   {rows, files}, once every file is there
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster.results.datasets.dataset import read_checked
+from cluster.results.manifest import Success, at_once
+from cluster.store import Store
+from meancache.schedule import canonical_json
+
+JOB_KEY = ".export/job.json"
+SUCCESS_KEY = ".export/_SUCCESS"
+METADATA_KEY = "metadata.parquet"
+# Of a tar, and of what is in memory at once.
+MOST_BYTES = 256 * 2**20
+MOST_AT_ONCE = 128
+ROWS_OF_A_PART = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file of an export; there may be a million of them.
+
+    Attributes:
+        key: where it goes.
+        start: the first of the export's rows that it is made of.
+        stop: after the last of them.
+        size: bytes of the videos that it holds.
+        make: (source, those rows) -> its content.
+    """
+
+    key: str
+    start: int
+    stop: int
+    size: int
+    make: Callable[[Store, pa.Table], bytes]
+
+
+@dataclass(frozen=True)
+class Export:
+    """Rows on their way from a render root to another layout.
+
+    Attributes:
+        source: the render root.
+        target: where the files go.
+        rows: those to export, of a `dataset.flattened` table.
+        stages: the files; those of a stage are begun when all of the stage before are there.
+    """
+
+    source: Store
+    target: Store
+    rows: pa.Table
+    stages: Sequence[Sequence[File]]
+
+    @property
+    def files(self) -> int:
+        """How many files there will be."""
+        return sum(map(len, self.stages))
+
+    def finished(self) -> bool:
+        """Whether all of it is there."""
+        return self.target.exists(SUCCESS_KEY)
+
+    def missing(self) -> list[list[File]]:
+        """The files that are not there yet, by stage."""
+        there = set(self.target.list())
+        return [[file for file in stage if file.key not in there] for stage in self.stages]
+
+    def write(self, stages: Iterable[Sequence[File]]) -> Iterator[str]:
+        """Writes files; yields the key of each when it is there.
+
+        Raises:
+            StoreError: a store failed, or a video is not the one that the manifest names.
+        """
+        for stage in stages:
+            for batch in _batches(stage):
+                yield from at_once(self._write, batch)
+
+    def finish(self) -> None:
+        """Writes `_SUCCESS`, when all files are there."""
+        content = {"rows": self.rows.num_rows, "files": self.files}
+        self.target.put_new(SUCCESS_KEY, canonical_json(content))
+
+    def _write(self, file: File) -> str:
+        rows = self.rows.slice(file.start, file.stop - file.start)
+        self.target.put_new(file.key, file.make(self.source, rows))
+        return file.key
+
+
+def specification(success: Success, layout: str, condition: str | None) -> dict[str, Any]:
+    """What an export is: the content of its job.json."""
+    return {
+        "schema": 1,
+        "kind": "export",
+        "format": layout,
+        "where": condition,
+        "rows": success.rows,
+        "manifest": hashlib.sha256(success.to_json()).hexdigest(),
+    }
+
+
+def _videofolder(rows: pa.Table) -> list[list[File]]:
+    named = zip(rows["key"].to_pylist(), rows["bytes"].to_pylist(), strict=True)
+    videos = [File(key, row, row + 1, size, _video) for row, (key, size) in enumerate(named)]
+    return [videos, [File(METADATA_KEY, 0, rows.num_rows, 0, _metadata)]]
+
+
+def _webdataset(rows: pa.Table) -> list[list[File]]:
+    tars: list[File] = []
+    start = held = 0
+    for row, size in enumerate([*rows["bytes"].to_pylist(), MOST_BYTES]):
+        if row > start and held + size > MOST_BYTES:
+            tars.append(File(f"part-{len(tars):06d}.tar", start, row, held, _tar))
+            start, held = row, 0
+        held += size
+    return [tars]
+
+
+def _parquet(rows: pa.Table) -> list[list[File]]:
+    starts = range(0, rows.num_rows, ROWS_OF_A_PART)
+    return [
+        [
+            File(
+                f"part-{number:06d}.parquet",
+                start,
+                min(start + ROWS_OF_A_PART, rows.num_rows),
+                0,
+                _rows,
+            )
+            for number, start in enumerate(starts)
+        ]
+    ]
+
+
+# A format is what plans its files, by stage, from the rows.
+FORMATS: dict[str, Callable[[pa.Table], list[list[File]]]] = {
+    "videofolder": _videofolder,
+    "webdataset": _webdataset,
+    "parquet": _parquet,
+}
+
+
+def _batches(files: Sequence[File]) -> Iterator[list[File]]:
+    """Files that are made at once: few enough for the memory."""
+    batch: list[File] = []
+    held = 0
+    for file in files:
+        if batch and (len(batch) == MOST_AT_ONCE or held + file.size > MOST_BYTES):
+            yield batch
+            batch, held = [], 0
+        batch.append(file)
+        held += file.size
+    if batch:
+        yield batch
+
+
+def _video(source: Store, rows: pa.Table) -> bytes:
+    return read_checked(source, rows["key"][0].as_py(), rows["sha256"][0].as_py())
+
+
+def _rows(source: Store, rows: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(rows, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def _metadata(source: Store, rows: pa.Table) -> bytes:
+    return _rows(source, rows.add_column(0, "file_name", rows["key"]))
+
+
+def _tar(source: Store, rows: pa.Table) -> bytes:
+    """A sample a row, with nothing in it of this machine or this hour."""
+    named = list(zip(rows["key"].to_pylist(), rows["sha256"].to_pylist(), strict=True))
+    videos = at_once(lambda one: read_checked(source, *one), named)
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for row, video in zip(rows.to_pylist(), videos, strict=True):
+            members = {
+                row["key"].rpartition(".")[2]: video,
+                "txt": row["prompt"].encode(),
+                "json": canonical_json({**row, "created_at": row["created_at"].isoformat()}),
+            }
+            for ending, data in members.items():
+                member = tarfile.TarInfo(f"{row['item_id']}.{ending}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return sink.getvalue()

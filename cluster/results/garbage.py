@@ -1,0 +1,72 @@
+"""Removes videos that no receipt names and none will.
+
+An attempt that is killed between its video and its receipt leaves the video behind. Where the
+next attempt draws other bytes, nothing names the first, and it is garbage once nobody can commit
+it any more.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from functools import partial
+
+from cluster.results import manifest
+from cluster.results.manifest import OK, PARTS, at_once
+from cluster.store import Store
+
+VIDEOS = "videos/"
+_VIDEO = re.compile(r"videos/[0-9a-f]{2}/([0-9a-f]{32})\.[0-9a-f]{16}\.(?:mp4|png)")
+
+
+def collect(store: Store, grace_s: float) -> Iterator[tuple[str, int]]:
+    """Removes the garbage of a render root; yields (uri, bytes) of each video removed.
+
+    A gang that finds its video in the store already may be about to write the receipt, so age alone
+    makes nothing garbage: a video goes only if its item is done under another name or, where the
+    job is finished, is not among those that a healing may still render.
+
+    Args:
+        store: the root of a render job, running or finished.
+        grace_s: seconds since a video was written, below which it stays.
+
+    Raises:
+        StoreError: the manifest cannot be read; nothing is removed then.
+    """
+    # First whether the job is finished: what it commits from here on is then among the named.
+    there = manifest.finished(store)
+    named = _named(store)
+    open_to = None if there is None else manifest.failed_ids(store, there[1])
+    done = {_item(key) for key in named}
+    before = time.time() - grace_s
+    for entry in store.entries(VIDEOS):
+        match = _VIDEO.fullmatch(entry.key)
+        if match is None or entry.key in named or entry.modified > before:
+            continue
+        item = match[1]
+        if item in done or (open_to is not None and item not in open_to):
+            store.delete(entry.key)
+            yield store.uri(entry.key), entry.bytes
+
+
+def _named(store: Store) -> set[str]:
+    """The keys of all videos that a part or, in a shard without one, a receipt names."""
+    parts = list(store.list(PARTS))
+    named = {
+        row["key"] for rows in at_once(partial(manifest.read_part, store), parts) for row in rows
+    }
+    # The part of a healing says nothing of the receipts that its shard had before.
+    closed = {re.sub(r".*part-(\d+)\.parquet", r"receipts/\1/", key) for key in parts}
+    receipts = [
+        key
+        for key in store.list("receipts/")
+        if key[: len("receipts/000000/")] not in closed or ".r" in key
+    ]
+    rows = at_once(lambda key: json.loads(store.get(key)), receipts)
+    return named | {row["key"] for row in rows if row["status"] == OK}
+
+
+def _item(key: str) -> str:
+    return key.rpartition("/")[2].partition(".")[0]

@@ -1,0 +1,157 @@
+"""Re-hashes what a finished manifest names, and collects what nothing names.
+
+Knows what may be wrong with a root; repairs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from cluster.results import manifest
+from cluster.results.manifest import OK, PARTS, UNREADABLE, Manifest, Success, at_once
+from cluster.store import MissingKey, Store, StoreError
+
+MISSING = "is missing"
+Finding = tuple[str, str | None]
+"""The uri of an object, and what is wrong with it; None where nothing is."""
+
+
+def verify(store: Store, share: float = 1.0) -> Iterator[list[Finding]]:
+    """Re-hashes everything that the manifest names.
+
+    Args:
+        store: the root of a finished render job.
+        share: of the rows whose receipt and video are read, drawn at random; parts and
+            `_SUCCESS` are always read.
+
+    Yields:
+        What was found in each file of the manifest and in what it names, as `expected_steps`
+        says how often.
+    """
+    known: dict[str, tuple[str, dict[str, int]]] = {}
+    for healing in _expected_healings(store):
+        here = Manifest(store, healing)
+        data, problem = _fetch(store, here.success_key)
+        try:
+            success = Success.from_json(data) if problem is None else None
+        except ValueError as error:
+            success, problem = None, str(error)
+        if success is None:
+            unfinished = "; the job has not finished, run it again" if problem == MISSING else ""
+            yield [(store.uri(here.success_key), f"{problem}{unfinished}")]
+            continue
+        for key, sha256 in [*success.parts, *success.failures]:
+            if known.get(key, ("",))[0] != sha256:  # those that an earlier round named are done
+                findings, counts = _verify_part(store, key, sha256, share)
+                known[key] = sha256, counts
+                yield findings
+        agree = (success.rows, success.failed) == (
+            sum(known[key][1][OK] for key, _ in success.parts),
+            sum(known[key][1][manifest.FAILED] for key, _ in success.failures),
+        )
+        yield [
+            (
+                store.uri(here.success_key),
+                None if agree else "is damaged: its counts are not the parts'",
+            )
+        ]
+    finished = set(manifest.healings(store))
+    for key in sorted(set(store.list(PARTS)) - set(known)):
+        if _healing(key) in {None, *finished}:
+            yield [(_name(store, key), "is not named by its _SUCCESS, but would be read as data")]
+        else:  # of a job, or a healing, that is on its way
+            yield _verify_part(store, key, None, share)[0]
+
+
+def expected_steps(store: Store) -> int:
+    """How many lists `verify` will yield, where nothing is damaged."""
+    keys = set(store.list(PARTS))
+    expected = _expected_healings(store)
+    for healing in expected:
+        data, problem = _fetch(store, Manifest(store, healing).success_key)
+        if problem is None:
+            try:
+                success = Success.from_json(data)
+            except ValueError:
+                continue
+            keys |= {key for key, _ in (*success.parts, *success.failures)}
+    return len(keys) + len(expected)
+
+
+def _expected_healings(store: Store) -> list[int]:
+    """The job, and the healings that are finished or should be, as a later one is."""
+    finished = manifest.healings(store)
+    return sorted({0, *finished, *range(1, min(max(finished, default=0), len(finished) + 1))})
+
+
+def _healing(key: str) -> int | None:
+    """Which healing a part is of; None for what is no part's name."""
+    match = re.fullmatch(r".*/part-\d{6,9}(?:-r([1-9]\d{0,8}))?\.parquet", key)
+    return int(match[1] or 0) if match else None
+
+
+def _verify_part(
+    store: Store, key: str, sha256: str | None, share: float
+) -> tuple[list[Finding], dict[str, int]]:
+    """What is wrong in a part and with what its rows name, and how many rows of each status."""
+    counts = {OK: 0, manifest.FAILED: 0}
+    data, problem = _fetch(store, key, sha256)
+    rows = []
+    if problem is None:
+        try:
+            rows = manifest.read_rows(data)
+        except ValueError as error:
+            problem = str(error)
+    findings: list[Finding] = [(_name(store, key), problem)]
+    if problem is None:
+        for row in rows:
+            counts[row["status"]] = counts.get(row["status"], 0) + 1
+        chosen = [row for row in rows if share >= 1 or random.random() < share]
+        check = partial(_verify_row, Manifest(store, _healing(key) or 0))
+        findings += [finding for found in at_once(check, chosen) for finding in found]
+    return findings, counts
+
+
+def _verify_row(here: Manifest, row: Mapping[str, Any]) -> list[Finding]:
+    store = here.store
+    receipt = here.receipt_key(row["shard"], row["item_id"])
+    data, problem = _fetch(store, receipt)
+    if problem is None:
+        try:
+            kept = manifest.read_rows(manifest.to_parquet([json.loads(data)]))
+            problem = None if kept == [row] else "is damaged: it contradicts the manifest"
+        except (pa.ArrowException, *UNREADABLE):
+            problem = "is damaged: not a receipt"
+    findings: list[Finding] = [(store.uri(receipt), problem)]
+    if row["status"] == OK:
+        findings.append((_name(store, row["key"]), _fetch(store, row["key"], row["sha256"])[1]))
+    return findings
+
+
+def _fetch(store: Store, key: str, sha256: str | None = None) -> tuple[bytes, str | None]:
+    """An object, and what is wrong with it: MISSING, of another hash, or not to be read."""
+    try:
+        data = store.get(key)
+    except MissingKey:
+        return b"", MISSING
+    except StoreError as error:
+        return b"", f"cannot be read: {error}"
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        return data, f"is damaged: its {len(data)} bytes do not have the sha256 of the manifest"
+    return data, None
+
+
+def _name(store: Store, key: str) -> str:
+    """The uri of a key that a file names, or the key itself where it cannot be one."""
+    try:
+        return store.uri(key)
+    except StoreError:
+        return repr(key)

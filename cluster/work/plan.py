@@ -1,0 +1,247 @@
+"""What a render job will do: its frozen specification and its items in their frozen order.
+
+The same command always makes the same plan, so an item's id, shard and place need no database:
+they are computed again on every start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.models.model import Model, ModelError
+from cluster.store import AlreadyExists, MissingKey, Store
+from cluster.work.prompts import Prompt, PromptsError, stable_seed
+from meancache import Schedule
+from meancache.grid import shown
+from meancache.schedule import canonical_json, is_deep
+
+SPEC_KEY = "job.json"
+SPEC_SCHEMA = 1
+SHARD_SIZE = 250
+# Of the differences to another job, how many a refusal names.
+MOST_NAMED = 8
+
+
+class SpecError(ValueError):
+    """A root belongs to another job; the message says in what they differ and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkItem:
+    """One video to render. There may be a million of them: slots, and arguments that are shared.
+
+    Attributes:
+        index: place in the plan, from 0.
+        shard: index // SHARD_SIZE.
+        id: 32 hex digits over all that decides the pixels.
+        prompt_id: the row's.
+        prompt: the text.
+        seed: of the noise.
+        arguments: of the pipeline's call, complete.
+    """
+
+    index: int
+    shard: int
+    id: str
+    prompt_id: str
+    prompt: str
+    seed: int
+    arguments: Mapping[str, Any]
+
+
+def item_id(
+    model: Model,
+    prompt: str,
+    seed: int,
+    arguments: Mapping[str, Any],
+    schedule: Schedule | None = None,
+) -> str:
+    """First 32 hex digits of sha256 over the canonical JSON of what decides the pixels."""
+    decides: dict[str, Any] = {
+        "model": model.key,
+        "dtype": model.dtype,
+        "schedule": None if schedule is None else schedule.id,
+        "prompt": prompt,
+        "seed": seed,
+        "arguments": dict(arguments),
+    }
+    if model.kind.tiling and model.decodes_in_tiles(arguments):
+        decides["tiling"] = dict(model.kind.tiling)  # where tiles meet
+    return hashlib.sha256(canonical_json(decides)).hexdigest()[:32]
+
+
+def plan_items(
+    prompts: Sequence[Prompt],
+    model: Model,
+    arguments: Mapping[str, Any],
+    schedule: Schedule | None = None,
+    seeds: int = 1,
+) -> list[WorkItem]:
+    """The items of a job: every prompt `seeds` times, identical ones once, in file order.
+
+    Args:
+        prompts: rows of the prompts file.
+        model: what renders them.
+        arguments: the call's, where a row does not override them.
+        schedule: which steps to compute, or None for all.
+        seeds: videos a prompt. A row's own seed is the first of them.
+    """
+    items: dict[str, WorkItem] = {}
+    for prompt in prompts:
+        merged = {**arguments, **prompt.overrides} if prompt.overrides else arguments
+        for draw in range(seeds):
+            if prompt.seed is None:
+                seed = stable_seed(prompt.prompt_id, draw)
+            else:
+                seed = prompt.seed + draw
+            identity = item_id(model, prompt.prompt, seed, merged, schedule)
+            if identity not in items:
+                index = len(items)
+                items[identity] = WorkItem(
+                    index=index,
+                    shard=index // SHARD_SIZE,
+                    id=identity,
+                    prompt_id=prompt.prompt_id,
+                    prompt=prompt.prompt,
+                    seed=seed,
+                    arguments=merged,
+                )
+    return list(items.values())
+
+
+def check_one_setting(items: Sequence[WorkItem], arguments: Mapping[str, Any]) -> None:
+    """Refuses items that differ in more than prompt and seed, where they are to be one sample.
+
+    Raises:
+        PromptsError: two items have the same prompt_id and seed.
+        ModelError: a row overrides an argument of the pipeline's call.
+    """
+    keys: set[tuple[str, int]] = set()
+    for item in items:
+        key = (item.prompt_id, item.seed)
+        if key in keys:
+            raise PromptsError(
+                f"two prompts have the prompt_id {item.prompt_id!r} and the seed {item.seed}, by "
+                "which this job tells trajectories apart: give them ids or seeds of their own"
+            )
+        keys.add(key)
+        if item.arguments != arguments:
+            raise ModelError(
+                f"prompt {item.prompt_id!r} overrides pipeline arguments; this job takes "
+                "trajectories of one setting, so give them as flags for all prompts"
+            )
+
+
+def specification(
+    kind: str,
+    items: Sequence[WorkItem],
+    model: Model,
+    arguments: Mapping[str, Any],
+    schedule: Schedule | None = None,
+) -> dict[str, Any]:
+    """The frozen description of a job: what `job.json` holds.
+
+    Args:
+        kind: 'render', 'calibrate' or 'evaluate'.
+        items: the plan; kept as its length and the hash of its ids in order.
+        model: what runs.
+        arguments: of the pipeline's call.
+        schedule: embedded whole, so that the root explains itself.
+    """
+    ids = "\n".join(item.id for item in items).encode()
+    return {
+        "schema": SPEC_SCHEMA,
+        "kind": kind,
+        "model": {**model.key, "dtype": model.dtype, "fps": model.fps},
+        "arguments": dict(arguments),
+        "schedule": None if schedule is None else schedule.to_json(),
+        "shard_size": SHARD_SIZE,
+        "items": len(items),
+        "plan": hashlib.sha256(ids).hexdigest(),
+    }
+
+
+def freeze(store: Store, spec: Mapping[str, Any], key: str = SPEC_KEY) -> None:
+    """Makes the root this job's, or finds that it is already.
+
+    Raises:
+        SpecError: the root belongs to a job with another specification.
+        StoreError: the store failed.
+    """
+    try:
+        store.put_new(key, canonical_json(spec))
+    except AlreadyExists:
+        check_spec(store, spec, key)
+
+
+def check_spec(store: Store, spec: Mapping[str, Any], key: str = SPEC_KEY) -> None:
+    """Refuses a root that belongs to another job; an unused root is fine.
+
+    Raises:
+        SpecError: names each field that differs, as it is there and here.
+        StoreError: the store failed.
+    """
+    if not store.exists(key):
+        return
+    data = store.get(key)
+    if data == canonical_json(spec):
+        return
+    there = _read(store, key, data)
+    differences = _differences(there, dict(spec)) or ["it is written in another way"]
+    more = len(differences) - MOST_NAMED
+    named = [*differences[:MOST_NAMED], *([f"and {more} more"] if more > 0 else [])]
+    raise SpecError(
+        f"{store.uri(key)} belongs to another job: {'; '.join(named)}. Repeat that job's "
+        "arguments to resume it, or choose another --output"
+    )
+
+
+def frozen_schedule(store: Store) -> Schedule | None:
+    """The schedule of the job that a root belongs to; None where it has none, or is unused.
+
+    Raises:
+        SpecError: the root's `job.json` is not a job's.
+        ScheduleError: its schedule is damaged.
+        StoreError: the store failed.
+    """
+    try:
+        there = _read(store, SPEC_KEY, store.get(SPEC_KEY))
+    except MissingKey:
+        return None
+    schedule = there.get("schedule")
+    return None if schedule is None else Schedule.from_json(schedule)
+
+
+def _read(store: Store, key: str, data: bytes) -> dict[str, Any]:
+    """The JSON object of a job's specification. Raises SpecError where it is none."""
+    try:
+        there = json.loads(data)
+        if not isinstance(there, dict) or is_deep(there):
+            raise ValueError
+    except (ValueError, RecursionError):
+        raise SpecError(f"{store.uri(key)} is not a job's JSON; use another --output") from None
+    return there
+
+
+def _differences(there: Any, here: Any, path: str = "") -> list[str]:
+    """Each leaf in which two JSON objects differ, as 'path is X there and Y here'."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        found = []
+        for key in sorted({*there, *here}):
+            name = key if key in here else shown(key)  # of a stranger's file
+            found += _differences(there.get(key), here.get(key), f"{path}.{name}" if path else name)
+        return found
+    if there == here and isinstance(there, type(here)):
+        return []
+    if path == "plan":
+        return ["the prompts, or what their rows override, are others there"]
+    return [f"{path} is {_short(there)} there and {_short(here)} here"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,285 @@
+"""What the jobs' command lines share: flags, config files, exit codes.
+
+Exit codes: 0 all asked for is there; 1 a real error, or `verify` found damage; 2 the input was
+refused before any rank started; 3 some items failed for good; 130 stopped by hand (Ctrl-C); 143
+stopped on request (SIGTERM, as `ray job stop` sends it).
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TextIO
+
+import configargparse
+import yaml
+from ray.exceptions import RayError
+
+from cluster.fleet.draining import EXIT_TERMINATED, Stopped, stoppable
+from cluster.fleet.driver import FleetError, Gangs, parse_count
+from cluster.fleet.gang import BuildRank, GangError
+from cluster.models.model import DTYPES, Model, ModelError, find_model
+from cluster.models.pipelines import PIPELINES
+from cluster.results.datasets.where import WhereError
+from cluster.results.registry import RegistryError
+from cluster.store import MissingKey, Store, StoreError, open_store
+from cluster.work.plan import SpecError
+from cluster.work.prompts import PromptsError
+from jobs._shared.numbers import finite, positive
+from meancache.calibration import Calibration, CalibrationError
+from meancache.reference import FittingError
+from meancache.schedule import ScheduleError
+from meancache.solver import SolverError
+
+# Set by `ray job submit` in the environment of the job's driver.
+SUBMITTED_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+EXIT_ERROR, EXIT_REFUSED, EXIT_FAILED_ITEMS = 1, 2, 3
+EXIT_INTERRUPTED = 130
+
+REFUSALS = (
+    FittingError,
+    FleetError,
+    CalibrationError,
+    ModelError,
+    PromptsError,
+    RegistryError,
+    ScheduleError,
+    SolverError,
+    SpecError,
+    WhereError,
+)
+
+
+class _YamlText(configargparse.ConfigFileParser):
+    """YAML whose values stay text: to YAML itself, the range 2:16 is the number 136."""
+
+    def get_syntax_description(self) -> str:
+        return "YAML, names as the flags'"
+
+    def parse(self, stream: TextIO) -> dict[str, str]:
+        try:
+            content = yaml.load(stream, Loader=yaml.BaseLoader) or {}
+        except yaml.YAMLError as error:
+            sentence = " ".join(str(error).split())
+            raise configargparse.ConfigFileParserException(f"not YAML: {sentence}") from error
+        if not isinstance(content, dict):
+            raise configargparse.ConfigFileParserException("not a mapping of flags to values")
+        return {
+            str(name).replace("_", "-"): ",".join(value) if isinstance(value, list) else value
+            for name, value in content.items()
+        }
+
+
+def job_parser(module: str, description: str, example: str) -> configargparse.ArgParser:
+    """A parser with what every job takes.
+
+    Args:
+        module: 'jobs.render', for the usage line.
+        description: what the job does, for people.
+        example: a command to copy.
+    """
+    parser = configargparse.ArgParser(
+        prog=f"python -m {module}",
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        config_file_parser_class=_YamlText,
+        add_config_file_help=False,
+        add_env_var_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config",
+        is_config_file=True,
+        metavar="FILE.yaml",
+        help="read flags from a YAML file, by the same names; flags given here win",
+    )
+    return parser
+
+
+def add_output(parser: argparse.ArgumentParser, what: str) -> None:
+    """--output ROOT."""
+    parser.add_argument(
+        "--output",
+        required=True,
+        metavar="ROOT",
+        help=f"{what}: a directory or s3://bucket/prefix (endpoint and credentials from the "
+        "standard AWS_* environment, or as boto3 finds them)",
+    )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """--model, --revision, --dtype and the pipeline's call arguments."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        required=True,
+        metavar="M",
+        help="tiny (embedded, runs on a CPU), a Hugging Face id such as "
+        "hunyuanvideo-community/HunyuanVideo, or a folder in save_pretrained layout; pipelines: "
+        f"{', '.join(PIPELINES)}",
+    )
+    group.add_argument("--revision", help="branch, tag or commit of a Hugging Face id")
+    group.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="default: float32 for tiny, bfloat16 otherwise",
+    )
+    group = parser.add_argument_group("video or image (defaults: the model's own)")
+    group.add_argument("--height", type=int, metavar="PIXELS")
+    group.add_argument("--width", type=int, metavar="PIXELS")
+    group.add_argument("--num-frames", type=int, metavar="N", help="of a video")
+    group.add_argument("--guidance-scale", type=finite, metavar="G")
+    group.add_argument(
+        "--negative-prompt",
+        metavar="TEXT",
+        help="what not to draw; HunyuanVideo, FLUX.1 and Qwen-Image need it, be it ' ', for "
+        "guidance in two forwards a step",
+    )
+    group.add_argument(
+        "--true-cfg-scale",
+        type=finite,
+        metavar="G",
+        help="scale of that guidance of these three; the others have --guidance-scale",
+    )
+    group.add_argument(
+        "--steps", type=int, metavar="T", help="denoising steps of the grid (num_inference_steps)"
+    )
+
+
+def add_prompts(
+    parser: argparse.ArgumentParser, required: bool = True, overrides: bool = False
+) -> None:
+    """--prompts P, whose rows may have arguments of their own where `overrides` is set."""
+    more = " negative_prompt, height and other pipeline arguments that override the flags"
+    parser.add_argument(
+        "--prompts",
+        required=required,
+        metavar="P",
+        help="a .txt (one prompt a line), .jsonl, .csv or .parquet file, local or s3://; columns: "
+        f"prompt, and if wanted prompt_id, seed{',' + more if overrides else ''}",
+    )
+
+
+def add_fleet(parser: argparse.ArgumentParser, gangs: str = "all the cluster has") -> None:
+    """--gang-size, --gangs (with what its default is, in words) and --dry-run."""
+    group = parser.add_argument_group("cluster")
+    group.add_argument(
+        "--gang-size",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="ranks that share a video by sequence parallelism = GPUs a video (default 1)",
+    )
+    group.add_argument(
+        "--gangs",
+        metavar="A[:B]",
+        help=f"how many gangs, fixed or autoscaled between A and B (default: {gangs})",
+    )
+    group.add_argument("--dry-run", action="store_true", help="print what would be done, and stop")
+
+
+def open_output(options: argparse.Namespace) -> Store:
+    """The store of --output, after a probe.
+
+    Raises:
+        StoreError: it cannot be used, or would be gone when the job ends.
+    """
+    local = not options.output.startswith("s3:")
+    if local and not os.path.isabs(options.output) and SUBMITTED_MARK in os.environ:
+        raise StoreError(
+            f"--output {options.output!r} is a relative path, but a submitted job runs in a "
+            "temporary copy of its working directory: give s3://bucket/prefix, or an absolute "
+            "path that all nodes share"
+        )
+    store = open_store(options.output)
+    store.probe()
+    return store
+
+
+def read_graph(folder: str) -> Calibration:
+    """The graph that a calibration finished, of its ROOT/graph. Raises CalibrationError."""
+    store = open_store(folder)
+    try:
+        return Calibration.from_parquet(store.get("statistics.parquet"))
+    except MissingKey as error:
+        raise CalibrationError(
+            f"{store.uri('statistics.parquet')} does not exist; give the ROOT/graph that "
+            "jobs.calibrate finished"
+        ) from error
+
+
+def model_and_arguments(options: argparse.Namespace) -> tuple[Model, dict[str, Any]]:
+    """The model of --model, and the call arguments after the flags. Raises ModelError."""
+    model = find_model(options.model, options.revision, options.dtype)
+    given: Mapping[str, Any] = {
+        "height": options.height,
+        "width": options.width,
+        "num_frames": options.num_frames,
+        "guidance_scale": options.guidance_scale,
+        "true_cfg_scale": options.true_cfg_scale,
+        "negative_prompt": options.negative_prompt,
+        "num_inference_steps": options.steps,
+    }
+    wanted = {name: value for name, value in given.items() if value is not None}
+    return model, {**model.defaults, **wanted}
+
+
+def gangs(
+    options: argparse.Namespace, build_rank: BuildRank, build_encoders: BuildRank | None = None
+) -> Gangs:
+    """The gangs of --gang-size and --gangs. Raises FleetError."""
+    least, most = (None, None) if options.gangs is None else parse_count(options.gangs)
+    return Gangs(build_rank, options.gang_size, least, most, build_encoders)
+
+
+def run_job(
+    prepare: Callable[[argparse.Namespace], Any],
+    perform: Callable[[Any], int],
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+) -> int:
+    """Parses, prepares, performs; turns what can go wrong into a sentence and an exit code.
+
+    Args:
+        prepare: checks everything that can be checked, before any rank starts.
+        perform: does the work and returns the exit code.
+        parser: of the job's flags.
+        argv: the arguments, or None for the process's own.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # In a job's log the lines of stdout and stderr should stand in the order they were said.
+        sys.stdout.reconfigure(line_buffering=True)
+    options = parser.parse_args(argv)
+    try:
+        with stoppable():
+            try:
+                prepared = prepare(options)
+            except StoreError as error:
+                return _say(error, EXIT_REFUSED)
+            return perform(prepared)
+    except REFUSALS as error:
+        return _say(error, EXIT_REFUSED)
+    except KeyboardInterrupt:
+        return _stopped(EXIT_INTERRUPTED)
+    except Stopped:
+        return _stopped(EXIT_TERMINATED)
+    except (StoreError, GangError, OSError) as error:
+        return _say(error, EXIT_ERROR)
+    except RayError as error:
+        return _say(next(iter(str(error).split("\n")), "") or type(error).__name__, EXIT_ERROR)
+
+
+def _stopped(code: int) -> int:
+    print("stopped: what is committed stays; the same command resumes", file=sys.stderr)
+    return code
+
+
+def _say(error: object, code: int) -> int:
+    resumes = "" if code == EXIT_REFUSED else " (the same command resumes)"
+    print(f"error: {error}{resumes}", file=sys.stderr)
+    return code

@@ -1,0 +1,1 @@
+"""python -m jobs.benchmark: how fast this machine renders, and what skipping steps saves."""

@@ -1,0 +1,1 @@
+"""python -m jobs.calibrate: full trajectories -> stability statistics -> ROOT/graph/*.parquet"""

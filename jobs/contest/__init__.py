@@ -1,1 +1,0 @@
-"""Schedules and other methods against the full run, on the same noise."""

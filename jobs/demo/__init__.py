@@ -1,0 +1,1 @@
+"""python -m jobs.demo: the whole story on the embedded model, on two CPU cores, in minutes."""

@@ -1,0 +1,89 @@
+"""The demo's page: one self-contained HTML file, nothing fetched from anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+import numpy as np
+
+from jobs._shared import pages
+from jobs._shared.pictures import animation, film_strip
+from jobs.demo.comparison import Pair
+from meancache.quality import Summary
+from meancache.schedule import Schedule
+from meancache.tiny.captions import Caption
+from meancache.tiny.scorer import score
+
+FRAME_MS = 125
+# The eye needs help with small errors: they are shown this many times as large.
+DIFFERENCE_GAIN = 4
+
+
+def headline(pairs: Sequence[Pair]) -> str:
+    """The result in one line, for the terminal."""
+    decibels = Summary.of([pair.psnr for pair in pairs])
+    return (
+        f"{pairs[0].nfe} forwards instead of {pairs[0].item.arguments['num_inference_steps']}: "
+        f"PSNR {decibels} dB against the full run (worst {decibels.worst:.1f}), "
+        f"{_seconds(pairs, 'fast_s'):.2f} s a video instead of {_seconds(pairs, 'full_s'):.2f} s"
+    )
+
+
+def demo_page(pairs: Sequence[Pair], schedules: Mapping[int, Schedule], budget: int) -> str:
+    """The page as HTML text.
+
+    Args:
+        pairs: full and accelerated videos of the held-out prompts.
+        schedules: budget -> schedule, all of one graph.
+        budget: the one that the pairs were rendered with.
+    """
+    full_s, fast_s = _seconds(pairs, "full_s"), _seconds(pairs, "fast_s")
+    environment = pages.environment("demo")
+    return environment.get_template("demo.html").render(
+        budget=budget,
+        steps=schedules[budget].num_inference_steps,
+        schedule=schedules[budget],
+        psnr=Summary.of([pair.psnr for pair in pairs]),
+        ssim=Summary.of([pair.ssim for pair in pairs]),
+        full_s=full_s,
+        fast_s=fast_s,
+        speedup=full_s / fast_s,
+        facts_full=_facts([pair.full for pair in pairs], pairs),
+        facts_fast=_facts([pair.fast for pair in pairs], pairs),
+        strips=[
+            (chosen, schedule, set(schedule.computed_steps))
+            for chosen, schedule in sorted(schedules.items())
+        ],
+        cards=[
+            {
+                "pair": pair,
+                "full_moving": animation(pair.full, FRAME_MS),
+                "fast_moving": animation(pair.fast, FRAME_MS),
+                "full": film_strip(pair.full),
+                "fast": film_strip(pair.fast),
+                "difference": film_strip(_difference(pair)),
+            }
+            for pair in pairs
+        ],
+        gain=DIFFERENCE_GAIN,
+    )
+
+
+def _seconds(pairs: Sequence[Pair], name: str) -> float:
+    """Median, as the first call of a fresh rank is slower."""
+    return float(np.median([getattr(pair, name) for pair in pairs]))
+
+
+def _facts(videos: Sequence[np.ndarray], pairs: Sequence[Pair]) -> float:
+    """Share of the captions' four facts that the videos show."""
+    shown = []
+    for frames, pair in zip(videos, pairs, strict=True):
+        marks = score(frames, Caption.parse(pair.item.prompt))
+        shown += [marks.colour, marks.shape, marks.direction, marks.background]
+    return fmean(shown)
+
+
+def _difference(pair: Pair) -> np.ndarray:
+    error = np.abs(pair.fast.astype(np.int16) - pair.full.astype(np.int16))
+    return np.clip(error * DIFFERENCE_GAIN, 0, 255).astype(np.uint8)

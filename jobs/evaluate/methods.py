@@ -1,0 +1,211 @@
+"""Who competes in an evaluation: a schedule, a peer or the full run, all drawn in the same way.
+
+What runs on a gang's ranks is here; what is made of the videos is the job's matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cluster.ranks.tasks import Rendering
+from cluster.work.plan import WorkItem
+from jobs.evaluate.results import FULL, contender_name
+from meancache import baselines as peers
+from meancache.baselines import Peer
+from meancache.calibration import Calibration
+from meancache.methods import paper_schedules, secant_schedules
+from meancache.schedule import Schedule
+
+if TYPE_CHECKING:
+    from cluster.ranks.renderer import Renderer
+
+HERE = "this project"
+# Methods whose schedules were solved here, but thought out elsewhere.
+SOURCES = {
+    "paper": "written from arXiv:2601.19961",
+    "optimal-stepsize": "written from arXiv:2503.21774",
+    "refined": "written from arXiv:2403.01329",
+}
+# The paper's ablation (Table 3): execution rule -> gammas.
+ABLATION = {"jump": (1.0, 2.0, 3.0, 4.0, 5.0), "fine-step": (3.0, 4.0)}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One row of the final table. Pickles.
+
+    Attributes:
+        method: 'fitted', 'taylorseer', ...
+        setting: its knob in words; None where its method and budget say all.
+        source: whose code it is.
+        budget: forwards it may take; None where its knob is not a budget.
+        entrant: what is run; None for the full run.
+    """
+
+    method: str
+    setting: str | None
+    source: str
+    budget: int | None
+    entrant: Schedule | Peer | None
+
+    @property
+    def name(self) -> str:
+        """In words, different for each contender."""
+        return contender_name(self.method, self.budget, self.setting)
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """The schedule that it is, or None."""
+        return self.entrant if isinstance(self.entrant, Schedule) else None
+
+    def applied(self, pipeline: Any) -> AbstractContextManager[dict[str, Any]]:
+        """Opens a peer on the pipeline; yields overrides of the call's arguments."""
+        return self.entrant.applied(pipeline) if isinstance(self.entrant, Peer) else nullcontext({})
+
+
+def full_run(steps: int) -> Contender:
+    """The run that computes every step, to which all others are compared."""
+    return Contender(FULL, None, "diffusers", steps, None)
+
+
+def from_schedules(schedules: Mapping[str, Schedule]) -> list[Contender]:
+    """Schedules as contenders, each once, with settings where method and budget are shared.
+
+    Args:
+        schedules: by a name that tells them apart, such as that of their file.
+    """
+    each = {schedule.id: (name, schedule) for name, schedule in sorted(schedules.items())}
+    entries = [(name, schedule, _setting(schedule)) for name, schedule in each.values()]
+    taken = [(schedule.method, schedule.budget, setting) for _, schedule, setting in entries]
+    return [
+        Contender(
+            method=schedule.method,
+            setting=name
+            if taken.count((schedule.method, schedule.budget, setting)) > 1
+            else setting,
+            source=SOURCES.get(schedule.method, HERE),
+            budget=schedule.budget,
+            entrant=schedule,
+        )
+        for name, schedule, setting in entries
+    ]
+
+
+def _setting(schedule: Schedule) -> str | None:
+    """What sets a schedule apart by nature: the paper's rule and gamma, or a finer aim."""
+    if schedule.method == "paper" and schedule.gamma is not None:
+        return f"{schedule.execution}, gamma {schedule.gamma:g}"
+    aim = schedule.reference_steps
+    return None if aim == schedule.num_inference_steps else f"fitted to {aim} steps"
+
+
+def from_graph(graph: Calibration, there: Sequence[Contender]) -> list[Contender]:
+    """The methods that need a graph alone, at the budgets of those that compete already.
+
+    The paper's ablation, its two execution rules by gamma, and `secant`; whoever is there already
+    under the same method, budget and setting keeps the place.
+
+    Raises:
+        CalibrationError: the graph has no trajectory.
+        SolverError: a budget exceeds the graph's steps.
+    """
+    budgets = sorted({one.budget for one in there if one.budget is not None})
+    solved = [
+        *(
+            paper_schedules(graph, budgets, gamma, execution)
+            for execution, gammas in ABLATION.items()
+            for gamma in gammas
+        ),
+        secant_schedules(graph, budgets),
+    ]
+    taken = {(one.method, one.budget, one.setting) for one in there}
+    found = from_schedules({schedule.id: schedule for row in solved for schedule in row.values()})
+    return [one for one in found if (one.method, one.budget, one.setting) not in taken]
+
+
+def from_peers(entrants: Iterable[Peer]) -> list[Contender]:
+    """Peers as contenders; a budget, where their knob is one, shows when they run."""
+    return [Contender(peer.method, peer.setting, peer.source, None, peer) for peer in entrants]
+
+
+@dataclass(frozen=True)
+class DrawRequest:
+    """What every rank of a gang gets to draw one video of one contender.
+
+    Attributes:
+        item: the pair's prompt, seed and arguments.
+        contender: who draws.
+        count_flops: whether to run it once more, to count its transformer's FLOPs.
+    """
+
+    item: WorkItem
+    contender: Contender
+    count_flops: bool = False
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What comes back.
+
+    Attributes:
+        rendering: the video, its forwards and its seconds.
+        steps: denoising steps of the run, where the contender changed them; else None.
+        flops: of the transformer; None where they were not counted.
+    """
+
+    rendering: Rendering
+    steps: int | None
+    flops: int | None
+
+    @property
+    def frames(self) -> np.ndarray:
+        """(F, H, W, 3) uint8; rank 0's drawing, which is the one that comes back, has them."""
+        assert self.rendering.frames is not None
+        return self.rendering.frames
+
+
+def draw(renderer: Renderer, request: DrawRequest) -> Drawing:
+    """The gang's task: one contender's video of one pair."""
+    item, contender = request.item, request.contender
+    with contender.applied(renderer.pipeline) as overrides:
+        arguments = {**item.arguments, **overrides}
+        rendering = renderer.render(item.prompt, item.seed, arguments, contender.schedule)
+    flops = None
+    if request.count_flops:
+        # Opened anew: nothing of the measured run may be left in a peer's cache.
+        with contender.applied(renderer.pipeline):
+            flops = renderer.transformer_flops(item.prompt, item.seed, arguments)
+    return Drawing(rendering, overrides.get("num_inference_steps"), flops)
+
+
+def fine_request(item: WorkItem, schedule: Schedule) -> DrawRequest:
+    """The pair's fine solution, by a schedule of `meancache.reference`, from the same noise."""
+    arguments = {**item.arguments, "num_inference_steps": schedule.num_inference_steps}
+    contender = Contender("fine", None, HERE, None, schedule)
+    return DrawRequest(replace(item, arguments=arguments), contender)
+
+
+@dataclass(frozen=True)
+class CalibrationRequest:
+    """What a gang of one rank gets to calibrate the peers that ask for it.
+
+    Attributes:
+        trajectories: (prompt, seed) of the calibration runs.
+        arguments: of the pipeline's call.
+        fitted: budget -> the `fitted` schedule that the gradient-refined peer starts from.
+    """
+
+    trajectories: Sequence[tuple[str, int]]
+    arguments: Mapping[str, Any]
+    fitted: Mapping[int, Schedule]
+
+
+def calibrate_peers(renderer: Renderer, request: CalibrationRequest) -> list[Peer | Schedule]:
+    """The gang's task: the peers that need calibration runs."""
+    runs = renderer.runs(request.trajectories, request.arguments)
+    return peers.calibrated(renderer.pipeline, runs, request.fitted)

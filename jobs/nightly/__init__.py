@@ -1,1 +1,0 @@
-"""A night of `refresh`: its prompts, what it measures, whether the new schedule is better."""

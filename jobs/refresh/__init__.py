@@ -1,0 +1,1 @@
+"""python -m jobs.refresh: calibrate, solve, compare on held-out prompts, promote what is better."""

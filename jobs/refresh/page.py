@@ -1,0 +1,48 @@
+"""A night's page: one self-contained HTML file, nothing fetched from anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from cluster.results.registry import Setting
+from jobs._shared import figures, pages
+from jobs.evaluate.page import number, plus_minus
+from jobs.refresh.audits import Trend
+from jobs.refresh.decision import Decision
+from jobs.refresh.drift import Drift
+from meancache.calibration import Calibration
+
+
+def refresh_page(
+    night: str,
+    setting: Setting,
+    graph: Calibration,
+    decisions: Sequence[Decision],
+    drift: Drift | None,
+    trends: Sequence[Trend],
+) -> str:
+    """The page as HTML text.
+
+    Args:
+        night: its date.
+        setting: what the schedules are for.
+        graph: what the candidates were made from.
+        decisions: one for each budget.
+        drift: tonight's costs against those of earlier nights; None where there are too few.
+        trends: what audits say; empty where none were read.
+    """
+    environment = pages.environment("refresh")
+    environment.filters.update(plus_minus=plus_minus, number=number)
+    return environment.get_template("refresh.html").render(
+        night=night,
+        setting=setting,
+        graph=graph,
+        steps=graph.grid.num_inference_steps,
+        decisions=decisions,
+        promoted=[decision for decision in decisions if decision.promoted],
+        drift=drift,
+        picture=None if drift is None else Markup(figures.cost_drift(drift)),
+        trends=trends,
+    )

@@ -1,0 +1,267 @@
+"""python -m jobs.replay ROOT ITEM_ID: renders a row again and says whether it comes out the same.
+
+All that decides a row's pixels is in its root: job.json, the manifest, and for a row that overrides
+arguments of the call its receipt. The item's id is a hash over it, so what is put together here is
+what was rendered, or the job refuses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cluster.fleet import driver as fleet
+from cluster.fleet.staged_gang import StagedGang
+from cluster.media import image, video
+from cluster.models.model import Model, ModelError, find_model
+from cluster.ranks.builders import denoiser_builder, encoders_builder, encoders_size
+from cluster.ranks.tasks import RenderRequest, decode_item, draw_item, encoded, read_texts
+from cluster.results.datasets import dataset
+from cluster.results.manifest import PARTS, UNREADABLE
+from cluster.store import AlreadyExists, Store, StoreError, open_store
+from cluster.work import plan
+from cluster.work.plan import SpecError, WorkItem
+from jobs._shared import cli as _cli
+from jobs._shared.numbers import positive
+from jobs._shared.progress import progress
+from meancache.grid import shown
+from meancache.quality import psnr
+from meancache.schedule import Schedule, is_deep
+
+ITEM_ID = re.compile("[0-9a-f]{32}")
+MODEL = ("id", "revision", "pipeline", "dtype")
+# Columns of the manifest that are arguments of the pipeline's call.
+SIZES = ("height", "width", "num_frames", "num_inference_steps")
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What the fleet does with the item; a `fleet.Work`."""
+
+    model: Model
+    schedule: Schedule | None
+
+    def __call__(self, studio: StagedGang, item: WorkItem) -> bytes:
+        """The item's mp4 or png, rendered again as a render job does. Raises GangError."""
+        (texts, _), _ = studio.codec.run_with_retries(read_texts, item)
+        request = RenderRequest(item, self.schedule, texts)
+        drawing, _ = studio.gang.run_with_retries(draw_item, request)
+        (frames, _), _ = studio.codec.run_with_retries(decode_item, (drawing.latents, item))
+        return encoded(self.model, frames)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A row that can be rendered again, and where its video goes, if anywhere."""
+
+    store: Store
+    row: Mapping[str, Any]
+    item: WorkItem
+    work: Replay
+    gangs: fleet.Gangs
+    output: tuple[Store, str] | None
+
+
+def prepare(options: argparse.Namespace) -> Prepared:
+    """Finds the row and what decides its pixels, before any rank starts."""
+    if not ITEM_ID.fullmatch(options.item_id):
+        raise SpecError(
+            f"item_id {shown(options.item_id)} must be 32 hex digits, as the column item_id of "
+            "the manifest has them"
+        )
+    store = open_store(options.root)
+    output = None if options.output is None else _output(options.output)
+    spec = _specification(store)
+    row = _find(store, options.item_id)
+    model = _model(spec, row)
+    schedule = None if spec["schedule"] is None else Schedule.from_json(spec["schedule"])
+    item = _item(store, spec, row, model, schedule)
+    size = options.gang_size or row["world_size"]
+    model.check_arguments(item.arguments, size)
+    largest, beside = item.arguments, encoders_size(model, [item.arguments], size)
+    build = denoiser_builder(model, largest, beside)
+    gangs = fleet.Gangs(build, size, 1, 1, encoders_builder(model, largest, size), beside)
+    return Prepared(store, row, item, Replay(model, schedule), gangs, output)
+
+
+def perform(prepared: Prepared) -> int:
+    """Renders the row, and compares."""
+    with closing(fleet.run(prepared.work, [prepared.item], prepared.gangs)) as results:
+        (data,) = progress(results, 1, "videos")
+    if prepared.output is not None:
+        store, key = prepared.output
+        store.put_new(key, data)
+        print(f"written to {store.uri(key)}")
+    same, verdict = compare(prepared.store, prepared.row, data)
+    print(verdict)
+    if not same and prepared.gangs.size != prepared.row["world_size"]:
+        ranks = prepared.row["world_size"]
+        print(f"it was rendered by {ranks} rank(s) then: --gang-size {ranks} does the same")
+    return 0 if same else _cli.EXIT_ERROR
+
+
+def compare(store: Store, row: Mapping[str, Any], data: bytes) -> tuple[bool, str]:
+    """Whether a video rendered again is the one of its row, and a sentence that says so.
+
+    Args:
+        store: the root of the row.
+        row: of the manifest.
+        data: the mp4 or png.
+    """
+    if hashlib.sha256(data).hexdigest() == row["sha256"]:
+        return True, f"the same: {len(data)} bytes of sha256 {row['sha256']}"
+    try:
+        frames, before = (
+            image.decode(one) if row["fps"] == 0 else video.decode(one)
+            for one in (data, dataset.read_checked(store, row["key"], row["sha256"]))
+        )
+        decibels = psnr(frames, before)
+    except (StoreError, ValueError) as error:
+        return False, f"not the same, and not to be compared: {error}"
+    if np.isinf(decibels):
+        return True, "the same pixels in other bytes, as another version of the encoder writes them"
+    return False, (
+        f"not the same: PSNR {decibels:.1f} dB against {store.uri(row['key'])}, over the decoded "
+        "frames of both"
+    )
+
+
+def _specification(store: Store) -> dict[str, Any]:
+    """The job.json of a render root. Raises SpecError where there is none."""
+    uri = store.uri(plan.SPEC_KEY)
+    if not store.exists(plan.SPEC_KEY):
+        raise SpecError(f"{uri} does not exist: give the --output of a jobs.render")
+    try:
+        spec = json.loads(store.get(plan.SPEC_KEY))
+        texts = [spec["kind"], *(spec["model"][name] for name in MODEL)]
+        mappings = [spec["arguments"], *([] if spec["schedule"] is None else [spec["schedule"]])]
+        if is_deep(spec) or not all(isinstance(text, str) for text in texts):
+            raise ValueError
+        if not all(isinstance(mapping, dict) for mapping in mappings):
+            raise ValueError
+    except UNREADABLE:
+        raise SpecError(f"{uri} is not a job's JSON: give the --output of a jobs.render") from None
+    if spec["kind"] != "render":
+        raise SpecError(
+            f"{uri} is of a job of kind {shown(spec['kind'])}: give that of a jobs.render"
+        )
+    return spec
+
+
+def _find(store: Store, item_id: str) -> dict[str, Any]:
+    """The `ok` row of an item. Raises SpecError where there is none."""
+    keys = list(store.list(PARTS))
+    parts: Iterator[dict[str, Any] | None] = progress(
+        dataset.search(store, item_id, keys), len(keys), "parts", first=""
+    )
+    row = next(filter(None, parts), None)
+    if row is None:
+        raise SpecError(
+            f"no row of {store.uri(PARTS[:-1])} has the item_id {item_id}: one that was given up, "
+            "or is not rendered yet, has no video to compare with"
+        )
+    if not row["nfe"]:
+        raise SpecError(
+            f"the row {item_id} was rendered with no forward at all, as jobs.benchmark does: "
+            "there is nothing to render again"
+        )
+    return row
+
+
+def _model(spec: Mapping[str, Any], row: Mapping[str, Any]) -> Model:
+    """The job's model. Raises ModelError where it is another here."""
+    then = spec["model"]
+    model = find_model(then["id"], then["revision"], then["dtype"])
+    for name, value in {**model.key, "fps": model.fps}.items():
+        if then.get(name) != value:
+            raise ModelError(
+                f"the job ran {shown(then['id'])} of {name} {shown(then.get(name))}, but here it "
+                f"is {shown(value)}: replay where the same model is"
+            )
+    if (row["model"], row["model_revision"]) != (model.id, model.revision):
+        raise ModelError(f"the row names the model {shown(row['model'])}, job.json {model.id!r}")
+    return model
+
+
+def _item(
+    store: Store,
+    spec: Mapping[str, Any],
+    row: Mapping[str, Any],
+    model: Model,
+    schedule: Schedule | None,
+) -> WorkItem:
+    """The item of a row, by its id the very one. Raises SpecError where something was changed."""
+    for arguments in _arguments(store, spec, row):
+        try:
+            identity = plan.item_id(model, row["prompt"], row["seed"], arguments, schedule)
+        except ValueError:  # NaN, which Python reads from JSON but no job writes
+            continue
+        if identity == row["item_id"]:
+            names = ("index", "shard", "prompt_id", "prompt", "seed")
+            return WorkItem(id=identity, arguments=arguments, **{name: row[name] for name in names})
+    raise SpecError(
+        f"what {store.uri(plan.SPEC_KEY)}, the manifest and the receipt say does not hash to "
+        f"{row['item_id']}: one of them was changed, or the receipt is gone"
+    )
+
+
+def _arguments(
+    store: Store, spec: Mapping[str, Any], row: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """The arguments of the call: the job's in the row's size, else what the receipt holds."""
+    given = spec["arguments"]
+    yield {**given, **{name: row[name] for name in SIZES if name in given}}
+    for key in store.list(f"receipts/{row['shard']:06d}/{row['item_id']}."):
+        try:
+            arguments = json.loads(store.get(key))["arguments"]
+            if isinstance(arguments, dict) and not is_deep(arguments):
+                yield arguments
+        except UNREADABLE:
+            continue
+
+
+def _output(uri: str) -> tuple[Store, str]:
+    """Where --output goes. Raises AlreadyExists where there is something."""
+    folder, _, name = uri.rpartition("/")
+    store = open_store(folder or ("/" if uri.startswith("/") else "."))
+    if store.exists(name):
+        raise AlreadyExists(f"--output {uri} exists and is not overwritten: give another")
+    return store, name
+
+
+def parser() -> argparse.ArgumentParser:
+    """The job's flags."""
+    result = _cli.job_parser(
+        "jobs.replay",
+        "Renders a row of a jobs.render again, from what its root holds, and says whether it\n"
+        "comes out the same, byte for byte, or how far from it in dB. Exit code 0 if it is the\n"
+        "same, 1 if not.",
+        "python -m jobs.replay out 0123456789abcdef0123456789abcdef --output again.mp4",
+    )
+    result.add_argument("root", metavar="ROOT", help="the --output of a jobs.render")
+    result.add_argument(
+        "item_id", metavar="ITEM_ID", help="the row's item_id, as the manifest and report.html show"
+    )
+    result.add_argument(
+        "--output", metavar="FILE", help="write the video there too; never over another file"
+    )
+    result.add_argument(
+        "--gang-size",
+        type=positive,
+        metavar="N",
+        help="ranks that share the video (default: as many as then)",
+    )
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return _cli.run_job(prepare, perform, parser(), argv)

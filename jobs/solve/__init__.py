@@ -1,0 +1,1 @@
+"""python -m jobs.solve: a stability graph -> one schedule for each budget."""

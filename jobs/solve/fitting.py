@@ -1,0 +1,260 @@
+"""On-policy fitting over gangs: one budget a task, on trajectories that the gang ran itself.
+
+A gang records its reference trajectories once and keeps them for its next budget; what leaves it
+are weights and scores. Forwards are counted, and shared out so that on one gang five budgets cost
+no more than LIMIT_VIDEOS full videos a trajectory: the references, the fit of each budget's path,
+and with what is left the choice between candidate paths and the comparison with the paper's
+schedule. Further gangs save time and change no weight, but each runs the references again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cluster.fleet import driver as fleet
+from cluster.fleet.gang import TASK_DEADLINE_S, Gang
+from cluster.models.model import Model
+from meancache.calibration import Calibration, CalibrationError
+from meancache.grid import Grid
+from meancache.methods import (
+    CANDIDATE_GAMMAS,
+    candidate_paths,
+    paper_gamma,
+    paper_schedules,
+    weighted_schedule,
+)
+from meancache.quality import MOST_DECIBELS, Summary
+from meancache.reference import check_refines
+from meancache.schedule import Edge, Schedule
+from meancache.solver import Steps
+
+if TYPE_CHECKING:
+    from cluster.ranks.renderer import Renderer
+    from meancache.fitting import Fitter
+
+LIMIT_VIDEOS = 3
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """What is to be fitted, for all gangs alike.
+
+    Attributes:
+        graph: whose trajectories are run again, and whose costs gave the candidates.
+        arguments: of the pipeline's call.
+        trajectories: (prompt, seed) to fit on.
+        candidates: budget -> computed steps, the favourite first.
+        baselines: budget -> the paper's schedule, to compare with.
+        fine_grid: noise levels of a finer reference, or None for the run of the graph's steps.
+        calls: forwards in a step that is computed.
+    """
+
+    graph: Calibration
+    arguments: Mapping[str, Any]
+    trajectories: Sequence[tuple[str, int]]
+    candidates: Mapping[int, Sequence[Steps]]
+    baselines: Mapping[int, Schedule]
+    fine_grid: Grid | None
+    calls: int = 1
+
+
+@dataclass(frozen=True)
+class FitRequest:
+    """What every rank of a gang gets to fit one budget.
+
+    Attributes:
+        grid: the schedules' noise levels.
+        fine_grid: the reference's, where it is a finer one.
+        arguments: of the pipeline's call.
+        trajectories: (prompt, seed) to fit on.
+        candidates: computed steps to choose from.
+        tried: how many of the trajectories the candidates and the baseline are tried on; with 0
+            the first candidate is taken.
+        baseline: the schedule to compare with.
+    """
+
+    grid: Grid
+    fine_grid: Grid | None
+    arguments: Mapping[str, Any]
+    trajectories: tuple[tuple[str, int], ...]
+    candidates: tuple[Steps, ...]
+    tried: int
+    baseline: Schedule
+
+    @property
+    def videos(self) -> int:
+        """What it may cost, in full videos: the references, and all else within the limit."""
+        reference = self.fine_grid or self.grid
+        finer = reference.num_inference_steps // self.grid.num_inference_steps
+        return len(self.trajectories) * (finer + LIMIT_VIDEOS)
+
+
+@dataclass(frozen=True)
+class FitAnswer:
+    """What leaves the gang.
+
+    Attributes:
+        budget: whose it is.
+        edges: the schedule's, with weights.
+        psnr: dB against the reference, a fitted video each of the trajectories.
+        baseline_psnr: dB of the baseline's videos, of those that it was tried on.
+        forwards: of the transformer, references included where this gang had to run them.
+    """
+
+    budget: int
+    edges: tuple[Edge, ...]
+    psnr: tuple[float, ...]
+    baseline_psnr: tuple[float, ...]
+    forwards: int
+
+
+# On a rank: the references it keeps for the next budget, by what they are references of.
+_kept: dict[object, Fitter] = {}
+
+
+def fit_budget(renderer: Renderer, request: FitRequest) -> FitAnswer:
+    """The gang's task: the best candidate's weights, and how close they come."""
+    fitter, before = _fitter(renderer, request)
+    best = request.candidates[0]
+    if request.tried and len(request.candidates) > 1:
+        fits = fitter.fit(request.candidates, request.tried)
+        best = renderer.agree(max(request.candidates, key=lambda steps: fits[steps].score))
+    fit, scores = fitter.fit_and_draw(best)
+    baseline = fitter.fidelity(request.baseline, request.tried)
+    return FitAnswer(
+        budget=request.baseline.budget,
+        edges=fit.edges,
+        psnr=tuple(scores),
+        baseline_psnr=tuple(baseline),
+        forwards=fitter.forwards - before,
+    )
+
+
+def _fitter(renderer: Renderer, request: FitRequest) -> tuple[Fitter, int]:
+    """The rank's fitter for these trajectories, and the forwards that it had run before."""
+    from meancache.fitting import Fitter  # with diffusers, which ranks alone need
+
+    grids = (request.grid, request.fine_grid)
+    key = (grids, request.trajectories, tuple(sorted(request.arguments.items())))
+    if key in _kept:
+        return _kept[key], _kept[key].forwards
+    _kept.clear()
+    runs = renderer.runs(request.trajectories, request.arguments)
+    _kept[key] = Fitter(renderer.pipeline, request.grid, runs, request.fine_grid)
+    return _kept[key], 0
+
+
+def fit_on_gang(gang: Gang, request: FitRequest) -> FitAnswer:
+    """What the fleet does with each budget; a `fleet.Work`. Raises GangError."""
+    answer, _ = gang.run_with_retries(fit_budget, request, request.videos * TASK_DEADLINE_S)
+    return answer
+
+
+def prepare_fitting(
+    graph: Calibration,
+    model: Model,
+    budgets: Sequence[int],
+    trajectories: int,
+    gamma: float | None = None,
+    reference_steps: int | None = None,
+) -> Fitting:
+    """Finds the candidates and checks what can be checked before a rank starts.
+
+    Args:
+        graph: a finished calibration of `model`.
+        model: whose trajectories they are.
+        budgets: forwards a video may take.
+        trajectories: how many of the graph's to fit on, evenly spread.
+        gamma: of the candidates' costs; None tries CANDIDATE_GAMMAS.
+        reference_steps: of a finer reference, or None.
+
+    Raises:
+        CalibrationError: the model here is not the graph's, or the graph holds no prompts.
+        ModelError: so many reference steps are beyond any model.
+        FittingError: the reference steps do not refine the graph's grid.
+        SolverError: a budget or gamma breaks a rule.
+    """
+    if dict(graph.model) != model.key:
+        raise CalibrationError(
+            f"the graph was calibrated on {dict(graph.model)}, but {model.id} is now {model.key}: "
+            "calibrate again, or solve with --method secant, which runs no model"
+        )
+    chosen = graph.spread(trajectories)
+    gammas = CANDIDATE_GAMMAS if gamma is None else (gamma,)
+    steps = graph.grid.num_inference_steps
+    conditions = {
+        name: value
+        for name, value in graph.conditions.items()
+        if name in model.kind.takes and value is not None
+    }
+    arguments = {**model.defaults, **conditions, "num_inference_steps": steps}
+    fine_grid = None
+    if reference_steps is not None:
+        model.check_arguments({**arguments, "num_inference_steps": reference_steps}, 1)
+        fine_grid = model.grid(reference_steps, arguments)
+        check_refines(graph.grid, fine_grid)
+    return Fitting(
+        graph=graph,
+        arguments=arguments,
+        trajectories=[(item.prompt, item.seed) for item in chosen],
+        candidates=candidate_paths(graph, budgets, gammas),
+        baselines=paper_schedules(graph, budgets, paper_gamma(graph), "jump"),
+        fine_grid=fine_grid,
+        calls=model.calls(arguments),
+    )
+
+
+def requests(fitting: Fitting) -> list[FitRequest]:
+    """One request a budget, the longest first, within the limit of forwards of one gang.
+
+    What is left after references and fits is for trying candidates and baseline, on as many of
+    the trajectories as it takes; with nothing left, the favourite is fitted untried.
+    """
+    steps = fitting.graph.grid.num_inference_steps
+    count = len(fitting.trajectories)
+    budgets = sorted(fitting.candidates, reverse=True)
+    left = count * ((LIMIT_VIDEOS - 1) * steps - sum(budgets))
+    trial = sum(budgets) + sum(map(rollout_forwards, fitting.candidates.values()))
+    return [
+        FitRequest(
+            grid=fitting.graph.grid,
+            fine_grid=fitting.fine_grid,
+            arguments=fitting.arguments,
+            trajectories=tuple(fitting.trajectories),
+            candidates=tuple(fitting.candidates[budget]),
+            tried=min(count, max(0, left // trial)),
+            baseline=fitting.baselines[budget],
+        )
+        for budget in budgets
+    ]
+
+
+def rollout_forwards(paths: Sequence[Steps]) -> int:
+    """Forwards of a trajectory rolled out on all of `paths`: one for each beginning they have."""
+    return len({path[:length] for path in paths for length in range(1, len(path) + 1)})
+
+
+def fit_all(fitting: Fitting, gangs: fleet.Gangs) -> Iterator[FitAnswer]:
+    """Fits every budget; yields answers as they come. Raises what `fleet.run` raises."""
+    return fleet.run(fit_on_gang, requests(fitting), gangs)
+
+
+def fitted_schedule(fitting: Fitting, answer: FitAnswer) -> Schedule:
+    """The schedule of an answer, with the fidelity that it had on the calibration trajectories."""
+    fidelity = Summary.of([min(score, MOST_DECIBELS) for score in answer.psnr])
+    target = fitting.fine_grid or fitting.graph.grid
+    return weighted_schedule(
+        fitting.graph,
+        "fitted",
+        answer.budget,
+        answer.edges,
+        calibration={
+            "fitted_on": len(answer.psnr),
+            "reference_steps": target.num_inference_steps,
+            "psnr": fidelity.mean,
+            "psnr_standard_error": fidelity.standard_error if len(answer.psnr) > 1 else None,
+            "psnr_worst": fidelity.worst,
+        },
+    )

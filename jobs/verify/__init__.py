@@ -1,0 +1,1 @@
+"""python -m jobs.verify ROOT: re-hashes everything that a render root's manifest names."""

@@ -1,0 +1,27 @@
+"""The peers: other ways to accelerate the same pipelines, each by its own real code.
+
+>>> for peer in sweep():
+...     with peer.applied(pipe) as overrides:
+...         video = pipe(prompt, **{**arguments, **overrides}).frames
+
+What libraries ship is run from there (diffusers; cache-dit where it is installed); what only
+papers have is written from them, and its `source` says so. Knows nothing of metrics or tables.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from meancache.baselines.baseline import BaselineError, Peer
+
+if TYPE_CHECKING:
+    from meancache.baselines.table import calibrated, sweep, unusable
+
+__all__ = ["BaselineError", "Peer", "calibrated", "sweep", "unusable"]
+
+
+def __getattr__(name: str) -> Any:
+    """The peers themselves, imported with diffusers when they are first asked for."""
+    if name not in ("calibrated", "sweep", "unusable"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from meancache.baselines import table as contenders
+
+    return getattr(contenders, name)

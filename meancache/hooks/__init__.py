@@ -1,0 +1,1 @@
+"""What sits on a pipeline while it follows a schedule."""

@@ -1,0 +1,44 @@
+"""A VAE's tiles dealt over ranks: the frames of one process, bit for bit."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from cluster.fleet.gang import Gang
+from tests.support import tiled
+
+# (name, shape of the latents, tiles); see `tiled` for the sizes of their tiles.
+LATENTS = [
+    ("HunyuanVideo", (1, 4, 2, 4, 4), 1),
+    ("HunyuanVideo", (1, 4, 5, 4, 4), 5),  # in time: at latent frames 0, 1, 2, 3, 4
+    ("HunyuanVideo", (1, 4, 2, 6, 10), 8),  # in space: 2 rows of 4
+    ("HunyuanVideo", (1, 4, 3, 7, 5), 18),  # in both: 3 times 3 rows of 2
+    ("HunyuanVideo-1.5", (1, 4, 2, 2, 2), 1),
+    ("HunyuanVideo-1.5", (1, 4, 2, 2, 3), 6),
+    ("FLUX.1", (1, 4, 4, 4), 1),
+    ("FLUX.1", (1, 4, 7, 7), 9),
+    ("LTX-Video", (1, 4, 2, 2, 3), 6),
+]
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3])
+def gang(request) -> Iterator[Gang]:
+    with Gang(tiled.Builder(), request.param) as ranks:
+        yield ranks
+
+
+@pytest.mark.parametrize(("name", "shape", "tiles"), LATENTS)
+def test_ranks_that_share_tiles_decode_what_one_process_does(gang, name, shape, tiles):
+    decoded = gang.run(tiled.decode, (name, shape, torch.float32))
+    assert decoded.shared.shape[:2] == (1, 3)
+    assert torch.equal(decoded.shared, decoded.alone)
+    assert decoded.tiles == [
+        len(range(rank, tiles, gang.world_size)) for rank in range(gang.world_size)
+    ]
+
+
+def test_tiles_of_half_precision_travel_as_they_are(gang):
+    decoded = gang.run(tiled.decode, ("HunyuanVideo", (1, 4, 3, 7, 5), torch.bfloat16))
+    assert decoded.shared.dtype == torch.bfloat16
+    assert torch.equal(decoded.shared, decoded.alone)

@@ -1,0 +1,139 @@
+"""The README's command, as it is written there, into a folder and into a bucket."""
+
+import io
+import re
+import shutil
+from pathlib import Path
+
+import boto3
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.media import video
+from cluster.store import open_store
+from meancache import Schedule
+from meancache.calibration import Calibration
+from tests.support.browser import needs_browser, views
+from tests.support.commands import run, simple_commands
+from tests.test_docs import README, TYPED, blocks, commands
+
+FEW = 3
+# Two cores may be at work on something else meanwhile.
+pytestmark = pytest.mark.timeout(1000)
+
+
+def readme(runs: str) -> list[str]:
+    """The README's commands whose fence says that they run there."""
+    typed = (block for block in blocks(README) if block.language in TYPED and block.runs == runs)
+    return [command for block in typed for command in commands(block)]
+
+
+def demo_arguments() -> list[str]:
+    """Those of `python -m jobs.demo` in the README's first command."""
+    (words,) = (
+        words
+        for command in readme("checkout")[:1]
+        for words in simple_commands(command)
+        if words[2] == "jobs.demo"
+    )
+    return words[3:]
+
+
+@pytest.fixture(scope="module")
+def demo(run_job, tmp_path_factory) -> Path:
+    """What the README's command leaves in an empty directory."""
+    folder = tmp_path_factory.mktemp("empty")
+    program = run_job("demo", *demo_arguments(), cwd=folder, timeout=900)
+    assert program.returncode == 0, program.stderr
+    assert program.stdout.splitlines()[-1] == str(folder / "out" / "report.html")
+    said = program.stdout.replace(f"{folder}/", "")
+    for command in readme("checkout"):
+        if command.startswith("python -m jobs."):
+            assert f"$ {command}\n" in said
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def bucket(s3_endpoint) -> str:
+    """The name that the README's bucket has."""
+    boto3.session.Session().client("s3").create_bucket(Bucket="bucket")
+    return "bucket"
+
+
+def check(root: str) -> None:
+    """What the demo promises to leave, in any store."""
+    store = open_store(root)
+    graph = Calibration.from_parquet(store.get("graph/statistics.parquet"))
+    assert len(graph.trajectories) >= 10
+    for budget in (8, 10, 12, 15):
+        for method in ("fitted", "paper"):
+            schedule = Schedule.loads(store.get(f"schedules/{method}-b{budget}.json"))
+            assert schedule.method == method
+            assert schedule.nfe <= budget
+            assert schedule.num_inference_steps == 50
+    rows = pq.read_table(io.BytesIO(store.get("manifest/parts/part-000000.parquet"))).to_pylist()
+    assert len(rows) >= 8
+    for row in rows:
+        assert (row["status"], row["nfe"], row["world_size"]) == ("ok", 10, 2)
+        assert video.decode(store.get(row["key"])).shape == (9, 64, 64, 3)
+    calibrated = set(store.get("prompts/calibration.txt").splitlines())
+    assert not calibrated & {row["prompt"].encode() for row in rows}
+    page = store.get("report.html").decode()
+    assert page.count("frames of the full run") == page.count("of the accelerated run") == len(rows)
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
+
+
+def test_the_demo_leaves_the_whole_story_in_a_folder(demo):
+    check(str(demo))
+
+
+@pytest.mark.usefixtures("bucket")
+def test_the_commands_that_follow_it_in_the_readme_run_one_after_the_other(demo):
+    assert len(readme("")) >= 6
+    for command in readme(""):
+        run(command, demo.parent)
+
+
+@pytest.mark.usefixtures("bucket")
+def test_so_do_those_for_many_prompts_with_a_few_of_them(tmp_path):
+    for command in [*readme("")[:2], *readme("few")]:  # the first two make prompts.txt
+        run(command, tmp_path)
+        if written := re.search(r"> ([\w-]+\.txt)$", command):
+            prompts = tmp_path / written[1]
+            prompts.write_text("\n".join(prompts.read_text().splitlines()[:FEW]))
+
+
+@pytest.mark.usefixtures("s3_endpoint")
+@pytest.mark.slow
+def test_the_demo_leaves_the_whole_story_in_a_bucket(run_job, s3_root):
+    program = run_job("demo", "--output", s3_root)
+    assert program.returncode == 0, program.stderr
+    assert program.stdout.splitlines()[-1] == f"{s3_root}/report.html"
+    check(s3_root)
+    assert "not-a-secret" not in program.stdout + program.stderr
+
+
+def test_verify_finds_a_changed_byte_and_a_missing_video(demo, run_job, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(demo, root)
+    first, second = sorted((root / "videos").rglob("*.mp4"))[:2]
+    assert run_job("verify", str(root)).returncode == 0
+    data = bytearray(first.read_bytes())
+    data[len(data) // 2] ^= 1
+    first.write_bytes(data)
+    second.unlink()
+    program = run_job("verify", str(root))
+    assert program.returncode == 1
+    assert f"{first} is damaged" in program.stdout
+    assert f"{second} is missing" in program.stdout
+
+
+@needs_browser
+def test_the_report_shows_everything_in_a_real_browser(demo):
+    for page in views((demo / "report.html").as_uri()):
+        assert page.locator("h1").inner_text() == "10 forwards draw the video of 50"
+        assert page.locator(".cells").count() == 4
+        assert page.locator(".cells").nth(1).locator("i.on").count() == 10
+        images = page.locator("img")
+        assert images.count() == 5 * 8
+        assert images.evaluate_all("all => all.every(one => one.complete && one.naturalWidth)")

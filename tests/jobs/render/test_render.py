@@ -1,0 +1,299 @@
+"""Bulk rendering on a real Ray cluster: each row once, the same command resumes."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from cluster.media import video
+from cluster.results import attempts, verification
+from cluster.results.manifest import Manifest
+from cluster.store import open_store
+from cluster.work.plan import WorkItem
+from jobs.render import workflow as render
+from tests.jobs.conftest import PROMPTS
+
+pytestmark = pytest.mark.usefixtures("shared_cluster")
+
+
+@pytest.fixture
+def command(tmp_path, prompts) -> list[str]:
+    root = str(tmp_path / "out")
+    what = ["--model", "tiny", "--prompts", prompts, "--steps", "4"]
+    return [*what, "--gangs", "1", "--output", root]
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory) -> Path:
+    """The root of a finished render by a gang of two ranks."""
+    folder = tmp_path_factory.mktemp("rendered")
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS))
+    prompts, root = str(folder / "prompts.txt"), str(folder / "out")
+    command = ["--model", "tiny", "--prompts", prompts, "--steps", "4", "--output", root]
+    assert render.main([*command, "--gang-size", "2"]) == 0
+    return folder / "out"
+
+
+@pytest.fixture
+def root(tmp_path, rendered) -> Path:
+    """A copy of the finished root where `command` finds it."""
+    return Path(shutil.copytree(rendered, tmp_path / "out"))
+
+
+def rows(root: Path) -> list[dict]:
+    files = sorted((root / "manifest" / "parts").glob("*.parquet"))
+    return [row for file in files for row in pq.read_table(file).to_pylist()]
+
+
+def problems(root: str) -> list[str]:
+    findings = verification.verify(open_store(root))
+    return [problem for found in findings for _, problem in found if problem]
+
+
+def contents(root: Path) -> dict[Path, bytes]:
+    """All files of a root but its page, which is derived from them and may be replaced."""
+    files = (path for path in root.rglob("*") if path.is_file() and path.name != "report.html")
+    return {path: path.read_bytes() for path in files}
+
+
+def test_a_render_leaves_a_dataset_that_anyone_may_read(rendered):
+    found = rows(rendered)
+    assert [row["prompt"] for row in found] == PROMPTS
+    assert [row["index"] for row in found] == [0, 1, 2]
+    for row in found:
+        assert (row["status"], row["world_size"], row["nfe"]) == ("ok", 2, 4)
+        assert video.decode((rendered / row["key"]).read_bytes()).shape == (9, 64, 64, 3)
+    assert (rendered / "manifest" / "_SUCCESS").exists()
+
+
+def test_the_same_command_again_renders_nothing(root, command, capsys):
+    before = contents(root)
+    assert render.main(command) == 0
+    assert "0 videos to do (0 forwards), 3 already done" in capsys.readouterr().out
+    assert contents(root) == before
+
+
+def test_a_finished_job_has_a_page_and_writes_it_again_only_where_it_is_gone(
+    root, rendered, command
+):
+    page = root / "report.html"
+    drawn = page.read_bytes().replace(str(rendered).encode(), str(root).encode())
+    assert drawn.count(b"<figure") == len(PROMPTS)
+    page.write_bytes(b"the reader's own")
+    assert render.main(command) == 0
+    assert page.read_bytes() == b"the reader's own"
+    page.unlink()
+    assert render.main([*command, "--dry-run"]) == 0
+    assert not page.exists()
+    assert render.main(command) == 0
+    assert page.read_bytes() == drawn
+
+
+@pytest.mark.parametrize("lost", ["_SUCCESS", "part-*.parquet"])
+def test_a_driver_killed_between_commits_is_completed_without_a_rank(root, command, lost):
+    before = contents(root)
+    for pattern in {"_SUCCESS", lost}:
+        for path in (root / "manifest").rglob(pattern):
+            path.unlink()
+    assert render.main(command) == 0
+    assert contents(root) == before
+
+
+def test_a_driver_killed_before_a_receipt_costs_that_video_alone(root, command, capsys):
+    before = contents(root)
+    for path in [*(root / "manifest").rglob("*.*"), root / "manifest" / "_SUCCESS"]:
+        path.unlink()
+    sorted((root / "receipts").rglob("*.json"))[1].unlink()
+    assert render.main(command) == 0
+    said = capsys.readouterr()
+    assert "render: 1 videos to do (4 forwards), 2 already done" in said.out
+    assert "videos: 1/1" in said.err
+    after = contents(root)
+    kept = [path for path in before if path.suffix == ".mp4"]
+    assert all(after[path] == before[path] for path in kept)
+    assert [row["index"] for row in rows(root)] == [0, 1, 2]
+
+
+def test_a_damaged_video_is_rendered_again_as_the_readme_says(root, command):
+    (row, *_) = rows(root)
+    (root / row["key"]).write_bytes(b"damaged")
+    for key in (
+        row["key"],
+        f"receipts/000000/{row['item_id']}.json",
+        "manifest/parts/part-000000.parquet",
+        "manifest/_SUCCESS",
+    ):
+        (root / key).unlink()
+    assert render.main(command) == 0
+    assert problems(str(root)) == []
+
+
+def fail(root: str, item: WorkItem) -> None:
+    """Leaves the item as three leaders that it killed would."""
+    for _ in range(3):
+        attempts.record_failure(Manifest(open_store(root)), item, "the gang's leader died: killed")
+
+
+def planned(command: list[str]) -> list[WorkItem]:
+    return render.prepare(render.parser().parse_args(command)).items
+
+
+def test_compiled_blocks_make_no_other_job(command):
+    eager, compiled = (
+        render.prepare(render.parser().parse_args([*command, *more]))
+        for more in ([], ["--compile"])
+    )
+    assert (compiled.spec, compiled.items) == (eager.spec, eager.items)
+    assert (compiled.gangs.build_rank.compiled, eager.gangs.build_rank.compiled) == (True, False)
+
+
+def test_ranks_are_built_for_the_largest_row(tmp_path, command):
+    rows = tmp_path / "rows.jsonl"
+    sizes = ({}, {"width": 128}, {"num_frames": 5})
+    rows.write_text("\n".join(json.dumps({"prompt": "a", **size}) for size in sizes))
+    command[command.index("--prompts") + 1] = str(rows)
+    gangs = render.prepare(render.parser().parse_args([*command, "--gang-size", "2"])).gangs
+    assert gangs.build_rank.largest == gangs.build_encoders.largest
+    assert gangs.build_encoders.largest["width"] == 128
+    assert gangs.build_encoders.gang_size == 2
+
+
+def test_what_has_failed_is_said_and_healed_on_demand_and_nothing_is_rewritten(
+    tmp_path, command, capsys
+):
+    root = tmp_path / "out"
+    fail(str(root), planned(command)[1])
+    assert render.main(command) == 3
+    said = capsys.readouterr()
+    assert "2 videos, 1 failed" in said.out
+    assert "--retry-failed renders those rows again" in said.out
+    assert "the gang's leader died: killed" in said.err
+    assert [row["index"] for row in rows(root)] == [0, 2]
+    assert "the gang&#39;s leader died: killed" in (root / "report.html").read_text()
+    before = contents(root)
+
+    assert render.main(command) == 3
+    assert render.main([*command, "--max-failures", "1"]) == 0
+    assert contents(root) == before
+    assert render.main([*command, "--retry-failed", "--dry-run"]) == 0
+    assert "1 videos to do (4 forwards)" in capsys.readouterr().out
+    assert contents(root) == before
+
+    assert render.main([*command, "--retry-failed"]) == 0
+    assert "3 videos, 0 failed" in capsys.readouterr().out
+    assert "failed</span>" not in (root / "report.html").read_text()
+    after = contents(root)
+    assert {**after, **before} == after
+    assert sorted(row["index"] for row in rows(root)) == [0, 1, 2]
+    assert (root / "manifest" / "_SUCCESS.r1").exists()
+    assert problems(str(root)) == []
+
+    assert render.main([*command, "--retry-failed"]) == 0
+    assert render.main(command) == 0
+    assert contents(root) == after
+
+
+def test_a_finished_job_needs_neither_a_cluster_nor_its_videos(root, command, monkeypatch):
+    monkeypatch.setattr("cluster.fleet.driver.connect", lambda: pytest.fail("a rank was asked for"))
+    shutil.rmtree(root / "videos")
+    shutil.rmtree(root / "receipts")
+    assert render.main(command) == 0
+
+
+def test_a_driver_that_is_terminated_says_how_to_resume_and_the_same_command_does(
+    tmp_path, command, run_job
+):
+    many = tmp_path / "many.txt"
+    many.write_text("\n".join(f"{prompt}, {take}" for take in range(20) for prompt in PROMPTS))
+    command[command.index("--prompts") + 1] = str(many)
+    with subprocess.Popen(
+        [sys.executable, "-m", "jobs.render", *command],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "RAY_JOB_STOP_WAIT_TIME_S": "100",
+        },
+    ) as driver:
+        said = []
+        for line in driver.stderr:
+            said.append(line)
+            if line.startswith("videos: 1/"):
+                driver.terminate()
+    assert driver.returncode == 143, "".join(said)
+    assert said[-1] == "stopped: what is committed stays; the same command resumes\n"
+    there = list((tmp_path / "out" / "receipts").rglob("*.json"))
+    assert 1 <= len(there) < 60
+    assert len(there) == len(list((tmp_path / "out" / "videos").rglob("*.mp4")))
+    dry = run_job("render", *command, "--dry-run")
+    assert f"{60 - len(there)} videos to do" in dry.stdout
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path, command, capsys):
+    assert render.main([*command, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "3 videos to do (12 forwards), 0 already done" in said
+    assert "time: unknown until a first video" in said
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+def test_a_codec_has_the_gangs_ranks_only_where_there_are_tiles_to_share(command):
+    sizes = []
+    for frames in ("9", "37"):
+        options = render.parser().parse_args([*command, "--gang-size", "2", "--num-frames", frames])
+        sizes.append(render.prepare(options).gangs.encoders_size)
+    assert sizes == [1, 2]
+
+
+def test_a_dry_run_of_a_model_for_gpus_estimates_and_recommends_a_gang(command, capsys):
+    assert render.main([*command, "--dtype", "bfloat16", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "estimated for H100s, denoising alone:" in said
+    assert [f"--gang-size {size}: " in said for size in (1, 2, 4, 8)] == [True] * 4
+    assert "for bulk work use --gang-size 1, the smallest that fits 80 GiB" in said
+
+
+def test_it_estimates_no_gang_that_would_be_refused(command, capsys):
+    odd = ["--height", "48", "--width", "48"]  # 27 tokens, and 4 heads
+    assert render.main([*command, *odd, "--dtype", "bfloat16", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert [f"--gang-size {size}: " in said for size in (1, 2, 4, 8)] == [True] * 3 + [False]
+
+
+def test_a_dry_run_of_a_started_job_knows_its_rate(root, command, capsys):
+    receipts = sorted((root / "receipts").rglob("*.json"))
+    manifest = root / "manifest"
+    for path in [receipts[0], *(manifest / "parts").iterdir(), manifest / "_SUCCESS"]:
+        path.unlink()
+    assert render.main([*command, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "1 videos to do (4 forwards), 2 already done" in said
+    assert "of gang time at the last known rate of" in said
+
+
+def test_repeated_rows_are_rendered_once(tmp_path, command, prompts, capsys):
+    with open(prompts, "a") as file:
+        file.write(f"\n{PROMPTS[0]}\n")
+    assert render.main([*command, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "3 videos to do" in said
+    assert "1 rows repeat another row" in said
+
+
+def test_an_s3_root_holds_the_same_dataset(s3_root, prompts):
+    ray.shutdown()  # workers have the environment that their cluster was started with
+    command = ["--model", "tiny", "--prompts", prompts, "--steps", "4", "--output", s3_root]
+    assert render.main(command) == 0
+    store = open_store(s3_root)
+    part = pq.read_table(io.BytesIO(store.get(Manifest(store).part_key(0)))).to_pylist()
+    assert [row["prompt"] for row in part] == PROMPTS
+    assert all(row["uri"] == f"{s3_root}/{row['key']}" for row in part)
+    assert problems(s3_root) == []

@@ -1,0 +1,344 @@
+"""What a user may do wrong is said in a sentence, before the first forward."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import diffusers
+import pytest
+import torch
+from diffusers import (
+    CogVideoXDDIMScheduler,
+    CogVideoXDPMScheduler,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    UniPCMultistepScheduler,
+)
+from diffusers.hooks import apply_first_block_cache
+from peft import LoraConfig
+
+from meancache import Schedule, ScheduleError, apply_mean_cache, remove_mean_cache
+from meancache.grid import Grid
+from meancache.hooks.pipelines import active_loras
+from meancache.trajectory import record_trajectory
+from tests.support.small_pipelines import Small, build, image_vae, noise, quiet, seeded
+
+EDGES = [
+    {"start": start, "stop": stop, "span": 1}
+    for start, stop in [(0, 1), (1, 4), (4, 6), (6, 9), (9, 10)]
+]
+
+
+@pytest.fixture(scope="module")
+def flux() -> Small:
+    return build("FLUX.1")
+
+
+@pytest.fixture(scope="module")
+def schedule(flux) -> Schedule:
+    flux.draw()
+    return Schedule.from_edges(Grid.from_scheduler(flux.pipe.scheduler).sigmas, EDGES)
+
+
+@pytest.fixture
+def follow(flux):
+    """Makes FLUX.1 follow a schedule for the length of a test."""
+    yield lambda schedule: apply_mean_cache(flux.pipe.transformer, schedule)
+    remove_mean_cache(flux.pipe)
+
+
+def refused(small: Small, hook, message: str, **arguments) -> None:
+    """The call is refused before a forward, and in one sentence or two."""
+    with pytest.raises(ScheduleError, match=message) as caught:
+        small.draw(**arguments)
+    assert hook.forwards == 0
+    assert "\n" not in str(caught.value)
+
+
+def test_other_steps(flux, schedule, follow):
+    refused(flux, follow(schedule), "10 steps.*the pipeline runs 12 steps", num_inference_steps=12)
+
+
+def test_another_resolution_that_shifts_the_grid(flux, schedule, follow):
+    refused(flux, follow(schedule), "scheduler's shift", height=64, width=64)
+
+
+def test_another_shift():
+    small = build("SD3")
+    small.draw()
+    grid = Grid.from_scheduler(small.pipe.scheduler)
+    hook = apply_mean_cache(small.pipe.transformer, Schedule.from_edges(grid.sigmas, EDGES))
+    small.pipe.scheduler.set_shift(4.0)
+    refused(small, hook, "scheduler's shift")
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("SD3", {"height": 48}),
+        ("FLUX.1", {"height": 48, "width": 32}),  # as many tokens: the same grid
+        ("Z-Image", {"width": 32}),
+        ("HunyuanVideo", {"num_frames": 5}),
+        ("HunyuanVideo image to video", {"num_frames": 5}),
+        ("HunyuanVideo-1.5", {"num_frames": 9}),
+        ("HunyuanVideo-1.5 image to video", {"num_frames": 9}),
+        ("Wan 2.2", {"width": 64}),
+        ("LTX-Video", {"height": 96, "width": 64}),
+    ],
+)
+def test_another_shape_than_the_schedules(name, other):
+    small = build(name)
+    small.draw()
+    grid = Grid.from_scheduler(small.pipe.scheduler)
+    fitting = Schedule.from_edges(grid.sigmas, EDGES)
+    hook = apply_mean_cache(small.pipe, replace(fitting, conditions=small.case.size))
+    small.draw()  # its own shape
+    assert hook.forwards == small.case.calls * len(EDGES)
+    remove_mean_cache(small.pipe)
+    size, value = next(iter(other.items()))
+    hook = apply_mean_cache(small.pipe, replace(fitting, conditions=small.case.size))
+    refused(small, hook, f"{size} {small.case.size[size]}.*{size} {value}", **other)
+    remove_mean_cache(small.pipe)
+    # What is left open is not checked.
+    apply_mean_cache(small.pipe, replace(fitting, conditions=dict.fromkeys(small.case.size)))
+    small.draw(**other)
+
+
+def test_applied_twice(flux, schedule, follow):
+    follow(schedule)
+    for target in (flux.pipe, flux.pipe.transformer):
+        with pytest.raises(ScheduleError, match="follows a schedule already; call remove_mean"):
+            apply_mean_cache(target, schedule)
+
+
+def test_a_pipeline_of_which_one_transformer_follows_a_schedule_already_is_left_as_it_is():
+    wan = build("Wan 2.2")
+    wan.draw()
+    grid = Grid.from_scheduler(wan.pipe.scheduler)
+    schedule = Schedule.from_edges(grid.sigmas, EDGES)
+    apply_mean_cache(wan.pipe.transformer_2, schedule)
+    with pytest.raises(ScheduleError, match="already"):
+        apply_mean_cache(wan.pipe, schedule)
+    remove_mean_cache(wan.pipe.transformer_2)
+    apply_mean_cache(wan.pipe, schedule)
+
+
+CACHES = [
+    diffusers.FirstBlockCacheConfig(threshold=0.1),
+    diffusers.TaylorSeerCacheConfig(),
+    diffusers.MagCacheConfig(num_inference_steps=10, mag_ratios=torch.ones(10)),
+    diffusers.PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 0
+    ),
+    diffusers.FasterCacheConfig(
+        current_timestep_callback=lambda: 0, unconditional_batch_skip_range=2
+    ),
+]
+
+
+@pytest.mark.parametrize("config", CACHES, ids=lambda config: type(config).__name__)
+def test_another_cache_before_or_after(flux, schedule, follow, config):
+    transformer = flux.pipe.transformer
+    transformer.enable_cache(config)
+    try:
+        with pytest.raises(ScheduleError, match=r"another cache enabled.*disable_cache"):
+            apply_mean_cache(transformer, schedule)
+    finally:
+        transformer.disable_cache()
+    hook = follow(schedule)
+    transformer.enable_cache(config)
+    try:
+        refused(flux, hook, r"another cache enabled.*disable_cache")
+    finally:
+        transformer.disable_cache()
+    flux.draw()
+    assert hook.forwards == len(EDGES)
+
+
+def test_cache_dit_before_or_after(schedule):
+    cache_dit = pytest.importorskip("cache_dit")
+    flux = build("FLUX.1")
+    config = cache_dit.DBCacheConfig(Fn_compute_blocks=1, Bn_compute_blocks=0)
+    cache_dit.enable_cache(flux.pipe, cache_config=config)
+    with pytest.raises(ScheduleError, match=r"another cache enabled \(cache-dit\)"):
+        apply_mean_cache(flux.pipe, schedule)
+    cache_dit.disable_cache(flux.pipe)
+    hook = apply_mean_cache(flux.pipe, schedule)
+    cache_dit.enable_cache(flux.pipe, cache_config=config)
+    refused(flux, hook, r"another cache enabled \(cache-dit\)")
+
+
+def test_another_cache_on_a_transformer_that_cannot_say_so():
+    small = build("SD3")
+    small.draw()
+    grid = Grid.from_scheduler(small.pipe.scheduler)
+    apply_first_block_cache(small.pipe.transformer, diffusers.FirstBlockCacheConfig(threshold=0.1))
+    with pytest.raises(ScheduleError, match=r"another cache enabled \(first_block_cache\)"):
+        apply_mean_cache(small.pipe, Schedule.from_edges(grid.sigmas, EDGES))
+
+
+def test_another_lora_than_the_schedules(schedule):
+    flux = build("FLUX.1")
+    transformer = flux.pipe.transformer
+    for name in ("style", "detail"):
+        config = LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False)
+        transformer.add_adapter(config, adapter_name=name)
+    transformer.set_adapters(["style"])
+    assert active_loras(transformer) == ["style"]
+
+    def with_lora(lora):
+        remove_mean_cache(transformer)
+        return replace(schedule, conditions={"lora": lora})
+
+    hook = apply_mean_cache(transformer, with_lora("style"))
+    flux.draw()
+    assert hook.forwards == len(EDGES)
+    with pytest.raises(ScheduleError, match=r"made for LoRA detail, but .* runs LoRA style: set"):
+        apply_mean_cache(transformer, with_lora("detail"))
+    with pytest.raises(ScheduleError, match=r"made for no LoRA, but .* runs LoRA style"):
+        apply_mean_cache(transformer, with_lora([]))
+    apply_mean_cache(transformer, with_lora(None))  # left open
+    # Switched after it was applied: at the next run.
+    hook = apply_mean_cache(transformer, with_lora(["style"]))
+    transformer.set_adapters(["style", "detail"])
+    refused(flux, hook, "made for LoRA style, but .* runs LoRA detail, style")
+    transformer.disable_adapters()
+    refused(flux, hook, "made for LoRA style, but .* runs no LoRA")
+    hook = apply_mean_cache(transformer, with_lora([]))
+    flux.draw()
+    assert hook.forwards == len(EDGES)
+
+
+@pytest.mark.parametrize("lora", [7, {"style": 1.0}, [["style"]], [None], True])
+def test_a_lora_condition_that_is_none(flux, schedule, lora):
+    with pytest.raises(ScheduleError, match="must be the names of adapters in a list"):
+        apply_mean_cache(flux.pipe, replace(schedule, conditions={"lora": lora}))
+
+
+@pytest.mark.parametrize("height", ["32", [32], {}, 32.5])
+def test_a_size_that_is_none(flux, schedule, follow, height):
+    hook = follow(replace(schedule, conditions={"height": height}))
+    refused(flux, hook, "made for height .* but the pipeline runs height 32")
+
+
+def cogvideox(scheduler) -> Small:
+    transformer = seeded(
+        CogVideoXTransformer3DModel,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        time_embed_dim=8,
+        text_embed_dim=16,
+        num_layers=1,
+        sample_width=6,
+        sample_height=4,
+        sample_frames=5,
+        max_text_seq_length=6,
+    )
+    vae = seeded(
+        diffusers.AutoencoderKLCogVideoX,
+        block_out_channels=(4, 4, 4, 4),
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=2,
+    )
+    pipe = CogVideoXPipeline(
+        tokenizer=None, text_encoder=None, vae=vae, transformer=transformer, scheduler=scheduler
+    )
+    arguments = {
+        "height": 32,
+        "width": 48,
+        "num_frames": 5,
+        "prompt_embeds": noise(1, 6, 16),
+        "negative_prompt_embeds": noise(1, 6, 16, seed=8),
+    }
+    return Small(replace(build("FLUX.1").case, arguments=arguments), quiet(pipe))
+
+
+def stable_diffusion(scheduler) -> Small:
+    unet = seeded(
+        UNet2DConditionModel,
+        sample_size=4,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=4,
+    )
+    names = ("text_encoder", "tokenizer", "safety_checker", "feature_extractor")
+    pipe = StableDiffusionPipeline(
+        vae=image_vae(4),
+        unet=unet,
+        scheduler=scheduler,
+        requires_safety_checker=False,
+        **dict.fromkeys(names),
+    )
+    arguments = {
+        "height": 32,
+        "width": 32,
+        "prompt_embeds": noise(1, 6, 16),
+        "negative_prompt_embeds": noise(1, 6, 16, seed=8),
+    }
+    return Small(replace(build("FLUX.1").case, arguments=arguments), quiet(pipe))
+
+
+def wan_with(scheduler) -> Small:
+    small = build("Wan 2.1")
+    small.pipe.scheduler = scheduler
+    return small
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: cogvideox(CogVideoXDDIMScheduler(prediction_type="v_prediction")),
+        lambda: cogvideox(CogVideoXDPMScheduler(prediction_type="v_prediction")),
+        lambda: stable_diffusion(DDIMScheduler()),
+        lambda: stable_diffusion(EulerDiscreteScheduler()),
+        # A flow, but not by Euler steps.
+        lambda: wan_with(
+            UniPCMultistepScheduler(
+                prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+            )
+        ),
+        lambda: wan_with(FlowMatchHeunDiscreteScheduler(shift=3.0)),
+    ],
+    ids=["CogVideoX DDIM", "CogVideoX DPM", "SD DDIM", "SD Euler", "Wan UniPC", "Wan Heun"],
+)
+def test_a_sampler_that_is_not_euler_on_a_flow(make, schedule):
+    small = make()
+    denoiser = getattr(small.pipe, "transformer", None) or small.pipe.unet
+    small.draw()
+    hook = apply_mean_cache(denoiser, schedule)
+    name = type(small.pipe.scheduler).__name__
+    refused(small, hook, f"scheduler is a {name}.*FlowMatchEulerDiscreteScheduler")
+    remove_mean_cache(denoiser)
+    with (
+        record_trajectory(denoiser) as trajectory,
+        pytest.raises(ScheduleError, match=f"scheduler is a {name}"),
+    ):
+        small.draw()
+    assert trajectory.outputs == []
+
+
+@pytest.mark.parametrize("option", ["stochastic_sampling", "invert_sigmas"])
+def test_an_euler_scheduler_that_does_not_follow_the_flow(schedule, option):
+    small = build("SD3")
+    small.pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, **{option: True})
+    hook = apply_mean_cache(small.pipe, schedule)
+    refused(small, hook, option)
+
+
+def test_a_pipeline_without_a_transformer(schedule):
+    small = stable_diffusion(DDIMScheduler())
+    with pytest.raises(ScheduleError, match="StableDiffusionPipeline has no transformer; give"):
+        apply_mean_cache(small.pipe, schedule)

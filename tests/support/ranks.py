@@ -1,0 +1,108 @@
+"""What test gangs run on their ranks: small functions that child processes can import."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # every rank imports this file: most need none of it
+    import torch
+
+    from cluster.ranks.renderer import Renderer
+    from cluster.ranks.tasks import RenderRequest
+
+
+def build(rank: int, world_size: int, init_method: str) -> tuple[int, int]:
+    """A rank that knows who it is."""
+    return rank, world_size
+
+
+def build_fails(rank: int, world_size: int, init_method: str) -> None:
+    """A rank that cannot start, if it is the last one."""
+    if rank == world_size - 1:
+        raise RuntimeError("no weights here")
+
+
+class Compiling:
+    """Builds ranks whose first task may take a minute longer."""
+
+    warm_up_s = 60.0
+
+    def __call__(self, rank: int, world_size: int, init_method: str) -> tuple[int, int]:
+        return build(rank, world_size, init_method)
+
+
+def who(built: tuple[int, int], payload: object) -> tuple[tuple[int, int], object, int]:
+    """The rank's identity, what it was given, and its process."""
+    return built, payload, os.getpid()
+
+
+def latents(renderer: Renderer, request: RenderRequest) -> torch.Tensor:
+    """What is drawn before it is decoded and rounded, float32."""
+    item = request.item
+    return renderer.denoise(item.prompt, item.seed, item.arguments)
+
+
+def touch(built: tuple[int, int], folder: Path) -> None:
+    """Leaves a file that says this rank was here."""
+    (folder / f"rank-{built[0]}").touch()
+
+
+def fail_on_rank_1(built: tuple[int, int], payload: object) -> int:
+    """Raises on rank 1 alone."""
+    if built[0] == 1:
+        raise ValueError("latents are wrong")
+    return 0
+
+
+def stop_on_rank_1(built: tuple[int, int], payload: object) -> int:
+    """Rank 1 stops, as a rank in a collective that never ends."""
+    if built[0] == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return 0
+
+
+def stop_and_answer_nothing(built: tuple[int, int], payload: object) -> int:
+    """Stops before it answers."""
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return 0
+
+
+class _StopsWhilePickled:
+    """Larger than a pipe holds; whoever writes it is stopped a moment later, in the middle."""
+
+    def __reduce__(self) -> tuple[type[bytes], tuple[bytes]]:
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGSTOP)).start()
+        return bytes, (b"x" * 500_000_000,)
+
+
+def stop_within_its_answer(built: tuple[int, int], payload: object) -> object:
+    """An answer that breaks off in the pipe."""
+    return _StopsWhilePickled()
+
+
+def die_on_rank_1(built: tuple[int, int], payload: object) -> int:
+    """Rank 1 is killed, as by the kernel when memory runs out."""
+    if built[0] == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 0
+
+
+def fail_until_third_try(built: tuple[int, int], folder: Path) -> str:
+    """Dies twice, then succeeds; counts in files because every try has fresh processes."""
+    if built[0] == 0:
+        tries = len(list(folder.iterdir()))
+        (folder / str(tries)).touch()
+        if tries < 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return "third time lucky"
+
+
+def open_fifo(built: tuple[int, int], end: tuple[Path, str]) -> str:
+    """Opens an end of a fifo, which waits until the other is opened too."""
+    path, mode = end
+    with path.open(mode):
+        return mode
