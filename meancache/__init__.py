@@ -10,7 +10,8 @@ No Ray, no xDiT, no S3 in here.
 
 from typing import TYPE_CHECKING, Any
 
-from meancache.schedule import Edge, Schedule, ScheduleError
+from meancache.errors import ScheduleError
+from meancache.schedule import Edge, Schedule
 
 if TYPE_CHECKING:
     from meancache.hooks.hook import apply_mean_cache, remove_mean_cache

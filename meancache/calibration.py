@@ -21,8 +21,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from meancache.grid import Grid, shown
-from meancache.schedule import MAX_DEPTH, MAX_SPAN, canonical_json, is_deep
+from meancache.errors import CalibrationError
+from meancache.grid import Grid
+from meancache.json_values import MAX_DEPTH, canonical_json, is_deep, shown
+from meancache.schedule import MAX_SPAN
 from meancache.velocity import average_velocity, estimated_velocity
 
 if TYPE_CHECKING:
@@ -56,10 +58,6 @@ MULTIGRAPH_SCHEMA = pa.schema(
         pa.field("count", pa.int64(), nullable=False),
     ]
 )
-
-
-class CalibrationError(ValueError):
-    """A graph file is not one, or two graphs do not belong together; the message says why."""
 
 
 @lru_cache(maxsize=4)

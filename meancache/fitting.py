@@ -27,12 +27,13 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
+from meancache.errors import FittingError
 from meancache.grid import Grid
 from meancache.hooks.hook import Call, MeanCacheHook, attach_hooks, remove_mean_cache
 from meancache.hooks.outputs import velocities_of, with_velocities
 from meancache.hooks.pipelines import transformers_of
 from meancache.quality import psnr
-from meancache.reference import FittingError, check_refines, fine_schedule
+from meancache.reference import check_refines, fine_schedule
 from meancache.schedule import Edge, Schedule
 from meancache.solver import Steps
 from meancache.trajectory import watch_velocities

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import itertools
 import math
-import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from meancache.json_values import is_number, is_whole_number, shown
 
 # float32 sigmas of one scheduler agree exactly; this leaves room for another library's rounding.
 SIGMA_TOLERANCE = 1e-5
@@ -21,8 +22,6 @@ MAX_STEPS = 1_000
 # Noise levels closer than this are one level in float32, and slopes over them mean nothing.
 MIN_GAP = 1e-9
 MAX_SIGMA = 1e6
-# Characters of a value from outside that a message repeats.
-SHOWN = 80
 
 
 @dataclass(frozen=True)
@@ -128,28 +127,3 @@ def describe(sigmas: Sequence[float]) -> str:
     if len(levels) > 5:
         levels = [*levels[:2], "...", *levels[-2:]]
     return f"{len(sigmas) - 1} steps, sigma {', '.join(levels)}"
-
-
-def shown(value: object) -> str:
-    """A value from outside as messages repeat it: printable characters alone, one short line."""
-    try:
-        text = repr(value)
-    except ValueError:  # an integer of more digits than Python prints
-        text = f"a {type(value).__name__} too long to print"
-    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
-
-
-def is_whole_number(value: object) -> bool:
-    """Whether a value from outside is an integer, and small enough to become a float."""
-    return (
-        isinstance(value, numbers.Integral)
-        and not isinstance(value, bool)
-        and abs(int(value)) < 2**63
-    )
-
-
-def is_number(value: object) -> bool:
-    """Whether a value from outside is a real number that `float` takes."""
-    return is_whole_number(value) or (
-        isinstance(value, numbers.Real) and not isinstance(value, int)
-    )

@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from meancache.errors import ScheduleError
 from meancache.grid import Grid
-from meancache.schedule import Schedule, ScheduleError
+from meancache.schedule import Schedule
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,9 @@ That is a schedule like any other, so it runs through the same hook.
 
 from __future__ import annotations
 
+from meancache.errors import FittingError
 from meancache.grid import Grid
 from meancache.schedule import Edge, Schedule
-
-
-class FittingError(ValueError):
-    """A fit cannot be made as asked; the message says why and what to do."""
 
 
 def check_refines(grid: Grid, fine: Grid) -> None:

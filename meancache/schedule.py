@@ -19,24 +19,27 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from meancache.grid import Grid, is_number, is_whole_number, shown
+from meancache.errors import ScheduleError
+from meancache.grid import Grid
+from meancache.json_values import (
+    MAX_DEPTH,
+    canonical_json,
+    is_deep,
+    is_number,
+    is_whole_number,
+    shown,
+)
 
 SCHEMA = 1
 MAX_SPAN = 5
 EXECUTIONS = ("jump", "fine-step")
 # A file of MAX_STEPS edges whose weights name every computed step has 13 MB.
 MAX_BYTES = 16 * 2**20
-# Levels of nesting: an edge's weights are at 4, and what reads or writes JSON recurses.
-MAX_DEPTH = 16
 _TOO_DEEP = f"a schedule is nested in more than {MAX_DEPTH} levels; flatten it"
 # A method becomes part of file names, store keys and lines in terminals.
 _METHOD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _REQUIRED = ("schema", "grid", "method", "budget", "edges")
 _OPTIONAL = ("model", "conditions", "gamma", "execution", "predicted_cost", "calibration", "id")
-
-
-class ScheduleError(ValueError):
-    """A schedule, or its use on a pipeline, breaks a rule; the message says which and the fix."""
 
 
 @dataclass(frozen=True)
@@ -391,29 +394,6 @@ class Schedule:
         return "".join(
             computed if step in chosen else skipped for step in range(self.num_inference_steps)
         )
-
-
-_CANONICAL = json.JSONEncoder(
-    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-)
-
-
-def canonical_json(value: object) -> bytes:
-    """JSON with sorted keys and no spaces, UTF-8: equal values give equal bytes."""
-    return _CANONICAL.encode(value).encode("utf-8")
-
-
-def is_deep(data: object) -> bool:
-    """Whether a value read from JSON has more than MAX_DEPTH levels of objects and lists."""
-    level = [data]
-    for _ in range(MAX_DEPTH + 1):
-        level = [
-            child
-            for value in level
-            if isinstance(value, Mapping | list | tuple)
-            for child in (value.values() if isinstance(value, Mapping) else value)
-        ]
-    return bool(level)
 
 
 def _grid(build: Any) -> Grid:

@@ -13,12 +13,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from meancache.errors import SolverError
+
 Path = list[tuple[int, int, int]]
 Steps = tuple[int, ...]
-
-
-class SolverError(ValueError):
-    """Costs, a budget or gamma break a rule, or no path exists; the message says which."""
 
 
 def solve_paper(costs: np.ndarray, budgets: Iterable[int], gamma: float) -> dict[int, Path]:

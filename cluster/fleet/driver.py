@@ -32,6 +32,7 @@ from cluster.fleet.gang import (
     TryAgainError,
 )
 from cluster.fleet.staged_gang import DEPTH, StagedGang
+from meancache.errors import InputError
 
 # Of a machine without GPUs a leader reserves little: the ranks' cores are not Ray's to count.
 CPU_SHARE = 0.01
@@ -39,7 +40,7 @@ CPU_SHARE = 0.01
 POLL_S = 0.5
 
 
-class FleetError(ValueError):
+class FleetError(InputError):
     """The cluster cannot hold the gangs that were asked for; the message says what it has."""
 
 

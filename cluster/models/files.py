@@ -11,10 +11,12 @@ import re
 from pathlib import Path
 from typing import Any, Protocol
 
+from meancache.errors import InputError
+
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
-class ModelError(ValueError):
+class ModelError(InputError):
     """A model, its arguments or a gang for it cannot be; the message says why and the fix."""
 
 

@@ -21,7 +21,8 @@ from cluster.models.cost_model import Transformer
 from cluster.models.files import ModelError, ModelFiles, find_files
 from cluster.models.pipelines import PIPELINES, Kind
 from meancache import tiny
-from meancache.grid import Grid, is_whole_number, shown
+from meancache.grid import Grid
+from meancache.json_values import is_whole_number, shown
 from meancache.schedule import Schedule
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from meancache.grid import is_number
+from meancache.json_values import is_number
 
 Config = Mapping[str, Any]
 

@@ -16,7 +16,7 @@ from itertools import count, islice
 from cluster.results.manifest import Manifest, at_once
 from cluster.store import AlreadyExists, Store
 from cluster.work.plan import WorkItem
-from meancache.schedule import canonical_json
+from meancache.json_values import canonical_json
 
 # Of an error's text; the whole of it is in the log of its rank.
 REASON_LENGTH = 2000

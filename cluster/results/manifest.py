@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 
 from cluster.store import AlreadyExists, Store, StoreError
 from cluster.work.plan import WorkItem
-from meancache.schedule import canonical_json
+from meancache.json_values import canonical_json
 
 SUCCESS_KEY = "manifest/_SUCCESS"
 PARTS = "manifest/parts/"

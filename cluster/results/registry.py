@@ -23,8 +23,9 @@ from typing import Any
 from cluster.models.model import CONDITIONS, Model
 from cluster.results.manifest import UNREADABLE, at_once, now
 from cluster.store import AlreadyExists, MissingKey, Store
-from meancache.grid import shown
-from meancache.schedule import Schedule, ScheduleError, canonical_json
+from meancache.errors import InputError, ScheduleError
+from meancache.json_values import canonical_json, shown
+from meancache.schedule import Schedule
 
 SCHEDULES = "schedules/"
 _SETTING_KEY = re.compile(r"schedules/[0-9a-f]{32}/setting\.json")
@@ -34,7 +35,7 @@ _ID = re.compile(r"[0-9a-f]{64}")
 Setting = Mapping[str, Any]
 
 
-class RegistryError(ValueError):
+class RegistryError(InputError):
     """The registry has not what was asked for; the message says what it has and what to do."""
 
 

@@ -16,8 +16,8 @@ from cluster.models.model import Model, ModelError
 from cluster.store import AlreadyExists, MissingKey, Store
 from cluster.work.prompts import Prompt, PromptsError, stable_seed
 from meancache import Schedule
-from meancache.grid import shown
-from meancache.schedule import canonical_json, is_deep
+from meancache.errors import InputError
+from meancache.json_values import canonical_json, is_deep, shown
 
 SPEC_KEY = "job.json"
 SPEC_SCHEMA = 1
@@ -26,7 +26,7 @@ SHARD_SIZE = 250
 MOST_NAMED = 8
 
 
-class SpecError(ValueError):
+class SpecError(InputError):
     """A root belongs to another job; the message says in what they differ and what to do."""
 
 

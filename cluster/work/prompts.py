@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.store import StoreError, read
-from meancache.grid import shown
-from meancache.schedule import canonical_json
+from meancache.errors import InputError
+from meancache.json_values import canonical_json, shown
 
 MAX_SEED = 2**63 - 1
 MAX_PROMPT_ID = 256
@@ -42,7 +42,7 @@ OVERRIDES: dict[str, type] = {
 COLUMNS = ("prompt", "prompt_id", "seed", *OVERRIDES)
 
 
-class PromptsError(ValueError):
+class PromptsError(InputError):
     """A prompts file cannot be used; the message names the rows and the rule."""
 
 

@@ -19,39 +19,20 @@ import yaml
 from ray.exceptions import RayError
 
 from cluster.fleet.draining import EXIT_TERMINATED, Stopped, stoppable
-from cluster.fleet.driver import FleetError, Gangs, parse_count
+from cluster.fleet.driver import Gangs, parse_count
 from cluster.fleet.gang import BuildRank, GangError
-from cluster.models.model import DTYPES, Model, ModelError, find_model
+from cluster.models.model import DTYPES, Model, find_model
 from cluster.models.pipelines import PIPELINES
-from cluster.results.datasets.where import WhereError
-from cluster.results.registry import RegistryError
 from cluster.store import MissingKey, Store, StoreError, open_store
-from cluster.work.plan import SpecError
-from cluster.work.prompts import PromptsError
 from jobs._shared.numbers import finite, positive
-from meancache.calibration import Calibration, CalibrationError
-from meancache.reference import FittingError
-from meancache.schedule import ScheduleError
-from meancache.solver import SolverError
+from meancache.calibration import Calibration
+from meancache.errors import CalibrationError, InputError
 
 # Set by `ray job submit` in the environment of the job's driver.
 SUBMITTED_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 EXIT_ERROR, EXIT_REFUSED, EXIT_FAILED_ITEMS = 1, 2, 3
 EXIT_INTERRUPTED = 130
-
-REFUSALS = (
-    FittingError,
-    FleetError,
-    CalibrationError,
-    ModelError,
-    PromptsError,
-    RegistryError,
-    ScheduleError,
-    SolverError,
-    SpecError,
-    WhereError,
-)
 
 
 class _YamlText(configargparse.ConfigFileParser):
@@ -262,7 +243,7 @@ def run_job(
             except StoreError as error:
                 return _say(error, EXIT_REFUSED)
             return perform(prepared)
-    except REFUSALS as error:
+    except InputError as error:
         return _say(error, EXIT_REFUSED)
     except KeyboardInterrupt:
         return _stopped(EXIT_INTERRUPTED)

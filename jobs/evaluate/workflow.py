@@ -56,10 +56,11 @@ from jobs.evaluate.results import (
 from jobs.refresh.held_out import plain
 from meancache import baselines as peers
 from meancache.baselines import Peer
-from meancache.calibration import Calibration, CalibrationError
+from meancache.calibration import Calibration
+from meancache.errors import CalibrationError, ScheduleError
 from meancache.quality import LpipsAbsentError, lpips_metric, psnr, ssim
 from meancache.reference import check_refines, fine_schedule
-from meancache.schedule import Schedule, ScheduleError
+from meancache.schedule import Schedule
 from meancache.tiny.captions import Caption
 from meancache.tiny.scorer import FACTS, score
 

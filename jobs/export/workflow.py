@@ -17,7 +17,7 @@ from cluster.store import MissingKey, open_store
 from cluster.work import plan
 from jobs._shared import cli as _cli
 from jobs._shared.progress import progress
-from meancache.grid import shown
+from meancache.json_values import shown
 
 # How each format is read, for the last line.
 READ_WITH = {

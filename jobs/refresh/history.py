@@ -27,7 +27,7 @@ from typing import Any
 from cluster.results.registry import Setting, differences, key_of
 from cluster.store import Store, open_store
 from meancache.calibration import Calibration
-from meancache.schedule import canonical_json
+from meancache.json_values import canonical_json
 
 NIGHTS = "nights/"
 STATISTICS_KEY = "graph/statistics.parquet"

@@ -48,8 +48,9 @@ from jobs.refresh.page import refresh_page
 from jobs.solve import fitting
 from jobs.solve import workflow as solve
 from meancache.calibration import Calibration
-from meancache.schedule import Schedule, canonical_json
-from meancache.solver import SolverError
+from meancache.errors import SolverError
+from meancache.json_values import canonical_json
+from meancache.schedule import Schedule
 
 MERGED_KEY = "merged.parquet"
 OPPONENTS_KEY = "opponents.json"

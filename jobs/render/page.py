@@ -29,7 +29,8 @@ from cluster.work import plan
 from jobs._shared import pages
 from jobs._shared.pictures import animation
 from jobs._shared.progress import duration, progress
-from meancache.schedule import Schedule, ScheduleError
+from meancache.errors import ScheduleError
+from meancache.schedule import Schedule
 
 REPORT_KEY = "report.html"
 SAMPLES = 24

@@ -36,8 +36,9 @@ from jobs._shared.numbers import finite, not_negative, share
 from jobs._shared.progress import duration, progress
 from jobs.render import page as render_page
 from jobs.solve.workflow import prediction, smallest_budget
-from meancache.grid import shown
-from meancache.schedule import Schedule, ScheduleError
+from meancache.errors import ScheduleError
+from meancache.json_values import shown
+from meancache.schedule import Schedule
 
 SHIPPED = Path(__file__).parents[2] / "schedules"
 # What --schedule calls the one that is current in a registry; a file of that name is ./current.

@@ -32,9 +32,9 @@ from cluster.work.plan import SpecError, WorkItem
 from jobs._shared import cli as _cli
 from jobs._shared.numbers import positive
 from jobs._shared.progress import progress
-from meancache.grid import shown
+from meancache.json_values import is_deep, shown
 from meancache.quality import psnr
-from meancache.schedule import Schedule, is_deep
+from meancache.schedule import Schedule
 
 ITEM_ID = re.compile("[0-9a-f]{32}")
 MODEL = ("id", "revision", "pipeline", "dtype")

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from cluster.fleet import driver as fleet
 from cluster.fleet.gang import TASK_DEADLINE_S, Gang
 from cluster.models.model import Model
-from meancache.calibration import Calibration, CalibrationError
+from meancache.calibration import Calibration
+from meancache.errors import CalibrationError
 from meancache.grid import Grid
 from meancache.methods import (
     CANDIDATE_GAMMAS,

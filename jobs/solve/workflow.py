@@ -22,10 +22,9 @@ from jobs._shared.numbers import finite, positive
 from jobs._shared.progress import progress
 from jobs.solve import fitting
 from jobs.solve.fitting import LIMIT_VIDEOS, FitAnswer, Fitting
-from meancache.calibration import CalibrationError
+from meancache.errors import CalibrationError, SolverError
 from meancache.methods import METHODS, SECANT_GAMMA, paper_gamma, paper_schedules, secant_schedules
 from meancache.schedule import EXECUTIONS, Schedule
-from meancache.solver import SolverError
 
 TRAJECTORIES = 10
 

@@ -20,6 +20,7 @@ from diffusers import DiffusionPipeline
 from diffusers.hooks import ModelHook
 from diffusers.hooks.hooks import BaseState, StateManager
 
+from meancache.errors import ScheduleError
 from meancache.hooks.attach import attach, attached, detach
 from meancache.hooks.outputs import velocities_of, velocity_of, with_velocities
 from meancache.hooks.pipelines import (
@@ -29,7 +30,7 @@ from meancache.hooks.pipelines import (
     check_transformer,
     transformers_of,
 )
-from meancache.schedule import Schedule, ScheduleError
+from meancache.schedule import Schedule
 from meancache.velocity import velocities_in_use
 
 HOOK_NAME = "mean_cache"

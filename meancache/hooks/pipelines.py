@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
-from meancache.grid import Grid, describe, shown
-from meancache.schedule import Schedule, ScheduleError
+from meancache.errors import ScheduleError
+from meancache.grid import Grid, describe
+from meancache.json_values import shown
+from meancache.schedule import Schedule
 
 # Where diffusers keeps its caches; its other hooks (offloading, casting, parallelism) do no harm.
 CACHES = (

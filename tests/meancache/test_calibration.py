@@ -13,11 +13,11 @@ from meancache import calibration as stability
 from meancache.calibration import (
     MULTIGRAPH_SCHEMA,
     Calibration,
-    CalibrationError,
     edge_count,
     edge_list,
     trajectory_statistics,
 )
+from meancache.errors import CalibrationError
 from meancache.grid import Grid
 
 SIGMAS = 7 * np.linspace(1, 0, 13) / (1 + 6 * np.linspace(1, 0, 13))

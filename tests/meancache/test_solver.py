@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meancache.solver import SolverError, pairs_cost, path_cost, solve_pairs, solve_paper
+from meancache.errors import SolverError
+from meancache.solver import pairs_cost, path_cost, solve_pairs, solve_paper
 
 
 def random_costs(seed: int, steps: int, spans: int, missing: float) -> np.ndarray:

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meancache import calibration as stability
-from meancache.calibration import Calibration, CalibrationError, Statistics, edge_count
+from meancache.calibration import Calibration, Statistics, edge_count
+from meancache.errors import CalibrationError
 from meancache.grid import Grid
 from tests.support.hostile import ESCAPE, FUZZ, JSON, assert_sentence, damaged, mutated
 

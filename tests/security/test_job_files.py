@@ -10,7 +10,7 @@ from cluster.models.model import Model, find_model
 from cluster.store import open_store
 from cluster.work.plan import SPEC_KEY, SpecError, check_spec, plan_items, specification
 from cluster.work.prompts import Prompt
-from meancache.schedule import canonical_json
+from meancache.json_values import canonical_json
 from tests.support.hostile import FUZZ, JSON, damaged, mutated
 
 MODEL: Model = find_model("tiny")

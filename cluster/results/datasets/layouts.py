@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from cluster.results.datasets.dataset import read_checked
 from cluster.results.manifest import Success, at_once
 from cluster.store import Store
-from meancache.schedule import canonical_json
+from meancache.json_values import canonical_json
 
 JOB_KEY = ".export/job.json"
 SUCCESS_KEY = ".export/_SUCCESS"

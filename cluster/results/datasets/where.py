@@ -17,7 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from meancache.grid import shown
+from meancache.errors import InputError
+from meancache.json_values import shown
 
 EXAMPLE = "metrics.denoise_s < 2.5 and 'circle' in prompt"
 # Python's parser is written for programs that are trusted not to exhaust it.
@@ -32,7 +33,7 @@ _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
 }
 
 
-class WhereError(ValueError):
+class WhereError(InputError):
     """A condition cannot be used; the message says what it may be made of."""
 
 

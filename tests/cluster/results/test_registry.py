@@ -20,7 +20,7 @@ from cluster.results.registry import (
 )
 from cluster.store import MissingKey, Store, open_store
 from meancache import Schedule
-from meancache.schedule import canonical_json
+from meancache.json_values import canonical_json
 
 STEPS = 8
 METRICS = {"psnr": 40.5}

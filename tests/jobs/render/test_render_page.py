@@ -21,7 +21,7 @@ from jobs.render import page as render_page
 from jobs.render import workflow as render
 from jobs.render.page import REPORT_KEY, SAMPLES, plain
 from meancache import Schedule
-from meancache.schedule import canonical_json
+from meancache.json_values import canonical_json
 from meancache.tiny.captions import HELD_OUT
 from tests.support.browser import needs_browser, views
 from tests.support.rows import finish, row_of

@@ -16,7 +16,7 @@ from cluster.work.plan import SPEC_KEY, plan_items, specification
 from cluster.work.prompts import Prompt
 from jobs.render import workflow as render
 from jobs.replay import workflow as replay
-from meancache.schedule import canonical_json
+from meancache.json_values import canonical_json
 from tests.support.rows import finish, row_of
 
 OVERRIDE = {"negative_prompt": "blur", "guidance_scale": 3.0, "true_cfg_scale": 2.0}
