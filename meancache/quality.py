@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from skimage.metrics import structural_similarity
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 # The name under which torchvision keeps AlexNet's weights in torch's hub cache.
 ALEXNET = "alexnet-owt-7be5be79.pth"
@@ -61,9 +61,12 @@ def psnr(video: np.ndarray, reference: np.ndarray) -> float:
     Raises:
         ValueError: shapes or dtypes differ.
     """
-    error = _unit(video, reference) - _unit(reference, video)
-    mean_squared = float(np.mean(error**2))
-    return float("inf") if mean_squared == 0.0 else -10.0 * float(np.log10(mean_squared))
+    with np.errstate(divide="ignore"):  # identical videos are infinitely close
+        return float(
+            peak_signal_noise_ratio(
+                _unit(reference, video), _unit(video, reference), data_range=1.0
+            )
+        )
 
 
 def ssim(video: np.ndarray, reference: np.ndarray) -> float:

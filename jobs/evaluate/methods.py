@@ -16,7 +16,7 @@ from cluster.ranks.tasks import Rendering
 from cluster.work.plan import WorkItem
 from jobs.evaluate.results import FULL, contender_name
 from meancache import baselines as peers
-from meancache.baselines import Peer
+from meancache.baselines import Baseline as Peer
 from meancache.calibration import Calibration
 from meancache.methods import paper_schedules, secant_schedules
 from meancache.schedule import Schedule

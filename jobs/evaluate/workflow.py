@@ -55,7 +55,7 @@ from jobs.evaluate.results import (
 )
 from jobs.refresh.held_out import plain
 from meancache import baselines as peers
-from meancache.baselines import Peer
+from meancache.baselines import Baseline as Peer
 from meancache.calibration import Calibration
 from meancache.errors import CalibrationError, ScheduleError
 from meancache.quality import LpipsAbsentError, lpips_metric, psnr, ssim

@@ -1,7 +1,7 @@
-"""The peers: other ways to accelerate the same pipelines, each by its own real code.
+"""The baselines: other ways to accelerate the same pipelines, each by its own real code.
 
->>> for peer in sweep():
-...     with peer.applied(pipe) as overrides:
+>>> for baseline in sweep():
+...     with baseline.applied(pipe) as overrides:
 ...         video = pipe(prompt, **{**arguments, **overrides}).frames
 
 What libraries ship is run from there (diffusers; cache-dit where it is installed); what only
@@ -10,18 +10,18 @@ papers have is written from them, and its `source` says so. Knows nothing of met
 
 from typing import TYPE_CHECKING, Any
 
-from meancache.baselines.baseline import BaselineError, Peer
+from meancache.baselines.baseline import Baseline, BaselineError
 
 if TYPE_CHECKING:
     from meancache.baselines.table import calibrated, sweep, unusable
 
-__all__ = ["BaselineError", "Peer", "calibrated", "sweep", "unusable"]
+__all__ = ["Baseline", "BaselineError", "calibrated", "sweep", "unusable"]
 
 
 def __getattr__(name: str) -> Any:
-    """The peers themselves, imported with diffusers when they are first asked for."""
+    """The baselines themselves, imported with diffusers when they are first asked for."""
     if name not in ("calibrated", "sweep", "unusable"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from meancache.baselines import table as contenders
+    from meancache.baselines import table
 
-    return getattr(contenders, name)
+    return getattr(table, name)

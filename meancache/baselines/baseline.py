@@ -1,6 +1,7 @@
-"""What a peer is: another acceleration method at one of its settings, ready to be compared.
+"""What a baseline is: another acceleration method at one of its settings, ready to be compared.
 
-A peer travels to worker processes, so it holds no pipeline: it is handed one when it is applied.
+A baseline travels to worker processes, so it holds no pipeline: it is given one when it is
+applied.
 """
 
 from __future__ import annotations
@@ -12,19 +13,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Application = Callable[[Any], AbstractContextManager[dict[str, Any]]]
-"""Opens a peer on a pipeline; yields overrides of the pipeline's call arguments."""
+"""Opens a baseline on a pipeline; yields overrides of the pipeline's call arguments."""
 
 
 class BaselineError(ValueError):
-    """A peer cannot be applied or calibrated; the message says why, and what to do instead."""
+    """A baseline cannot be applied or calibrated; the message says why, and what to do instead."""
 
 
 @dataclass(frozen=True)
-class Peer:
+class Baseline:
     """One method at one setting of its knob. Pickles.
 
-    >>> for peer in sweep():
-    ...     with peer.applied(pipe) as overrides:
+    >>> for baseline in sweep():
+    ...     with baseline.applied(pipe) as overrides:
     ...         video = pipe(prompt, **{**arguments, **overrides}).frames
 
     Attributes:
@@ -40,7 +41,7 @@ class Peer:
     application: Application = field(repr=False, compare=False)
 
     def applied(self, pipeline: Any) -> AbstractContextManager[dict[str, Any]]:
-        """Runs `pipeline` under this peer while the context is open.
+        """Runs `pipeline` under this baseline while the context is open.
 
         Args:
             pipeline: a diffusers flow-matching pipeline with a `transformer` and a `scheduler`.
@@ -51,22 +52,22 @@ class Peer:
             it was.
 
         Raises:
-            BaselineError: on opening, where this pipeline is not one that the peer can run on.
+            BaselineError: on opening, where this pipeline is not one that the baseline can run on.
         """
         return self.application(pipeline)
 
 
 @contextmanager
 def hushed(logger: str) -> Iterator[None]:
-    """Drops what a library logs below ERROR: peers come and go hundreds of times in a job."""
+    """Drops what a library logs below ERROR: a job applies and removes hundreds of baselines."""
     log = logging.getLogger(logger)
     # Some libraries hang one handler on all their loggers instead of letting records rise.
-    voices: list[logging.Logger | logging.Handler] = [log, *log.handlers]
-    before = [voice.level for voice in voices]
-    for voice in voices:
-        voice.setLevel(logging.ERROR)
+    emitters: list[logging.Logger | logging.Handler] = [log, *log.handlers]
+    before = [emitter.level for emitter in emitters]
+    for emitter in emitters:
+        emitter.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        for voice, level in zip(voices, before, strict=True):
-            voice.setLevel(level)
+        for emitter, level in zip(emitters, before, strict=True):
+            emitter.setLevel(level)

@@ -21,7 +21,7 @@ from diffusers import (
     TaylorSeerCacheConfig,
 )
 
-from meancache.baselines.baseline import BaselineError, Peer, hushed
+from meancache.baselines.baseline import Baseline, BaselineError, hushed
 
 SOURCE = f"diffusers {diffusers.__version__}"
 # What the settings are made for. TaylorSeer ends 6 to 13 dB lower without the last step of them.
@@ -30,26 +30,29 @@ FULL_STEPS = 50
 ALL_TIMESTEPS = (-1, 1000)
 
 
-def caches() -> list[Peer]:
+def caches() -> list[Baseline]:
     """Every cache of diffusers that needs no calibration, over its knob."""
     return [
         *(
-            _peer("first-block-cache", f"threshold {threshold:g}", _first_block, threshold)
+            _baseline("first-block-cache", f"threshold {threshold:g}", _first_block, threshold)
             for threshold in (0.08, 0.12, 0.2, 0.3, 0.5, 0.8, 1.2)
         ),
         *(
-            _peer("taylorseer", f"cache_interval {interval}", _taylorseer, interval)
+            _baseline("taylorseer", f"cache_interval {interval}", _taylorseer, interval)
             for interval in (3, 4, 5, 6, 8, 10, 14)
         ),
         *(
-            _peer("pyramid-attention-broadcast", f"skip range {skip}", _pyramid, skip)
+            _baseline("pyramid-attention-broadcast", f"skip range {skip}", _pyramid, skip)
             for skip in (2, 3, 4, 6, 10)
         ),
-        *(_peer("fastercache", f"skip range {skip}", _faster, skip) for skip in (2, 3, 4, 6, 10)),
+        *(
+            _baseline("fastercache", f"skip range {skip}", _faster, skip)
+            for skip in (2, 3, 4, 6, 10)
+        ),
     ]
 
 
-def magcache(pipeline: Any, runs: Sequence[Callable[..., Any]], steps: int) -> list[Peer]:
+def magcache(pipeline: Any, runs: Sequence[Callable[..., Any]], steps: int) -> list[Baseline]:
     """MagCache over its knobs, with the magnitude ratios of this pipeline's own runs.
 
     Args:
@@ -62,7 +65,7 @@ def magcache(pipeline: Any, runs: Sequence[Callable[..., Any]], steps: int) -> l
     """
     ratios = magnitude_ratios(pipeline, runs, steps)
     return [
-        _peer(
+        _baseline(
             "magcache", f"threshold {threshold:g}, K {skips}", _magcache, ratios, threshold, skips
         )
         for threshold, skips in ((0.03, 1), (0.06, 2), (0.12, 3), (0.24, 5), (0.5, 8), (1.0, 12))
@@ -93,8 +96,8 @@ def magnitude_ratios(
     return tuple(np.mean(found, axis=0).tolist())
 
 
-def _peer(method: str, setting: str, config: Callable[..., Any], *knobs: Any) -> Peer:
-    return Peer(method, setting, SOURCE, partial(_cached, config, knobs))
+def _baseline(method: str, setting: str, config: Callable[..., Any], *knobs: Any) -> Baseline:
+    return Baseline(method, setting, SOURCE, partial(_cached, config, knobs))
 
 
 @contextmanager
@@ -115,7 +118,7 @@ def _enabled(transformer: Any, config: Any) -> Iterator[None]:
     if transformer.is_cache_enabled:
         raise BaselineError(
             f"{type(transformer).__name__} has a cache enabled already; call its disable_cache() "
-            "before applying a peer"
+            "before applying a baseline"
         )
     with hushed("diffusers.hooks.faster_cache"):
         transformer.enable_cache(config)

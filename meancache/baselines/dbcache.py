@@ -1,7 +1,7 @@
 """DBCache of cache-dit, with and without its TaylorSeer calibrator.
 
 cache-dit is an optional extra, imported only where it is used. It patches the pipeline's class,
-so while such a peer is applied, other pipelines of that class in the process are not to be run.
+so do not run other pipelines of that class in the process while such a baseline is applied.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
-from meancache.baselines.baseline import BaselineError, Peer, hushed
+from meancache.baselines.baseline import Baseline, BaselineError, hushed
 
-INSTALL = "pip install 'meancache-ray[peers]'"
+INSTALL = "pip install 'meancache-ray[baselines]'"
 
 
 def is_installed() -> bool:
@@ -23,12 +23,12 @@ def is_installed() -> bool:
     return importlib.util.find_spec("cache_dit") is not None
 
 
-def dbcaches() -> list[Peer]:
+def dbcaches() -> list[Baseline]:
     """DBCache over its threshold, plain and with TaylorSeer; none where cache-dit is absent."""
     if not is_installed():
         return []
     return [
-        Peer(
+        Baseline(
             method,
             f"residual_diff_threshold {threshold:g}",
             f"cache-dit {version('cache-dit')}",

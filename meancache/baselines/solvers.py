@@ -23,7 +23,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from meancache.baselines.baseline import BaselineError, Peer
+from meancache.baselines.baseline import Baseline, BaselineError
 
 SOURCE = f"diffusers {diffusers.__version__}"
 STEPS = (25, 20, 15, 12, 10, 8, 6, 5)
@@ -60,10 +60,10 @@ class FlowDPMSolver(_EulerGrid, DPMSolverMultistepScheduler):
     """DPM-Solver++ (2211.01095) for flow matching on the Euler scheduler's grid."""
 
 
-def solvers() -> list[Peer]:
+def solvers() -> list[Baseline]:
     """Euler, UniPC and DPM-Solver++ with `STEPS` steps each; one forward a step."""
     return [
-        Peer(method, f"{steps} steps", SOURCE, partial(application, steps))
+        Baseline(method, f"{steps} steps", SOURCE, partial(application, steps))
         for method, application in (
             ("euler", _euler),
             ("unipc", partial(_multistep, FlowUniPC)),

@@ -1,11 +1,11 @@
-"""Which peers there are: those ready as they are, those to calibrate first, those that cannot."""
+"""Which baselines there are: ready as they are, to be calibrated first, or not usable here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from meancache.baselines.baseline import BaselineError, Peer
+from meancache.baselines.baseline import Baseline, BaselineError
 from meancache.baselines.caches import caches, magcache
 from meancache.baselines.dbcache import INSTALL, dbcaches, is_installed
 from meancache.baselines.field import Field
@@ -16,8 +16,8 @@ from meancache.baselines.teacache import rescaled_teacaches, teacaches
 from meancache.schedule import Schedule
 
 
-def sweep() -> list[Peer]:
-    """Every peer that needs no calibration, each over its own knob, from much compute to little.
+def sweep() -> list[Baseline]:
+    """Every baseline that needs no calibration, over its own knob, from much compute to little.
 
     Where a method has settings for it, they span about 10% to 50% of the transformer's compute.
     """
@@ -26,8 +26,8 @@ def sweep() -> list[Peer]:
 
 def calibrated(
     pipeline: Any, runs: Sequence[Callable[..., Any]], schedules: Mapping[int, Schedule]
-) -> list[Peer | Schedule]:
-    """The peers that calibrate on runs of the very pipeline.
+) -> list[Baseline | Schedule]:
+    """The baselines that calibrate on runs of the very pipeline.
 
     Ten small trajectories and five budgets take about two minutes on one core.
 
@@ -39,7 +39,7 @@ def calibrated(
             Stepsize's too.
 
     Returns:
-        MagCache and the rescaled TeaCache as peers; 'optimal-stepsize' and 'refined' as
+        MagCache and the rescaled TeaCache as baselines; 'optimal-stepsize' and 'refined' as
         schedules, one of each for every budget.
 
     Raises:
@@ -57,23 +57,23 @@ def calibrated(
             raise BaselineError(
                 f"the schedule of budget {budget} has spans, not weights: give a `fitted` one"
             )
-    peers = [
+    baselines = [
         *magcache(pipeline, runs, field.grid.num_inference_steps),
         *rescaled_teacaches(pipeline, runs),
     ]
     if not schedules:
-        return [*peers]
+        return [*baselines]
     with field.frozen():
         reference = field.reference()
         return [
-            *peers,
+            *baselines,
             *optimal_schedules(field, reference, schedules),
             *(refine(field, field.noise, reference[-1], each) for each in schedules.values()),
         ]
 
 
 def unusable() -> list[tuple[str, str]]:
-    """(method, reason) for the peers that cannot run here; the tests try each of them."""
+    """(method, reason) for the baselines that cannot run here; the tests try each of them."""
     reasons = [
         (
             "seacache",

@@ -19,11 +19,11 @@ import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import BaseState, StateManager
 
-from meancache.baselines.baseline import BaselineError, Peer
+from meancache.baselines.baseline import Baseline, BaselineError
 from meancache.hooks.outputs import velocity_of
 
 SOURCE = "written from arXiv:2411.19108"
-HOOK_NAME = "teacache_peer"
+HOOK_NAME = "teacache_baseline"
 DEGREE = 4
 AS_IT_IS = (1.0, 0.0)
 """The polynomial x: the change of the input stands for that of the output."""
@@ -31,12 +31,12 @@ AS_IT_IS = (1.0, 0.0)
 Tensors = tuple[torch.Tensor, torch.Tensor]
 
 
-def teacaches() -> list[Peer]:
+def teacaches() -> list[Baseline]:
     """The threshold on the change of the input as it is, which needs no calibration."""
     return _over_thresholds("teacache", AS_IT_IS, (0.05, 0.1, 0.15, 0.2, 0.3, 0.5))
 
 
-def rescaled_teacaches(pipeline: Any, runs: Sequence[Callable[..., Any]]) -> list[Peer]:
+def rescaled_teacaches(pipeline: Any, runs: Sequence[Callable[..., Any]]) -> list[Baseline]:
     """The threshold on the change of the output, as a polynomial of that of the input.
 
     The polynomial of degree 4 is fitted by least squares to the steps of the calibration runs.
@@ -51,9 +51,9 @@ def rescaled_teacaches(pipeline: Any, runs: Sequence[Callable[..., Any]]) -> lis
 
 def _over_thresholds(
     method: str, polynomial: tuple[float, ...], thresholds: Sequence[float]
-) -> list[Peer]:
+) -> list[Baseline]:
     return [
-        Peer(method, f"threshold {limit:g}", SOURCE, partial(_cached, polynomial, limit))
+        Baseline(method, f"threshold {limit:g}", SOURCE, partial(_cached, polynomial, limit))
         for limit in thresholds
     ]
 

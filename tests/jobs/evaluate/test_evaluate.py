@@ -22,7 +22,7 @@ from jobs.evaluate.methods import Contender, from_graph, from_peers, from_schedu
 from jobs.evaluate.results import SCHEMA, from_parquet, standings
 from meancache import Schedule
 from meancache import baselines as peers
-from meancache.baselines import Peer
+from meancache.baselines import Baseline as Peer
 from meancache.calibration import Calibration, trajectory_statistics
 from meancache.trajectory import record_trajectory
 from tests.jobs.conftest import PROMPTS

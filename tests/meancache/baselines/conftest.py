@@ -1,4 +1,4 @@
-"""Peers by method, and what a run of the embedded pipeline costs."""
+"""Baselines by method, and what a run of the embedded pipeline costs."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Every peer in the real pipeline: it computes less, stays near, pickles, and leaves no trace."""
+"""Every baseline in the real pipeline: it computes less, stays near, pickles, leaves no trace."""
 
 import pickle
 import sys
@@ -8,18 +8,18 @@ import torch
 from diffusers import SeaCacheConfig
 
 from meancache import Schedule, apply_mean_cache, remove_mean_cache
-from meancache.baselines import BaselineError, Peer, calibrated, sweep, unusable
+from meancache.baselines import Baseline, BaselineError, calibrated, sweep, unusable
 from meancache.grid import Grid
 
 FULL_STEPS = 50
-CURVES: dict[str, list[Peer]] = {}
-for _peer in sweep():
-    CURVES.setdefault(_peer.method, []).append(_peer)
+CURVES: dict[str, list[Baseline]] = {}
+for _baseline in sweep():
+    CURVES.setdefault(_baseline.method, []).append(_baseline)
 
 each_method = pytest.mark.parametrize("method", CURVES)
 
 
-def test_the_sweep_has_every_peer_that_needs_no_calibration():
+def test_the_sweep_has_every_baseline_that_needs_no_calibration():
     assert set(CURVES) >= {
         "euler", "unipc", "dpm-solver++", "first-block-cache", "taylorseer",
         "pyramid-attention-broadcast", "fastercache", "teacache",
@@ -28,15 +28,15 @@ def test_the_sweep_has_every_peer_that_needs_no_calibration():
 
 
 def test_settings_are_told_apart_and_sources_are_named():
-    named = [(peer.method, peer.setting) for peer in sweep()]
+    named = [(baseline.method, baseline.setting) for baseline in sweep()]
     assert len(set(named)) == len(named)
-    for peer in sweep():
-        assert peer.source.startswith(("diffusers 0.", "cache-dit 1.", "written from arXiv:"))
+    for baseline in sweep():
+        assert baseline.source.startswith(("diffusers 0.", "cache-dit 1.", "written from arXiv:"))
 
 
-def test_every_peer_pickles():
-    for peer in sweep():
-        assert pickle.loads(pickle.dumps(peer)) == peer
+def test_every_baseline_pickles():
+    for baseline in sweep():
+        assert pickle.loads(pickle.dumps(baseline)) == baseline
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +50,8 @@ def test_the_weakest_setting_is_near_the_full_run_and_the_strongest_computes_les
 ):
     reference, most = full
     cost = []
-    for peer in (CURVES[method][0], CURVES[method][-1]):
-        with peer.applied(pipe) as overrides:
+    for baseline in (CURVES[method][0], CURVES[method][-1]):
+        with baseline.applied(pipe) as overrides:
             changes = {"num_inference_steps": FULL_STEPS, **overrides}
             if not cost:
                 error = (latents(**changes) - reference).norm() / reference.norm()
@@ -85,7 +85,7 @@ def test_afterwards_the_pipeline_is_as_it_was_bit_for_bit(pipe, latents, method)
     plain, before = latents(), state(pipe)
     with CURVES[method][-1].applied(pipe) as overrides:
         changed = latents(**overrides)
-        # The same peer again, on its own state: a second run is as the first.
+        # The same baseline again, on its own state: a second run is as the first.
         assert torch.equal(latents(**overrides), changed)
     assert not torch.equal(changed, plain)
     assert state(pipe) == before
@@ -108,9 +108,9 @@ def test_a_run_that_failed_halfway_leaves_the_pipeline_as_it_was(pipe, latents, 
 
 
 def test_a_pipeline_with_a_cache_on_it_is_refused(pipe):
-    peer = CURVES["taylorseer"][0]
-    with peer.applied(pipe), pytest.raises(BaselineError, match="disable_cache"):
-        peer.applied(pipe).__enter__()
+    baseline = CURVES["taylorseer"][0]
+    with baseline.applied(pipe), pytest.raises(BaselineError, match="disable_cache"):
+        baseline.applied(pipe).__enter__()
     assert not pipe.transformer.is_cache_enabled
 
 
@@ -128,9 +128,11 @@ def test_seacache_skips_nothing_on_this_pipeline_as_the_table_says(pipe, latents
         pipe.transformer.disable_cache()
 
 
-def test_without_cache_dit_its_peers_are_left_out_and_the_table_tells_how_to_get_it(monkeypatch):
+def test_without_cache_dit_its_baselines_are_left_out_and_the_table_tells_how_to_get_it(
+    monkeypatch,
+):
     monkeypatch.setitem(sys.modules, "cache_dit", None)
-    assert not [peer for peer in sweep() if peer.method.startswith("dbcache")]
+    assert not [baseline for baseline in sweep() if baseline.method.startswith("dbcache")]
     assert "pip install" in dict(unusable())["dbcache"]
 
 
@@ -147,15 +149,17 @@ def schedules(pipe, draw) -> dict[int, Schedule]:
     }
 
 
-def test_calibrated_peers_and_schedules_run_in_the_pipeline(pipe, latents, flops, runs, schedules):
+def test_calibrated_baselines_and_schedules_run_in_the_pipeline(
+    pipe, latents, flops, runs, schedules
+):
     plain, most, before = latents(), flops(), state(pipe)
     found = calibrated(pipe, runs, schedules)
     assert state(pipe) == before
     assert all(p.requires_grad for p in pipe.transformer.parameters())
-    peers = [each for each in found if isinstance(each, Peer)]
-    assert {peer.method for peer in peers} == {"magcache", "teacache-rescaled"}
-    for peer in (peers[0], peers[-1]):
-        again = pickle.loads(pickle.dumps(peer))
+    baselines = [each for each in found if isinstance(each, Baseline)]
+    assert {baseline.method for baseline in baselines} == {"magcache", "teacache-rescaled"}
+    for baseline in (baselines[0], baselines[-1]):
+        again = pickle.loads(pickle.dumps(baseline))
         with again.applied(pipe) as overrides:
             assert flops(**overrides) < most
     errors = {}
