@@ -1,7 +1,9 @@
-"""Servers for the tests: S3 over real HTTP.
+"""Servers for the tests, one of a kind in each of pytest's workers: S3 over real HTTP, and Ray.
 
-`s3_root` is what most tests want: a fresh "s3://bucket/prefix" on a server of this test session,
-with the AWS_* environment set so that this process and its children find it.
+`s3_root` is what most tests of S3 want: a fresh "s3://bucket/prefix" on a server of this test
+session, with the AWS_* environment set so that this process and its children find it.
+`shared_cluster` is what tests of jobs want: a running Ray cluster that all jobs of the session
+join, those in processes of their own too.
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ from pathlib import Path
 
 import boto3
 import pytest
+import ray
+from ray.cluster_utils import Cluster
 
 from tests.support.s3_server import s3_environment, serve_s3
 
-# Files of tests run side by side, and each has a Ray cluster of its own.
+# Pytest's workers run side by side. Without `shared_cluster` a job starts a cluster of its own.
 os.environ["RAY_ADDRESS"] = "local"
 
 
@@ -60,6 +64,21 @@ def new_s3_root(s3_endpoint: str) -> Callable[[], str]:
 def s3_root(new_s3_root: Callable[[], str]) -> str:
     """A fresh "s3://bucket/prefix"."""
     return new_s3_root()
+
+
+@pytest.fixture(scope="session")
+def shared_cluster(s3_endpoint: str) -> Iterator[str]:
+    """The address of a running Ray cluster, which this process and its children join.
+
+    Workers have the environment that the cluster was started with, so S3 is there before. A test
+    may leave the cluster with `ray.shutdown()`: it goes on, and the next job joins it again.
+    """
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": os.cpu_count()})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", cluster.address)
+        yield cluster.address
+        ray.shutdown()
+        cluster.shutdown()
 
 
 @pytest.fixture

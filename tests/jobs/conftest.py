@@ -3,11 +3,10 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import ray
 import torch
 
 from cluster.models.model import Model, find_model
@@ -25,13 +24,6 @@ CALIBRATED = "a yellow triangle moving down on a light background"
 def model() -> Model:
     """What is known of the embedded model without its weights."""
     return find_model("tiny")
-
-
-@pytest.fixture(scope="module")
-def shared_cluster() -> Iterator[None]:
-    """One Ray cluster for the jobs of a file: the first starts it, the others find it running."""
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture

@@ -17,13 +17,6 @@ from cluster.store import StoreError
 from tests.support import ranks
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    fleet.connect()
-    yield
-    ray.shutdown()
-
-
 def identify(gang: Gang, item: int) -> tuple[int, int, int]:
     """The item, the leader that did it, and the size of its gang."""
     return item, os.getpid(), gang.run(ranks.who, None)[0][1]
@@ -92,7 +85,7 @@ def build_dies(rank: int, world_size: int, init_method: str) -> None:
     os.kill(leader.pid, signal.SIGKILL)
 
 
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("shared_cluster")
 def test_every_item_is_done_once_by_gangs_of_the_asked_size():
     results = list(fleet.run(identify, range(9), fleet.Gangs(ranks.build, 2, 2, 2)))
     assert sorted(item for item, _, _ in results) == list(range(9))
@@ -100,7 +93,7 @@ def test_every_item_is_done_once_by_gangs_of_the_asked_size():
     assert 1 <= len({leader for _, leader, _ in results}) <= 2
 
 
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("shared_cluster")
 def test_a_fleet_grows_while_items_wait(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     items = [(tmp_path / "pipe", "r"), (tmp_path / "pipe", "w")]
@@ -111,7 +104,7 @@ def test_a_fleet_grows_while_items_wait(tmp_path):
     assert (gangs[0], max(gangs)) == (0, 2)  # and whoever waits is told of it
 
 
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("shared_cluster")
 def test_a_leader_with_a_codec_has_several_items_in_its_hands(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     items = [(tmp_path / "pipe", "r"), (tmp_path / "pipe", "w")]
@@ -120,7 +113,7 @@ def test_a_leader_with_a_codec_has_several_items_in_its_hands(tmp_path):
     assert leader != os.getpid()
 
 
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("shared_cluster")
 def test_what_a_leader_died_with_comes_back_alone(tmp_path):
     """Two items meet, and one kills their leader: none is blamed, and each is alone then."""
     os.mkfifo(tmp_path / "pipe")
@@ -135,7 +128,7 @@ def test_what_a_leader_died_with_comes_back_alone(tmp_path):
     assert (answers[0], answers[1]) == (1, 1)
 
 
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("shared_cluster")
 def test_a_leader_that_is_killed_loses_no_item_and_its_death_is_told(tmp_path):
     items = [(number, tmp_path) for number in range(6)]
     told = []
@@ -150,7 +143,7 @@ def test_a_leader_that_is_killed_loses_no_item_and_its_death_is_told(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("shared_cluster")
 def test_an_item_that_kills_every_leader_ends_and_is_told_each_time(monkeypatch):
     monkeypatch.setattr(fleet, "MAX_ATTEMPTS", 1)  # each takes a leader's start
     told = []
@@ -162,20 +155,20 @@ def test_an_item_that_kills_every_leader_ends_and_is_told_each_time(monkeypatch)
     assert told == ["poison"] * 2
 
 
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("shared_cluster")
 def test_work_that_raises_ends_the_job():
     with pytest.raises(ValueError, match="a bug"):
         list(fleet.run(refuse, [1], fleet.Gangs(ranks.build, 1, 1, 1)))
 
 
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("shared_cluster")
 def test_ranks_that_cannot_start_end_the_job_with_their_reason():
     with pytest.raises(GangError, match="rank 0 failed: RuntimeError: no weights here"):
         list(fleet.run(identify, [1], fleet.Gangs(ranks.build_fails, 1, 1, 1)))
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("shared_cluster")
 def test_leaders_that_die_before_their_ranks_are_ready_end_the_job(monkeypatch):
     monkeypatch.setattr(fleet, "MAX_ATTEMPTS", 2)
     with pytest.raises(GangStartError, match="leader died before its ranks were ready"):
@@ -199,7 +192,7 @@ def break_machine(gang: Gang, item: tuple[int, Path]) -> int:
     return number
 
 
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("shared_cluster")
 def test_a_gang_that_does_not_start_again_is_tried_elsewhere_and_blames_no_item(
     monkeypatch, tmp_path
 ):
@@ -214,7 +207,7 @@ def test_a_gang_that_does_not_start_again_is_tried_elsewhere_and_blames_no_item(
     assert told == []
 
 
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("shared_cluster")
 def test_sigterm_hands_out_nothing_more_and_yields_what_is_in_flight(monkeypatch):
     monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "300")
     items = [(number, os.getpid()) for number in range(50)]
@@ -232,7 +225,7 @@ def look_for_a_variable() -> None:
     raise StoreError("no credentials were found")
 
 
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("shared_cluster")
 def test_what_workers_lack_is_said_before_a_gang_is_started():
     fleet.on_a_worker(os.getpid)
     with pytest.raises(fleet.FleetError, match=r"no credentials were found.*node's environment"):
@@ -258,7 +251,7 @@ def test_what_is_no_count_of_gangs_is_refused(text):
 def one_gpu():
     """A cluster of one node with a GPU."""
     ray.shutdown()
-    ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

@@ -4,7 +4,6 @@ import os
 import signal
 
 import pytest
-import ray
 
 from cluster.fleet import driver as fleet
 from cluster.fleet.delivery import Delivery
@@ -23,15 +22,13 @@ class Poisoned(Delivery):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_cluster")
 def test_an_item_that_kills_its_leader_every_time_is_given_up_and_the_others_are_done(
     tmp_path, model, items
 ):
     work = Poisoned(Manifest(open_store(str(tmp_path))), model, None)
     gangs = fleet.Gangs(NullRenderer, 1, 1, 1, NullRenderer)
-    try:
-        rows = {row["prompt_id"]: row for row in fleet.run(work, items, gangs, work.lost)}
-    finally:
-        ray.shutdown()
+    rows = {row["prompt_id"]: row for row in fleet.run(work, items, gangs, work.lost)}
     assert len(rows) == len(items)
     bad = rows.pop("id-3")
     assert (bad["status"], bad["attempts"]) == ("failed", 3)

@@ -4,7 +4,6 @@ import pickle
 
 import numpy as np
 import pytest
-import ray
 import torch
 
 from cluster.fleet import driver as fleet
@@ -23,13 +22,6 @@ GIB = 2**30
 
 
 @pytest.fixture
-def cluster():
-    fleet.connect()
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture
 def tight(model) -> int:
     """Bytes of a GPU that holds the embedded model's gang, and its codec if that makes room."""
     demand = Demand(model, component_bytes(model), model.defaults, 2, encoders_size=1)
@@ -42,7 +34,7 @@ def nothing(gang: Gang, item: int) -> None:
     """An item's work that should not be reached."""
 
 
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("shared_cluster")
 def test_a_gang_that_its_gpus_cannot_hold_ends_the_job_in_a_sentence_at_its_first_start(
     model, tmp_path
 ):

@@ -59,8 +59,12 @@ def rendered(tmp_path_factory, new_s3_root, s3_endpoint) -> Rendered:
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv("AWS_ENDPOINT_URL", proxy.url)  # workers have the cluster's environment
+        ray.shutdown()
         cluster = ray.init(
-            num_cpus=2, log_to_driver=False, _system_config={"metrics_report_interval_ms": 200}
+            "local",
+            num_cpus=2,
+            log_to_driver=False,
+            _system_config={"metrics_report_interval_ms": 200},
         )
         try:
             prepared = render.prepare(render.parser().parse_args(command))

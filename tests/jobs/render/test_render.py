@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 from cluster.media import video
 from cluster.results import attempts, verification
@@ -289,7 +288,6 @@ def test_repeated_rows_are_rendered_once(tmp_path, command, prompts, capsys):
 
 
 def test_an_s3_root_holds_the_same_dataset(s3_root, prompts):
-    ray.shutdown()  # workers have the environment that their cluster was started with
     command = ["--model", "tiny", "--prompts", prompts, "--steps", "4", "--output", s3_root]
     assert render.main(command) == 0
     store = open_store(s3_root)

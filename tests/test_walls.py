@@ -1,0 +1,131 @@
+"""Who imports whom: the contracts of import-linter fail where one is broken, and no process of a
+render job but its ranks imports torch."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import PROJECT
+
+RANKS_ONLY = {"torch", "diffusers", "xfuser", "transformers", "accelerate"}
+LINT = str(Path(sys.executable).parent / "lint-imports")
+
+# Being moved just now; strict once it holds.
+PENDING = pytest.mark.xfail(reason="the rooms are being emptied", strict=False)
+
+# A project as small as the contracts allow.
+SOUND = {
+    "meancache/__init__.py": "import torch",
+    "cluster/__init__.py": "",
+    **{
+        f"cluster/{room}/__init__.py": ""
+        for room in ("store", "models", "media", "work", "results", "ranks", "fleet")
+    },
+    "cluster/store/s3.py": "import boto3",
+    "cluster/ranks/renderer.py": "import torch, xfuser\nfrom cluster.models import sizes",
+    "cluster/models/sizes.py": "from typing import TYPE_CHECKING\n"
+    "if TYPE_CHECKING:\n    import torch",
+    "cluster/fleet/driver.py": "import ray\nfrom cluster.results import manifest",
+    "cluster/results/manifest.py": "from cluster.store import s3",
+    "jobs/__init__.py": "",
+    "jobs/_shared/__init__.py": "",
+    "jobs/_shared/cli.py": "from cluster.fleet import driver",
+    "jobs/render/__init__.py": "",
+    "jobs/render/page.py": "",
+    "jobs/render/workflow.py": "from jobs._shared import cli\nfrom jobs.render import page",
+    "jobs/demo/__init__.py": "",
+    "jobs/demo/workflow.py": "from jobs.render import workflow",
+}
+# A file that breaks a contract, and what is said of it.
+BROKEN = {
+    "cluster/fleet/upward.py": ("from jobs.render import workflow", "cluster is not allowed"),
+    "meancache/upward.py": ("def f():\n    import cluster", "meancache is not allowed"),
+    "cluster/store/upward.py": ("import cluster.fleet.driver", "cluster.store is not allowed"),
+    "cluster/work/upward.py": ("import cluster.results", "cluster.work is not allowed"),
+    "cluster/models/heavy.py": ("def f():\n    import diffusers", "to import diffusers"),
+    "cluster/fleet/heavy.py": ("import torch.nn", "to import torch"),
+    "meancache/remote.py": ("def f():\n    import ray", "to import ray"),
+    "meancache/stored.py": ("import boto3", "to import boto3"),
+    "jobs/demo/page.py": ("from jobs.render import page", "jobs.demo.page -> jobs.render.page"),
+    "jobs/_shared/numbers.py": ("import jobs.render", "jobs._shared.numbers -> jobs.render"),
+}
+
+
+def lint(folder: Path, files: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """What lint-imports says of a project of these files, under this project's contracts."""
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (folder / "pyproject.toml").write_text((PROJECT / "pyproject.toml").read_text())
+    # The contracts' own types are read from this project; its packages from the folder.
+    (folder / "tests").symlink_to(PROJECT / "tests")
+    return subprocess.run(
+        [LINT, "--no-cache"], cwd=folder, capture_output=True, text=True, check=False
+    )
+
+
+@PENDING
+def test_the_contracts_hold():
+    done = subprocess.run([LINT, "--no-cache"], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_sound_project_keeps_every_contract(tmp_path):
+    done = lint(tmp_path, SOUND)
+    assert done.returncode == 0, done.stdout + done.stderr
+    contracts = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    assert f"{len(contracts['contracts'])} kept, 0 broken" in done.stdout
+
+
+def test_each_rule_that_is_broken_is_named(tmp_path):
+    done = lint(tmp_path, {**SOUND, **{name: text for name, (text, _) in BROKEN.items()}})
+    said = " ".join(done.stdout.split())
+    assert done.returncode != 0
+    assert "0 kept" in said
+    assert not {name: sentence for name, (_, sentence) in BROKEN.items() if sentence not in said}
+
+
+@PENDING
+@pytest.mark.parametrize("path", sorted((PROJECT / "jobs").rglob("*.py")), ids=lambda p: p.stem)
+def test_a_job_imports_what_only_ranks_need_inside_functions(path):
+    assert not RANKS_ONLY & set(imported(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+def imported(module: ast.Module) -> list[str]:
+    """The top-level packages that a module imports when it is imported itself."""
+    names = []
+    for node in module.body:
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names.append(node.module or "")
+    return [name.partition(".")[0] for name in names]
+
+
+@PENDING
+@pytest.mark.usefixtures("shared_cluster")
+def test_no_driver_and_no_leader_of_a_render_job_imports_torch(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red circle")
+    flags = ["--model", "tiny", "--prompts", str(tmp_path / "prompts.txt"), "--steps", "2"]
+    job = [sys.executable, "-m", "tests.support.imported", *flags]
+    done = subprocess.run(
+        [*job, "--gangs", "1", "--output", str(tmp_path / "out")],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    there = json.loads(done.stdout.splitlines()[-1])
+    assert "ray" in there["driver"]
+    assert "ray" in there["leader"]
+    found = {who: sorted(RANKS_ONLY & {*names}) for who, names in there.items()}
+    assert found == {"driver": [], "leader": []}
