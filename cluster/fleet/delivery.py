@@ -20,7 +20,14 @@ from cluster.fleet import logs
 from cluster.fleet.gang import MAX_ATTEMPTS, GangTaskError, TryAgainError
 from cluster.fleet.staged_gang import StagedGang
 from cluster.models.model import Model
-from cluster.ranks.tasks import Drawing, RenderRequest, decode_item, draw_item, encoded, read_texts
+from cluster.ranks import (
+    Denoised,
+    RenderRequest,
+    decode_item,
+    denoise_item,
+    encode_prompt,
+    encoded,
+)
 from cluster.results import attempts, audit, manifest
 from cluster.results.manifest import Manifest
 from cluster.store import MissingKey
@@ -93,7 +100,7 @@ class Delivery:
         # Longer every time: what is slow for a reason should not be killed three times.
         patience = 2 ** (attempt - 1)
         codec = studio.codec
-        texts, text_s = codec.run(read_texts, item, codec.pace.deadline_s(0) * patience)
+        texts, text_s = codec.run(encode_prompt, item, codec.pace.deadline_s(0) * patience)
         request = RenderRequest(item, self.schedule, texts)
         drawing, frames, decode_s = self._draw(studio, request, patience)
         rendered = time.perf_counter()
@@ -129,11 +136,11 @@ class Delivery:
 
     def _draw(
         self, studio: StagedGang, request: RenderRequest, patience: int
-    ) -> tuple[Drawing, np.ndarray, float]:
+    ) -> tuple[Denoised, np.ndarray, float]:
         """Draws and decodes: the drawing, its frames and the seconds that decoding took."""
         item, gang, codec = request.item, studio.gang, studio.codec
         size = self._size(item, request.schedule)
-        drawing = gang.run(draw_item, request, gang.pace.deadline_s(size) * patience)
+        drawing = gang.run(denoise_item, request, gang.pace.deadline_s(size) * patience)
         gang.pace.observe(size, drawing.loop_s)
         pixels = _size(self._shape(item), 1)
         deadline_s = codec.pace.deadline_s(pixels) * patience

@@ -8,11 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
 from meancache.errors import InputError
 
+# Of a safetensors file, as its own library has it.
+MOST_HEADER = 100_000_000
+# How long the Hub may take to answer for a header.
+ANSWER_S = 10.0
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -31,6 +36,12 @@ class ModelFiles(Protocol):
 
     def revision(self) -> str:
         """The Hub's commit, or a fingerprint of the folder's files."""
+
+    def numbers(self, name: str) -> int:
+        """How many numbers a safetensors file holds, by its path; only its header is read.
+
+        Raises ModelError where there is no such file, or it cannot be asked for.
+        """
 
 
 def find_files(model_id: str, revision: str | None, folder: Path) -> ModelFiles:
@@ -79,6 +90,14 @@ class _Folder:
                 digest.update(file.read())
         return digest.hexdigest()[:40]
 
+    def numbers(self, name: str) -> int:
+        try:
+            return _numbers_in(self.folder / name)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(
+                f"model {self.folder}: {name} is missing or not a safetensors file"
+            ) from error
+
 
 class _HubRepository:
     """A pipeline's files on the Hugging Face Hub, or in its local cache."""
@@ -99,6 +118,23 @@ class _HubRepository:
         # The cache keeps each commit's files in a folder named by the commit.
         return self._path("model_index.json").parent.name
 
+    def numbers(self, name: str) -> int:
+        from huggingface_hub import HfApi, try_to_load_from_cache
+
+        try:
+            cached = try_to_load_from_cache(self.model_id, name, revision=self.wanted)
+            if isinstance(cached, str):
+                return _numbers_in(Path(cached))
+            found = HfApi().parse_safetensors_file_metadata(
+                self.model_id, name, revision=self.wanted, timeout=ANSWER_S
+            )
+        except Exception as error:  # its client's transport errors have no common type
+            raise ModelError(
+                f"model {self.model_id}: the header of {name} cannot be read from the Hugging Face "
+                f"Hub ({type(error).__name__})"
+            ) from error
+        return sum(found.parameter_count.values())
+
     def _path(self, name: str) -> Path:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import (
@@ -115,6 +151,16 @@ class _HubRepository:
                 f"is neither on the Hugging Face Hub nor in the local cache "
                 f"({type(error).__name__}); check the id, the network and HF_TOKEN"
             ) from error
+
+
+def _numbers_in(path: Path) -> int:
+    """How many numbers a safetensors file holds: 8 bytes say how long its header is, in JSON."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > MOST_HEADER:
+            raise ValueError("not a safetensors file")
+        header = _json_object(file.read(length))
+    return sum(prod(one["shape"]) for name, one in header.items() if name != "__metadata__")
 
 
 def _json_object(data: bytes) -> dict[str, Any]:

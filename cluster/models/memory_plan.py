@@ -46,8 +46,8 @@ class Demand:
         sizes: bytes of each of its components, of `memory.component_bytes`.
         arguments: of the largest call.
         gang_size: ranks that share a video.
-        encoders_size: ranks of the codec, which reads and decodes beside the first of the gang's;
-            0 where every rank does all.
+        encoders_size: ranks of the encoders (text encoders and VAE), which work beside the first
+            of the gang's; 0 where every rank does all.
     """
 
     model: Model
@@ -57,13 +57,13 @@ class Demand:
     encoders_size: int
 
     def offloads(self, memory: float, rank: int) -> bool:
-        """Whether components of the codec have to leave the GPU while they do nothing.
+        """Whether components of the encoders have to leave the GPU while they do nothing.
 
-        A rank and the codec's on the same GPU come to one answer without asking each other.
+        A rank and the encoders' on the same GPU come to one answer without asking each other.
 
         Args:
             memory: of the rank's GPU, in bytes.
-            rank: of the gang, or of the codec.
+            rank: of the gang, or of the encoders.
 
         Raises:
             MemoryPlanError: the GPU cannot hold the job in either way.
@@ -79,7 +79,7 @@ class Demand:
 
         Args:
             rank: of the gang.
-            offloaded: of the codec's components, only the one that works is there.
+            offloaded: of the encoders' components, only the one that works is there.
         """
         denoising, decoding = self._denoising(), self._decoding()
         if not self.encoders_size:  # one after the other
@@ -88,15 +88,15 @@ class Demand:
         mine = {**self._weights_without(TEXT), **denoising, "process": PROCESS}
         if rank >= self.encoders_size:
             return mine
-        others = DENOISERS if rank == 0 else (*DENOISERS, *TEXT)  # only its rank 0 reads
+        others = DENOISERS if rank == 0 else (*DENOISERS, *TEXT)  # rank 0 encodes
         works = [
             {name: size, **(decoding if name == "vae" else {})}
             for name, size in self._weights_without(others).items()
         ]
-        # It has one thing to do at a time, and the gang denoises meanwhile.
+        # They have one thing to do at a time, and the gang denoises meanwhile.
         there = [max(works, key=_total)] if offloaded else works
-        beside = {f"codec's {name}": size for work in there for name, size in work.items()}
-        return {**mine, **beside, "codec's process": PROCESS}
+        beside = {f"encoders' {name}": size for work in there for name, size in work.items()}
+        return {**mine, **beside, "encoders' process": PROCESS}
 
     def _weights_without(self, names: tuple[str, ...]) -> dict[str, float]:
         return {name: size for name, size in self.sizes.items() if not name.startswith(names)}

@@ -6,27 +6,22 @@ be refused about a model, its arguments or a gang for it is refused here, by the
 
 from __future__ import annotations
 
-import inspect
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from cluster.models.cost_model import Transformer
 from cluster.models.files import ModelError, ModelFiles, find_files
+from cluster.models.grids import euler_config, euler_grid
 from cluster.models.pipelines import PIPELINES, Kind
 from meancache import tiny
 from meancache.grid import Grid
 from meancache.json_values import is_whole_number, shown
 from meancache.schedule import Schedule
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["Model", "ModelError", "find_model"]
 
@@ -37,7 +32,6 @@ MOST = {"height": 16384, "width": 16384, "num_frames": 16385, "num_inference_ste
 # Of a node, and so of a gang.
 MOST_GPUS = 16
 DTYPES = ("float32", "bfloat16", "float16")
-EULER = "FlowMatchEulerDiscreteScheduler"
 # Pipelines that draw from a picture or a video, of which a row of prompts has none.
 _FROM_PICTURES = re.compile("ImageTo|VideoTo|Img2Img|Inpaint|Control|Edit|Kontext|Fill|Layered")
 
@@ -134,54 +128,13 @@ class Model:
         Raises:
             ModelError: the scheduler makes no falling noise levels of so many steps.
         """
-        scheduler = _scheduler(self.scheduler)
-        shift = {}
-        if self.kind.shifts:
-            shift["mu"] = _shift(scheduler.config, self.tokens(arguments or self.defaults))
-        if self.kind.even_sigmas:
-            # The pipelines' calls hand these to the scheduler, which shifts them.
-            sigmas = np.linspace(1.0, 0.0, num_inference_steps + 1)[:-1]
-            scheduler.set_timesteps(sigmas=sigmas, **shift)
-        else:
-            scheduler.set_timesteps(num_inference_steps, **shift)
+        tokens = self.tokens(arguments or self.defaults) if self.kind.shifts else None
         try:
-            return Grid.from_scheduler(scheduler)
+            return euler_grid(self.scheduler, num_inference_steps, self.kind.even_sigmas, tokens)
         except ValueError as error:
             raise ModelError(
                 f"{self.id} cannot run {num_inference_steps} steps ({error}): use more"
             ) from error
-
-    def load(self, device: torch.device, without: Collection[str] = ()) -> Any:
-        """The pipeline on `device`, without progress bars, stepping as `scheduler` says.
-
-        Args:
-            device: where its weights go.
-            without: beginnings of names of components that are not loaded, such as TEXT.
-        """
-        import diffusers
-        import torch
-
-        source, revision = self.place
-        pipeline_class = getattr(diffusers, self.pipeline)
-        components = pipeline_class.load_config(source, revision=revision) if without else {}
-        pipeline = pipeline_class.from_pretrained(
-            source,
-            revision=revision,
-            torch_dtype=getattr(torch, self.dtype),
-            use_safetensors=True,
-            **{name: None for name in components if name.startswith(tuple(without))},
-        )
-        if "transformer" in without:
-            from cluster.ranks.split_call import outline_transformers
-
-            outline_transformers(pipeline, source, revision)
-        if type(pipeline.scheduler).__name__ != EULER:  # see `_euler`
-            pipeline.scheduler = _scheduler(self.scheduler)
-        # A video of 720p does not decode in one piece; what is smaller than a tile still does.
-        if hasattr(pipeline.vae, "enable_tiling"):
-            pipeline.vae.enable_tiling(**self.kind.tiling)
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline.to(device)
 
     def check_arguments(self, arguments: Mapping[str, Any], gang_size: int) -> None:
         """Refuses call arguments that the pipeline or a gang of this size cannot run.
@@ -336,7 +289,7 @@ def _describe(model_id: str, files: ModelFiles, pipeline: str, dtype: str | None
     if embedded:
         defaults = dict(tiny.DEFAULTS)
     else:
-        defaults = _call_defaults(kind, pipeline)
+        defaults = dict(kind.arguments)
         if kind.size is not None:
             defaults["height"], defaults["width"] = kind.size(transformer, pixels)
         if kind.guider:
@@ -356,7 +309,7 @@ def _describe(model_id: str, files: ModelFiles, pipeline: str, dtype: str | None
         temporal_compression=frames,
         tile=None if kind.tile is None else kind.tile(vae),
         transformer=_cost(transformer, defaults),
-        scheduler=_euler(files.config("scheduler/scheduler_config.json")),
+        scheduler=euler_config(files.config("scheduler/scheduler_config.json")),
     )
 
 
@@ -365,48 +318,6 @@ def _cost(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> Transformer
         return Transformer.of(config, defaults.get("max_sequence_length", 256))
     except (KeyError, TypeError):
         return None
-
-
-def _euler(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The Euler scheduler's configuration; where a checkpoint has another sampler of the same flow,
-    as Wan's have, the Euler scheduler of its shift, for a schedule's jumps add up only there.
-
-    Raises:
-        ValueError: it is no sampler of a flow.
-    """
-    name = config.get("_class_name", EULER)
-    if name == EULER:
-        return dict(config)
-    if config.get("prediction_type") == "flow_prediction" and "flow_shift" in config:
-        trained = config.get("num_train_timesteps", 1000)
-        return {"shift": config["flow_shift"], "num_train_timesteps": trained}
-    raise ValueError(f"its scheduler {shown(name)} does not follow a flow")
-
-
-def _scheduler(config: Mapping[str, Any]) -> Any:
-    # Seconds to import, and a gang's leader does without.
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
-    return FlowMatchEulerDiscreteScheduler.from_config(dict(config))
-
-
-def _shift(config: Mapping[str, Any], tokens: int) -> float:
-    """mu of a scheduler with use_dynamic_shifting: a line through the two points of its
-    configuration, as in diffusers' calculate_shift."""
-    tokens_0, tokens_1 = config["base_image_seq_len"], config["max_image_seq_len"]
-    mu_0, mu_1 = config["base_shift"], config["max_shift"]
-    return float(mu_0 + (mu_1 - mu_0) * (tokens - tokens_0) / (tokens_1 - tokens_0))
-
-
-def _call_defaults(kind: Kind, pipeline: str) -> dict[str, Any]:
-    import diffusers
-
-    parameters = inspect.signature(getattr(diffusers, pipeline).__call__).parameters
-    found = {name: parameters[name].default for name in kind.arguments if name in parameters}
-    return {
-        name: float(value) if name in ("guidance_scale", "true_cfg_scale") else value
-        for name, value in found.items()
-    }
 
 
 def _divisors(number: int) -> str:

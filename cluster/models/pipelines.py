@@ -15,10 +15,6 @@ from meancache.json_values import is_number
 
 Config = Mapping[str, Any]
 
-SIZE = ("height", "width")
-STEPS = ("num_inference_steps",)
-
-
 # How the names of a pipeline's components begin: those that read, and those that denoise.
 TEXT = ("text_encoder", "tokenizer")
 DENOISERS = ("transformer",)
@@ -29,8 +25,9 @@ class Kind:
     """A pipeline class as the jobs see it.
 
     Attributes:
-        arguments: of its call, that every run names; the call's own defaults where a user gives
-            none. With num_frames among them its outputs are videos, else images.
+        arguments: of its call, that every run names, with the call's own defaults, taken where a
+            user gives none; None where `size` or a guider says. With num_frames among them its
+            outputs are videos, else images.
         optional: of its call, passed on where a user gives them.
         compression: the VAE's configuration -> (frames, pixels along an axis) of a latent.
         patch: the transformer's configuration -> (frames, pixels along an axis) of a token, in
@@ -56,7 +53,7 @@ class Kind:
         compiles: diffusers names the blocks of its transformer that repeat.
     """
 
-    arguments: tuple[str, ...]
+    arguments: Mapping[str, Any]
     optional: tuple[str, ...]
     compression: Callable[[Config], tuple[int, int]]
     patch: Callable[[Config], tuple[int, int]]
@@ -145,15 +142,33 @@ def _sample_size(vae: Config) -> tuple[int, int]:
 
 
 def _hunyuan_video_15_size(transformer: Config, pixels: int) -> tuple[int, int]:
-    from diffusers.pipelines.hunyuan_video1_5.image_processor import HunyuanVideo15ImageProcessor
+    """The size of 9:16 whose pixels are about target_size squared, as the pipeline's call has it:
+    along the sizes of at most that many patches, the first that is closest and not narrower."""
+    patches = round((transformer["target_size"] / pixels) ** 2)
+    rows, columns = patches, 1
+    best, furthest = (0, 0), math.inf
+    while rows > 0:
+        surplus = round(rows / columns, 5) - 9 / 16
+        if max(rows, columns) <= 4 * min(rows, columns) and 0 <= surplus < furthest:
+            best, furthest = (rows, columns), surplus
+        if (columns + 1) * rows <= patches:
+            columns += 1
+        else:
+            rows -= 1
+    if best == (0, 0):
+        raise ValueError(f"target_size {transformer['target_size']} is too small")
+    return best[0] * pixels, best[1] * pixels
 
-    processor = HunyuanVideo15ImageProcessor(vae_scale_factor=pixels)
-    height, width = processor.calculate_default_height_width(9, 16, transformer["target_size"])
-    return int(height), int(width)
+
+def _video(width: int | None, height: int | None, frames: int, **others: Any) -> Config:
+    size = {"height": height, "width": width, "num_frames": frames}
+    return {**size, "num_inference_steps": 50, **others}
 
 
-_VIDEO = (*SIZE, "num_frames", *STEPS)
-_IMAGE = (*SIZE, *STEPS)
+def _image(steps: int, **others: Any) -> Config:
+    return {"height": None, "width": None, "num_inference_steps": steps, **others}
+
+
 _TRUE_CFG = ("true_cfg_scale", "negative_prompt")
 
 # Tiles overlap, and what overlaps is decoded again: with diffusers' own tiles, of 256 pixels and 16
@@ -169,7 +184,7 @@ _HUNYUAN_TILES = {
 # By the class name of the diffusers pipeline.
 PIPELINES: Mapping[str, Kind] = {
     "HunyuanVideoPipeline": Kind(
-        arguments=(*_VIDEO, "guidance_scale", "max_sequence_length"),
+        arguments=_video(1280, 720, 129, guidance_scale=6.0, max_sequence_length=256),
         optional=_TRUE_CFG,
         compression=_named_ratios,
         patch=_patch_sizes,
@@ -181,7 +196,7 @@ PIPELINES: Mapping[str, Kind] = {
         shares_any_video=True,
     ),
     "HunyuanVideo15Pipeline": Kind(
-        arguments=(*_VIDEO, "guidance_scale"),
+        arguments=_video(None, None, 121, guidance_scale=None),
         optional=("negative_prompt",),
         compression=_named_ratios,
         patch=_patch_sizes,
@@ -193,7 +208,7 @@ PIPELINES: Mapping[str, Kind] = {
         tile=lambda vae: (math.inf, 256),
     ),
     "WanPipeline": Kind(
-        arguments=(*_VIDEO, "guidance_scale", "max_sequence_length"),
+        arguments=_video(832, 480, 81, guidance_scale=5.0, max_sequence_length=512),
         optional=("negative_prompt",),
         compression=_wan_factors,
         patch=lambda transformer: tuple(transformer["patch_size"][:2]),
@@ -203,7 +218,7 @@ PIPELINES: Mapping[str, Kind] = {
         parallel=("transformer_wan", "xFuserWanTransformer3DWrapper"),
     ),
     "LTXPipeline": Kind(
-        arguments=(*_VIDEO, "guidance_scale", "max_sequence_length"),
+        arguments=_video(704, 512, 161, guidance_scale=3.0, max_sequence_length=128),
         optional=("negative_prompt",),
         compression=_ltx_ratios,
         patch=_patch_sizes,
@@ -211,7 +226,7 @@ PIPELINES: Mapping[str, Kind] = {
         shifts=True,
     ),
     "FluxPipeline": Kind(
-        arguments=(*_IMAGE, "guidance_scale", "max_sequence_length"),
+        arguments=_image(28, guidance_scale=3.5, max_sequence_length=512),
         optional=_TRUE_CFG,
         compression=_image_blocks,
         patch=_two_by_two,
@@ -223,7 +238,7 @@ PIPELINES: Mapping[str, Kind] = {
         shares_padded_text=True,
     ),
     "QwenImagePipeline": Kind(
-        arguments=(*_IMAGE, "true_cfg_scale", "max_sequence_length"),
+        arguments=_image(50, true_cfg_scale=4.0, max_sequence_length=512),
         optional=("negative_prompt", "guidance_scale"),
         compression=_qwen_image_blocks,
         patch=_two_by_two,
@@ -233,7 +248,7 @@ PIPELINES: Mapping[str, Kind] = {
         parallel=("transformer_qwen", "xFuserQwenImageTransformerWrapper"),
     ),
     "ZImagePipeline": Kind(
-        arguments=(*_IMAGE, "guidance_scale", "max_sequence_length"),
+        arguments=_image(50, guidance_scale=5.0, max_sequence_length=512),
         optional=("negative_prompt",),
         compression=_image_blocks,
         patch=_two_by_two,
@@ -243,7 +258,7 @@ PIPELINES: Mapping[str, Kind] = {
         tile=_sample_size,
     ),
     "StableDiffusion3Pipeline": Kind(
-        arguments=(*_IMAGE, "guidance_scale", "max_sequence_length"),
+        arguments=_image(28, guidance_scale=7.0, max_sequence_length=256),
         optional=("negative_prompt",),
         compression=_image_blocks,
         patch=lambda transformer: (1, transformer["patch_size"]),

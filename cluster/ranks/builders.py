@@ -15,7 +15,7 @@ from cluster.models.pipelines import TEXT
 from cluster.ranks.memory import component_bytes, gpu_bytes
 
 if TYPE_CHECKING:
-    from cluster.ranks.encoders import Codec
+    from cluster.ranks.encoders import Encoders
     from cluster.ranks.renderer import Renderer
 
 # Two kinds of blocks, each of them compiled in minutes at most.
@@ -31,7 +31,7 @@ class RankBuilder:
         without: components that are left to others.
         largest: arguments of the largest call that will be made, by which a GPU is refused that
             cannot hold it; None where they are not known, and nothing is refused.
-        encoders_size: ranks of the codec beside the gang; 0 where there is none.
+        encoders_size: ranks of the encoders beside the gang; 0 where there is none.
         compiled: compile the blocks of the transformers.
     """
 
@@ -82,18 +82,18 @@ def denoiser_builder(
     encoders_size: int = 1,
     compiled: bool = False,
 ) -> RankBuilder:
-    """For ranks of a studio's gang, beside a codec of that size: without text encoders."""
+    """For ranks of a staged gang that denoise, beside encoders of that size."""
     return RankBuilder(model, TEXT, largest, encoders_size, compiled)
 
 
 @dataclass(frozen=True)
 class EncodersBuilder:
-    """What a studio's codec calls on each of its ranks.
+    """What the encoders of a staged gang call on each of their ranks.
 
     Attributes:
         model: what to load, without the transformers.
         largest: as `RankBuilder` has it.
-        gang_size: ranks of the gang that it stands beside.
+        gang_size: ranks of the gang that they stand beside.
     """
 
     model: Model
@@ -101,19 +101,19 @@ class EncodersBuilder:
     gang_size: int = 1
     needs: ClassVar = ("cluster.ranks.encoders",)
 
-    def __call__(self, rank: int, world_size: int, init_method: str) -> Codec:
-        """The rank's part of the codec. Raises MemoryPlanError before anything is loaded."""
-        from cluster.ranks.encoders import Codec
+    def __call__(self, rank: int, world_size: int, init_method: str) -> Encoders:
+        """The rank's part of the encoders. Raises MemoryPlanError before anything is loaded."""
+        from cluster.ranks.encoders import Encoders
 
         offloaded = self.offloads(rank, world_size, gpu_bytes(rank))
-        return Codec(self.model, rank, world_size, init_method, offloaded)
+        return Encoders(self.model, rank, world_size, init_method, offloaded)
 
     def offloads(self, rank: int, world_size: int, memory: int | None) -> bool:
         """Whether components go to the GPU only while they work, as there is no room for all.
 
         Args:
             rank: which is to be built.
-            world_size: ranks of the codec.
+            world_size: ranks of the encoders.
             memory: of the rank's GPU, in bytes; None on a CPU.
 
         Raises:
@@ -127,17 +127,17 @@ class EncodersBuilder:
 def encoders_builder(
     model: Model, largest: Mapping[str, Any] | None = None, gang_size: int = 1
 ) -> EncodersBuilder:
-    """For ranks of a studio's codec, beside a gang of that size."""
+    """For ranks of a staged gang's encoders, beside a gang of that size."""
     return EncodersBuilder(model, largest, gang_size)
 
 
 def encoders_size(model: Model, settings: Iterable[Mapping[str, Any]], gang_size: int) -> int:
-    """How many ranks a studio's codec has: the gang's number where they share tiles, else one.
+    """How many ranks the encoders have: the gang's number where they share tiles, else one.
 
     Args:
         model: whose VAE decodes.
         settings: arguments of all calls to come; one that is decoded in tiles is enough.
-        gang_size: ranks of the studio's gang.
+        gang_size: ranks of the gang.
     """
     return gang_size if any(map(model.decodes_in_tiles, settings)) else 1
 

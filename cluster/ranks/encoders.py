@@ -1,7 +1,7 @@
-"""One rank of a studio's codec: a pipeline without its transformers.
+"""One rank of a gang's encoders: its text encoders and VAE, a pipeline without its transformers.
 
-Rank 0 reads prompts, alone: text encoders are larger than all else here, and are loaded once. A VAE
-that decodes in tiles is on every rank, and they share its work.
+Rank 0 alone encodes prompts: text encoders are larger than all else here, and are loaded once. A
+VAE that decodes in tiles is on every rank, and they share its work.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from cluster.models.pipelines import DENOISERS, TEXT
 from cluster.ranks.renderer import Renderer
 
 
-class Codec(Renderer):
-    """Reads and decodes; every rank makes the same calls, and rank 0 has what they return.
+class Encoders(Renderer):
+    """Encodes prompts and decodes latents.
+
+    Every rank makes the same calls, and rank 0 has what they return.
 
     Args:
         model: what to load.
@@ -32,6 +34,6 @@ class Codec(Renderer):
         without = DENOISERS if rank == 0 else (*DENOISERS, *TEXT)
         super().__init__(model, rank, world_size, init_method, without, offloaded)
 
-    def read(self, prompt: str, arguments: Mapping[str, Any]) -> bytes:
-        """As a renderer's; no bytes on ranks other than 0, which cannot read."""
-        return super().read(prompt, arguments) if self.rank == 0 else b""
+    def encode_prompt(self, prompt: str, arguments: Mapping[str, Any]) -> bytes:
+        """As a renderer's; no bytes on ranks other than 0, which have no text encoder."""
+        return super().encode_prompt(prompt, arguments) if self.rank == 0 else b""

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
+from cluster.models import sizes
 from cluster.models.model import Model
 
 
 def component_bytes(model: Model) -> dict[str, int]:
     """Bytes of the weights of each component in the model's dtype; nothing is loaded.
 
-    Builds each with its own class where tensors have shapes and no memory, so the sizes are the
-    architecture's own. Takes some seconds.
+    As the files' headers say where they can be read; else counted, which takes some seconds.
 
     Raises:
         OSError: a configuration cannot be read.
     """
+    known = sizes.component_bytes(model)
+    return counted_bytes(model) if known is None else known
+
+
+def counted_bytes(model: Model) -> dict[str, int]:
+    """The same from configurations alone: builds each component without memory for its weights."""
     import diffusers
     import torch
     import transformers
     from accelerate import init_empty_weights
 
     source, revision = model.place
-    sizes = {}
+    found = {}
     components = getattr(diffusers, model.pipeline).load_config(source, revision=revision)
     width = torch.empty((), dtype=getattr(torch, model.dtype)).element_size()
     for name, value in components.items():
@@ -37,8 +43,8 @@ def component_bytes(model: Model) -> dict[str, int]:
                 module = kind.from_config(kind.load_config(source, **where))
             else:
                 module = kind(kind.config_class.from_pretrained(source, **where))
-        sizes[name] = width * sum(weights.numel() for weights in module.parameters())
-    return sizes
+        found[name] = width * sum(weights.numel() for weights in module.parameters())
+    return found
 
 
 def gpu_bytes(index: int) -> int | None:

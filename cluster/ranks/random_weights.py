@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import diffusers
+import torch
+import transformers
 
 from cluster.models.model import Model, find_model
+from cluster.ranks.loading import load_pipeline
+from cluster.ranks.split_call import Outline
 from meancache import tiny
-
-if TYPE_CHECKING:
-    import torch
 
 Sizes = Mapping[str, Mapping[str, Any]]
 
@@ -68,56 +71,52 @@ class RandomModel(Model):
         """That every forward has beside those of the video."""
         return int(self.defaults["max_sequence_length"])
 
-    def load(self, device: torch.device, without: Collection[str] = ()) -> Any:
-        """The pipeline on `device`, with the same weights every time."""
-        import diffusers
-        import torch
-        import transformers
 
-        from cluster.ranks.split_call import Outline
+@load_pipeline.register
+def _(model: RandomModel, device: torch.device, without: Collection[str] = ()) -> Any:
+    """The pipeline on `device`, with the same weights every time."""
+    dtype = getattr(torch, model.dtype)
 
-        dtype = getattr(torch, self.dtype)
+    def make(name: str, where: torch.device, build: Callable[[dict[str, Any]], Any]) -> Any:
+        """A component, the same whichever others there are."""
+        torch.manual_seed(0)
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            with where:
+                return build(_config(name, model.sizes)).eval()
+        finally:
+            torch.set_default_dtype(before)
 
-        def draw(name: str, where: torch.device, build: Callable[[dict[str, Any]], Any]) -> Any:
-            """A component, the same whichever others there are."""
-            torch.manual_seed(0)
-            before = torch.get_default_dtype()
-            torch.set_default_dtype(dtype)
-            try:
-                with where:
-                    return build(_config(name, self.sizes)).eval()
-            finally:
-                torch.set_default_dtype(before)
+    def make_text(name: str, kind: Any) -> Any:
+        if name.startswith(tuple(without)):
+            return None
+        return make(name, device, lambda config: kind(kind.config_class(**config)))
 
-        def draw_text(name: str, kind: Any) -> Any:
-            if name.startswith(tuple(without)):
-                return None
-            return draw(name, device, lambda config: kind(kind.config_class(**config)))
-
-        outlined = "transformer" in without
-        transformer = draw(
-            "transformer",
-            torch.device("meta") if outlined else device,
-            diffusers.HunyuanVideoTransformer3DModel.from_config,
-        )
-        tokenizers = [
-            transformers.AutoTokenizer.from_pretrained(tiny.WEIGHTS / name)
-            for name in ("tokenizer", "tokenizer_2")
-        ]
-        pipeline = diffusers.HunyuanVideoPipeline(
-            text_encoder=draw_text("text_encoder", transformers.LlamaModel),
-            tokenizer=tokenizers[0],
-            transformer=None if outlined else transformer,
-            vae=draw("vae", device, diffusers.AutoencoderKLHunyuanVideo.from_config),
-            scheduler=diffusers.FlowMatchEulerDiscreteScheduler.from_config(dict(self.scheduler)),
-            text_encoder_2=draw_text("text_encoder_2", transformers.CLIPTextModel),
-            tokenizer_2=tokenizers[1],
-        )
-        if outlined:
-            pipeline.transformer = Outline(transformer, dtype)
-        pipeline.vae.enable_tiling(**self.kind.tiling)
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
+    outlined = "transformer" in without
+    transformer = make(
+        "transformer",
+        torch.device("meta") if outlined else device,
+        diffusers.HunyuanVideoTransformer3DModel.from_config,
+    )
+    tokenizers = [
+        transformers.AutoTokenizer.from_pretrained(tiny.WEIGHTS / name)
+        for name in ("tokenizer", "tokenizer_2")
+    ]
+    pipeline = diffusers.HunyuanVideoPipeline(
+        text_encoder=make_text("text_encoder", transformers.LlamaModel),
+        tokenizer=tokenizers[0],
+        transformer=None if outlined else transformer,
+        vae=make("vae", device, diffusers.AutoencoderKLHunyuanVideo.from_config),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler.from_config(dict(model.scheduler)),
+        text_encoder_2=make_text("text_encoder_2", transformers.CLIPTextModel),
+        tokenizer_2=tokenizers[1],
+    )
+    if outlined:
+        pipeline.transformer = Outline(transformer, dtype)
+    pipeline.vae.enable_tiling(**model.kind.tiling)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def random_model(sizes: Sizes, dtype: str) -> RandomModel:

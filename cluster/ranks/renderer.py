@@ -29,8 +29,9 @@ from tqdm import tqdm
 from cluster.media import video
 from cluster.models.model import Model, ModelError, find_model
 from cluster.ranks import sequence_parallel as xdit
+from cluster.ranks.loading import load_pipeline
 from cluster.ranks.split_call import Texts, decoded_of, frames_of, latents_of, texts_given
-from cluster.ranks.tasks import Drawing, Rendering, encoded
+from cluster.ranks.tasks import Denoised, Rendering, encoded
 from cluster.ranks.tiles import dealt
 from meancache import Schedule, ScheduleError, apply_mean_cache, remove_mean_cache
 from meancache.hooks.pipelines import transformers_of
@@ -96,7 +97,7 @@ class Renderer:
         without: components that this process leaves to others, see `ranks.builders`; of what
             they do its methods cannot be called.
         offloaded: keep the components in the machine's memory, and move each to the GPU only while
-            it works. For a codec: it would be slow for a transformer.
+            it works. For text encoders and VAE: it would be slow for a transformer.
         compiled: compile the blocks of the transformers. Their roots stay eager, and with them a
             schedule's hook, so that a skipped step calls nothing that is compiled.
     """
@@ -124,13 +125,13 @@ class Renderer:
         # The lock of its own is one between processes, and a killed rank would leave it behind.
         tqdm.set_lock(threading.RLock())
         self.device = device
-        self.pipeline = model.load(torch.device("cpu") if offloaded else device, without)
+        self.pipeline = load_pipeline(model, torch.device("cpu") if offloaded else device, without)
         self._offloaded = offloaded
         if offloaded:
             self.pipeline.enable_model_cpu_offload(device=device)
         self._texts = Texts(self.pipeline, self._ask)
         self._watch: _LoopWatch | None = None
-        self._done: float | None = None  # when the last drawing was
+        self._done: float | None = None  # when the last video was denoised
         self._calls_back = (
             "callback_on_step_end" in inspect.signature(type(self.pipeline).__call__).parameters
         )
@@ -150,42 +151,45 @@ class Renderer:
         arguments: Mapping[str, Any],
         schedule: Schedule | None = None,
     ) -> Rendering:
-        """Draws and decodes one video or picture; every rank of the gang makes the same call.
+        """Renders one video or picture; every rank of the gang makes the same call.
 
         Raises:
             ScheduleError: the schedule does not fit the run.
             ValueError: what came out is no picture (NaN, Inf, one value, another shape).
         """
         started = time.perf_counter()
-        drawing = self.draw(prompt, seed, arguments, schedule)
-        latents = self.agree(drawing.latents) if self._shares_tiles(arguments) else drawing.latents
+        denoised = self.denoise(prompt, seed, arguments, schedule)
+        latents = denoised.latents
+        if self._shares_tiles(arguments):
+            latents = self.broadcast(latents)
         frames = None if latents is None else self.decode(latents, arguments)
         seconds = time.perf_counter() - started
-        return Rendering(frames if self.rank == 0 else None, drawing.nfe, seconds, drawing.loop_s)
+        frames = frames if self.rank == 0 else None
+        return Rendering(frames, denoised.nfe, seconds, denoised.loop_s)
 
-    def read(self, prompt: str, arguments: Mapping[str, Any]) -> bytes:
-        """The embeddings of the texts of a call, packed, for `draw` in another process."""
+    def encode_prompt(self, prompt: str, arguments: Mapping[str, Any]) -> bytes:
+        """The embeddings of the texts of a call, packed, for `denoise` in another process."""
         texts = self._texts.of(prompt, arguments)
         self._free()
         return texts
 
-    def draw(
+    def denoise(
         self,
         prompt: str,
         seed: int,
         arguments: Mapping[str, Any],
         schedule: Schedule | None = None,
         texts: bytes | None = None,
-    ) -> Drawing:
+    ) -> Denoised:
         """Denoises one video or picture; every rank of the gang makes the same call.
 
         Args:
             prompt: the text.
-            seed: of the initial noise, drawn on the CPU so that every rank and every kind of
+            seed: of the initial noise, made on the CPU so that every rank and every kind of
                 machine starts from the same noise.
             arguments: of the pipeline's call.
             schedule: which steps to compute; None computes all.
-            texts: what `read` returned, in another process; None makes them here.
+            texts: what `encode_prompt` returned, in another process; None makes them here.
 
         Raises:
             ScheduleError: the schedule does not fit the run.
@@ -206,8 +210,8 @@ class Renderer:
             hook = None if schedule is None else apply_mean_cache(self.pipeline, schedule)
             with given:
                 if self.rank == 0:
-                    drawn = partial(self._call, prompt, seed, call, "np")
-                    latents = latents_of(self.pipeline, drawn)
+                    run = partial(self._call, prompt, seed, call, "np")
+                    latents = latents_of(self.pipeline, run)
                 else:
                     self._call(prompt, seed, call, "latent")
         finally:
@@ -218,7 +222,7 @@ class Renderer:
         # Of the calls with a schedule, the hook answered some itself.
         nfe = watch.calls if hook is None else hook.forwards
         before, self._done = self._done, time.perf_counter()
-        return Drawing(
+        return Denoised(
             latents,
             nfe,
             loop_s=watch.stopped - watch.started,
@@ -226,14 +230,14 @@ class Renderer:
         )
 
     def decode(self, latents: bytes, arguments: Mapping[str, Any]) -> np.ndarray:
-        """The frames of what `draw` drew, here or in another process.
+        """The frames of what `denoise` made, here or in another process.
 
         Every rank of the gang makes the same call where the VAE decodes in tiles, and they share
         them; what is of one piece is rank 0's.
 
         Args:
-            latents: of the `Drawing`.
-            arguments: of the call that drew it.
+            latents: of the `Denoised`.
+            arguments: of the call that made them.
 
         Returns:
             (F, H, W, 3) uint8, F = 1 for a picture; no frames on ranks other than 0.
@@ -255,7 +259,7 @@ class Renderer:
         video.check_drawn("frames", frames, (*self.model.shape(arguments), 3))
         return np.rint(frames * 255).astype(np.uint8)
 
-    def denoise(self, prompt: str, seed: int, arguments: Mapping[str, Any]) -> torch.Tensor:
+    def latents(self, prompt: str, seed: int, arguments: Mapping[str, Any]) -> torch.Tensor:
         """Runs all steps of one video without decoding it; returns its latents."""
         latents: torch.Tensor = self._call(prompt, seed, arguments, "latent")
         return latents
@@ -271,11 +275,11 @@ class Renderer:
 
         Returns:
             One `meancache.fitting.Run` a trajectory: run(**overrides) denoises and returns
-            latents, run(decode=True) draws and returns the frames that `render` has. Their texts
-            are read once, here.
+            latents, run(decode=True) returns the frames that `render` has. Their prompts
+            are encoded once, here.
         """
         return [
-            partial(self._run, self.read(prompt, arguments), prompt, seed, arguments)
+            partial(self._run, self.encode_prompt(prompt, arguments), prompt, seed, arguments)
             for prompt, seed in trajectories
         ]
 
@@ -292,14 +296,14 @@ class Renderer:
         changed = {**arguments, **overrides}
         with texts_given(self.pipeline, texts, self.device):
             if not decode:
-                return self.denoise(prompt, seed, changed)
+                return self.latents(prompt, seed, changed)
             frames = self.render(prompt, seed, changed).frames
         # Where rank 0 decodes alone, the others wait for each video of a row, not for all of them
         # in the next forward's collective, which would take it for dead.
-        self.agree(None)
+        self.broadcast(None)
         return frames
 
-    def agree(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Rank 0's value, on every rank: what ranks decide by numbers must not depend on one."""
         if self.world_size == 1:
             return value
@@ -314,7 +318,7 @@ class Renderer:
         """
         counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
         with counter:
-            self.denoise(prompt, seed, arguments)
+            self.latents(prompt, seed, arguments)
         return sum(counter.get_flop_counts()[type(self.pipeline.transformer).__name__].values())
 
     def _shares_tiles(self, arguments: Mapping[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""What a rank draws, seen from outside of it: its leader, and who hands out the work.
+"""What a rank does, as its leader sees it: tasks of a gang, their requests and results.
 
 Light on purpose: only ranks need torch and diffusers, which take seconds to import.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class Denoised:
     """One video or picture before it is decoded, as a rank sees it.
 
     Attributes:
@@ -64,7 +64,7 @@ class RenderRequest:
     Attributes:
         item: what is to be rendered.
         schedule: which steps to compute; None computes all.
-        texts: embeddings of its prompt, from `read_texts`; None where the ranks make them.
+        texts: embeddings of its prompt, from `encode_prompt`; None where the ranks make them.
     """
 
     item: WorkItem
@@ -78,25 +78,25 @@ def render_item(renderer: Renderer, request: RenderRequest) -> Rendering:
     return renderer.render(item.prompt, item.seed, item.arguments, request.schedule)
 
 
-def read_texts(codec: Renderer, item: WorkItem) -> tuple[bytes, float]:
-    """A codec's task: the embeddings of an item's prompt, and the seconds that they took."""
+def encode_prompt(encoders: Renderer, item: WorkItem) -> tuple[bytes, float]:
+    """A task of the encoders: an item's embeddings, and the seconds that they took."""
     started = time.perf_counter()
-    return codec.read(item.prompt, item.arguments), time.perf_counter() - started
+    return encoders.encode_prompt(item.prompt, item.arguments), time.perf_counter() - started
 
 
-def draw_item(renderer: Renderer, request: RenderRequest) -> Drawing:
+def denoise_item(renderer: Renderer, request: RenderRequest) -> Denoised:
     """A gang's task: denoises one item whose texts are given."""
     item = request.item
-    return renderer.draw(item.prompt, item.seed, item.arguments, request.schedule, request.texts)
+    return renderer.denoise(item.prompt, item.seed, item.arguments, request.schedule, request.texts)
 
 
-def decode_item(codec: Renderer, drawn: tuple[bytes, WorkItem]) -> tuple[np.ndarray, float]:
-    """A codec's task: the frames of an item that was drawn, and the seconds that they took."""
-    latents, item = drawn
+def decode_item(encoders: Renderer, denoised: tuple[bytes, WorkItem]) -> tuple[np.ndarray, float]:
+    """A task of the encoders: the frames of denoised latents, and the seconds that they took."""
+    latents, item = denoised
     started = time.perf_counter()
-    return codec.decode(latents, item.arguments), time.perf_counter() - started
+    return encoders.decode(latents, item.arguments), time.perf_counter() - started
 
 
 def encoded(model: Model, frames: np.ndarray) -> bytes:
-    """The file of what was drawn: an mp4, or a PNG of a model of images."""
+    """The file of rendered frames: an mp4, or a PNG of a model of images."""
     return image.encode(frames) if model.kind.is_image else video.encode(frames, model.fps)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.ranks.tasks import Drawing
+from cluster.ranks import Denoised
 from meancache import Schedule
 
 SIDE = 16  # pixels; the smallest that H.264 takes
@@ -24,20 +24,20 @@ class NullRenderer:
         self.rank = rank
         self.world_size = world_size
 
-    def read(self, prompt: str, arguments: Mapping[str, Any]) -> bytes:
+    def encode_prompt(self, prompt: str, arguments: Mapping[str, Any]) -> bytes:
         """No embeddings."""
         return b""
 
-    def draw(
+    def denoise(
         self,
         prompt: str,
         seed: int,
         arguments: Mapping[str, Any],
         schedule: Schedule | None = None,
         texts: bytes | None = None,
-    ) -> Drawing:
+    ) -> Denoised:
         """The seed, at once."""
-        return Drawing(bytes([seed % 256]), nfe=0, loop_s=0.0, gang_s=0.0)
+        return Denoised(bytes([seed % 256]), nfe=0, loop_s=0.0, gang_s=0.0)
 
     def decode(self, latents: bytes, arguments: Mapping[str, Any]) -> np.ndarray:
         """A frame of 16x16 pixels of one value."""

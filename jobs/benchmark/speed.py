@@ -23,9 +23,8 @@ from cluster.fleet.delivery import Delivery
 from cluster.fleet.gang import Gang
 from cluster.fleet.staged_gang import DEPTH, StagedGang
 from cluster.models.model import Model
-from cluster.ranks.builders import denoiser_builder, encoders_builder
+from cluster.ranks import denoiser_builder, encoded, encoders_builder
 from cluster.ranks.renderer import Renderer, synchronized_now
-from cluster.ranks.tasks import encoded
 from cluster.results.manifest import Manifest
 from cluster.store import open_store
 from cluster.work.plan import plan_items
@@ -98,14 +97,14 @@ def _turn(renderer: Renderer, arguments: Mapping[str, Any], schedule: Schedule |
     # A prompt of its own every time: embeddings of repeated ones are remembered.
     prompt = f"{PROMPT} {os.urandom(4).hex()}"
     with _ends_of_steps(renderer.pipeline.scheduler) as ends:
-        texts, text_s = _timed(lambda: renderer.read(prompt, arguments))
-        drawing = renderer.draw(prompt, SEED, arguments, schedule, texts)
-    latents = drawing.latents
+        texts, text_s = _timed(lambda: renderer.encode_prompt(prompt, arguments))
+        denoised = renderer.denoise(prompt, SEED, arguments, schedule, texts)
+    latents = denoised.latents
     assert latents is not None  # of rank 0
     frames, decode_s = _timed(lambda: renderer.decode(latents, arguments))
     _, file_s = _timed(lambda: encoded(renderer.model, frames))
     steps = [after - before for before, after in pairwise(ends)]
-    return Turn(drawing.loop_s, steps, decode_s, file_s, text_s)
+    return Turn(denoised.loop_s, steps, decode_s, file_s, text_s)
 
 
 @contextmanager
@@ -129,7 +128,7 @@ def _ends_of_steps(scheduler: Any) -> Iterator[list[float]]:
 def statistics_seconds(renderer: Renderer, arguments: Mapping[str, Any]) -> float:
     """Seconds that the statistics of one recorded trajectory take."""
     with record_trajectory(renderer.pipeline) as trajectory:
-        renderer.denoise(PROMPT, SEED, arguments)
+        renderer.latents(PROMPT, SEED, arguments)
     steps = arguments["num_inference_steps"]
     grid = renderer.model.grid(steps, arguments)
 
@@ -156,13 +155,13 @@ def peak_gib(
     if renderer.device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats()
-    renderer.draw(PROMPT, SEED, arguments, schedule)
+    renderer.denoise(PROMPT, SEED, arguments, schedule)
     return torch.cuda.max_memory_allocated() / 2**30
 
 
 @dataclass(frozen=True)
 class Steady:
-    """Videos one after the other through a studio.
+    """Videos one after the other through a staged gang.
 
     Attributes:
         seconds: a video, wall time.
@@ -192,11 +191,11 @@ def steady_state(
     prompts = [Prompt(n, f"{PROMPT} {n}", str(n)) for n in range(1, videos + DEPTH + 1)]
     items = plan_items(prompts, model, dict(arguments), schedule)
     gang = Gang(denoiser_builder(model, compiled=compiled), 1)
-    studio = StagedGang(gang, Gang(encoders_builder(model), 1))
-    with tempfile.TemporaryDirectory() as folder, studio, ThreadPoolExecutor(DEPTH) as threads:
+    staged = StagedGang(gang, Gang(encoders_builder(model), 1))
+    with tempfile.TemporaryDirectory() as folder, staged, ThreadPoolExecutor(DEPTH) as threads:
         delivery = Delivery(Manifest(open_store(folder)), model, schedule)
         ends, rows = [], []
-        for row in threads.map(lambda item: delivery(studio, item), items):
+        for row in threads.map(lambda item: delivery(staged, item), items):
             ends.append(time.perf_counter())
             rows.append(row["metrics"])
     counted = rows[DEPTH:]

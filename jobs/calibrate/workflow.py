@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.fleet import driver as fleet
 from cluster.fleet.gang import Gang, GangTaskError
-from cluster.ranks.builders import rank_builder
+from cluster.ranks import rank_builder
 from cluster.store import AlreadyExists, Store
 from cluster.work import plan
 from cluster.work.plan import WorkItem, plan_items, specification
@@ -51,10 +51,10 @@ def measure_trajectory(renderer: Renderer, request: TrajectoryRequest) -> bytes 
 
     item, graph = request.item, request.graph
     if renderer.rank != 0:
-        renderer.denoise(item.prompt, item.seed, item.arguments)
+        renderer.latents(item.prompt, item.seed, item.arguments)
         return None
     with record_trajectory(renderer.pipeline) as trajectory:
-        renderer.denoise(item.prompt, item.seed, item.arguments)
+        renderer.latents(item.prompt, item.seed, item.arguments)
     velocities = trajectory.velocities(graph.grid.num_inference_steps)
     statistics = trajectory_statistics(
         velocities, graph.grid, item.prompt_id, item.seed, item.prompt

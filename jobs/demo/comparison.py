@@ -1,7 +1,7 @@
 """Full against accelerated, on the same noise: what a schedule costs in fidelity and saves in time.
 
 Both runs of a pair happen on one gang, one after the other, and are compared before any video
-codec has touched them.
+is encoded as a file.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cluster.fleet.gang import Gang
-from cluster.ranks.tasks import RenderRequest, render_item
+from cluster.ranks import RenderRequest, render_item
 from cluster.work.plan import WorkItem
 from meancache.quality import psnr, ssim
 from meancache.schedule import Schedule

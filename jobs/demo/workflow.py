@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from cluster.fleet import driver as fleet
 from cluster.models.model import find_model
-from cluster.ranks.builders import rank_builder
+from cluster.ranks import rank_builder
 from cluster.store import Store
 from cluster.work.plan import plan_items
 from cluster.work.prompts import read_prompts

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cluster.ranks.tasks import Rendering
+from cluster.ranks import Rendering
 from cluster.work.plan import WorkItem
 from jobs.evaluate.results import FULL, contender_name
 from meancache import baselines as peers

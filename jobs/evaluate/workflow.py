@@ -21,7 +21,7 @@ from cluster.fleet import driver as fleet
 from cluster.fleet.driver import FleetError
 from cluster.fleet.gang import TASK_DEADLINE_S, Gang, GangTaskError
 from cluster.models.model import Model, ModelError
-from cluster.ranks.builders import rank_builder
+from cluster.ranks import rank_builder
 from cluster.store import AlreadyExists, Store, StoreError, open_store
 from cluster.work import plan
 from cluster.work.plan import WorkItem, plan_items, specification

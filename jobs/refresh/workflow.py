@@ -19,7 +19,7 @@ from typing import Any
 
 from cluster.fleet import driver as fleet
 from cluster.models.model import Model
-from cluster.ranks.builders import rank_builder
+from cluster.ranks import rank_builder
 from cluster.results.audit import Audit, read_audits
 from cluster.results.manifest import now
 from cluster.results.registry import (

@@ -23,8 +23,8 @@ from cluster.fleet.delivery import Delivery
 from cluster.models import cost_model
 from cluster.models.memory_plan import Demand
 from cluster.models.model import Model, ModelError
-from cluster.ranks.builders import denoiser_builder, encoders_builder, encoders_size
-from cluster.ranks.memory import component_bytes
+from cluster.models.sizes import component_bytes
+from cluster.ranks import denoiser_builder, encoders_builder, encoders_size
 from cluster.results import audit, manifest, registry
 from cluster.results.manifest import Manifest, Success
 from cluster.store import MissingKey, Store, StoreError, open_store, read
@@ -303,7 +303,10 @@ def _print_estimates(prepared: Prepared, item: WorkItem, forwards: float) -> Non
     if model.transformer is None or model.dtype != "bfloat16":
         return
     tokens = model.tokens(item.arguments)
-    demand = Demand(model, component_bytes(model), item.arguments, 1, encoders_size=1)
+    sizes = component_bytes(model)
+    if sizes is None:
+        return
+    demand = Demand(model, sizes, item.arguments, 1, encoders_size=1)
 
     def memory(gang_size: int) -> float:
         return sum(replace(demand, gang_size=gang_size).parts(rank=0).values())

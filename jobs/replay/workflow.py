@@ -22,8 +22,16 @@ from cluster.fleet import driver as fleet
 from cluster.fleet.staged_gang import StagedGang
 from cluster.media import image, video
 from cluster.models.model import Model, ModelError, find_model
-from cluster.ranks.builders import denoiser_builder, encoders_builder, encoders_size
-from cluster.ranks.tasks import RenderRequest, decode_item, draw_item, encoded, read_texts
+from cluster.ranks import (
+    RenderRequest,
+    decode_item,
+    denoise_item,
+    denoiser_builder,
+    encode_prompt,
+    encoded,
+    encoders_builder,
+    encoders_size,
+)
 from cluster.results.datasets import dataset
 from cluster.results.manifest import PARTS, UNREADABLE
 from cluster.store import AlreadyExists, Store, StoreError, open_store
@@ -51,9 +59,9 @@ class Replay:
 
     def __call__(self, studio: StagedGang, item: WorkItem) -> bytes:
         """The item's mp4 or png, rendered again as a render job does. Raises GangError."""
-        (texts, _), _ = studio.codec.run_with_retries(read_texts, item)
+        (texts, _), _ = studio.codec.run_with_retries(encode_prompt, item)
         request = RenderRequest(item, self.schedule, texts)
-        drawing, _ = studio.gang.run_with_retries(draw_item, request)
+        drawing, _ = studio.gang.run_with_retries(denoise_item, request)
         (frames, _), _ = studio.codec.run_with_retries(decode_item, (drawing.latents, item))
         return encoded(self.model, frames)
 

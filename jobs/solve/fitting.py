@@ -121,7 +121,7 @@ def fit_budget(renderer: Renderer, request: FitRequest) -> FitAnswer:
     best = request.candidates[0]
     if request.tried and len(request.candidates) > 1:
         fits = fitter.fit(request.candidates, request.tried)
-        best = renderer.agree(max(request.candidates, key=lambda steps: fits[steps].score))
+        best = renderer.broadcast(max(request.candidates, key=lambda steps: fits[steps].score))
     fit, scores = fitter.fit_and_draw(best)
     baseline = fitter.fidelity(request.baseline, request.tried)
     return FitAnswer(

@@ -15,7 +15,7 @@ import numpy as np
 
 from cluster.fleet import driver as fleet
 from cluster.models.model import find_model
-from cluster.ranks.builders import rank_builder
+from cluster.ranks import rank_builder
 from cluster.store import Store
 from jobs._shared import cli as _cli
 from jobs._shared.numbers import finite, positive

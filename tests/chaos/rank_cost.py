@@ -20,7 +20,7 @@ from cluster.fleet.delivery import Delivery
 from cluster.fleet.gang import Gang, TryAgainError
 from cluster.fleet.staged_gang import StagedGang
 from cluster.models.model import find_model
-from cluster.ranks.builders import denoiser_builder, encoders_builder
+from cluster.ranks import denoiser_builder, encoders_builder
 from cluster.results.manifest import Manifest
 from cluster.store import open_store
 from cluster.work.plan import plan_items

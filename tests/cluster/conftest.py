@@ -6,7 +6,7 @@ import pytest
 
 from cluster.fleet.gang import Gang
 from cluster.models.model import Model, find_model
-from cluster.ranks.builders import rank_builder
+from cluster.ranks import rank_builder
 from cluster.work.plan import WorkItem, plan_items
 from cluster.work.prompts import Prompt
 

@@ -14,7 +14,7 @@ import pytest
 from cluster.fleet.delivery import Delivery
 from cluster.fleet.gang import Gang
 from cluster.fleet.staged_gang import StagedGang
-from cluster.ranks.builders import rank_builder
+from cluster.ranks import rank_builder
 from cluster.results.manifest import Manifest
 from cluster.store import StoreError, open_store, read
 from cluster.work import plan

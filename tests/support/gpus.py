@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.ranks.builders import EncodersBuilder, RankBuilder
+from cluster.ranks import EncodersBuilder, RankBuilder
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class OnGpus(RankBuilder):
 
 
 @dataclass(frozen=True)
-class CodecOnGpus(EncodersBuilder):
-    """The same of a codec.
+class EncodersOnGpus(EncodersBuilder):
+    """The same of the encoders.
 
     Attributes:
         memory: of each GPU, in bytes.

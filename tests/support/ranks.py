@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # every rank imports this file: most need none of it
     import torch
 
+    from cluster.ranks import RenderRequest
     from cluster.ranks.renderer import Renderer
-    from cluster.ranks.tasks import RenderRequest
 
 
 def build(rank: int, world_size: int, init_method: str) -> tuple[int, int]:
@@ -43,7 +43,7 @@ def who(built: tuple[int, int], payload: object) -> tuple[tuple[int, int], objec
 def latents(renderer: Renderer, request: RenderRequest) -> torch.Tensor:
     """What is drawn before it is decoded and rounded, float32."""
     item = request.item
-    return renderer.denoise(item.prompt, item.seed, item.arguments)
+    return renderer.latents(item.prompt, item.seed, item.arguments)
 
 
 def touch(built: tuple[int, int], folder: Path) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 
 from cluster.models.model import Model
+from cluster.ranks import Rendering, RenderRequest, render_item
 from cluster.ranks.renderer import Renderer
-from cluster.ranks.tasks import Rendering, RenderRequest, render_item
 from tests.support.ranks import latents
 
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from cluster.ranks import Rendering, RenderRequest, decode_item, render_item
 from cluster.ranks import sequence_parallel as xdit
-from cluster.ranks.tasks import Rendering, RenderRequest, decode_item, render_item
 from cluster.ranks.tiles import dealt
 from tests.support import small_pipelines as small
 
 if TYPE_CHECKING:
-    from cluster.ranks.encoders import Codec
+    from cluster.ranks.encoders import Encoders
     from cluster.ranks.renderer import Renderer
     from cluster.work.plan import WorkItem
 
@@ -118,25 +118,25 @@ def _counted(vae: Any) -> Iterator[list[int]]:
         watching.remove()
 
 
-def components(codec: Codec, payload: object) -> list[set[str]]:
+def components(encoders: Encoders, payload: object) -> list[set[str]]:
     """The components with weights of each rank, by rank."""
     there = {
         name
-        for name, component in codec.pipeline.components.items()
+        for name, component in encoders.pipeline.components.items()
         if isinstance(component, torch.nn.Module)
     }
-    return _of_all(there, codec.world_size)
+    return _of_all(there, encoders.world_size)
 
 
-def decode_and_die_on_rank_1(codec: Codec, drawn: tuple[bytes, WorkItem]) -> object:
+def decode_and_die_on_rank_1(encoders: Encoders, denoised: tuple[bytes, WorkItem]) -> object:
     """Rank 1 is killed in its first tile, as by the kernel when memory runs out."""
-    if codec.rank == 1:
+    if encoders.rank == 1:
 
         def die(*_: Any) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
-        codec.pipeline.vae.decoder.conv_in.register_forward_pre_hook(die)
-    return decode_item(codec, drawn)
+        encoders.pipeline.vae.decoder.conv_in.register_forward_pre_hook(die)
+    return decode_item(encoders, denoised)
 
 
 def _of_all(value: Any, world_size: int) -> list[Any]:

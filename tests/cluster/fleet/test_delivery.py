@@ -18,8 +18,7 @@ from cluster.fleet.gang import Gang, GangStartError, TryAgainError
 from cluster.fleet.staged_gang import StagedGang
 from cluster.media import video
 from cluster.models.model import find_model
-from cluster.ranks.builders import rank_builder
-from cluster.ranks.tasks import RenderRequest, render_item
+from cluster.ranks import RenderRequest, rank_builder, render_item
 from cluster.results import attempts, manifest
 from cluster.results.manifest import Manifest
 from cluster.store import open_store

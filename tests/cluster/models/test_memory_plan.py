@@ -18,7 +18,7 @@ FULL_SIZE = {"height": 720, "width": 1280, "num_frames": 129}
 
 @pytest.fixture(scope="module")
 def hunyuan(tmp_path_factory) -> Demand:
-    """A studio's demand at 1280x720x129 on one GPU; there are no weights, only configurations."""
+    """A staged gang's demand at 1280x720x129 on one GPU; there are no weights, only configurations."""
     folder = tmp_path_factory.mktemp("models") / "hunyuan"
     shutil.copytree(tiny.WEIGHTS, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     for name, sizes in FULL.items():
@@ -40,11 +40,11 @@ def test_weights_and_activations_of_the_real_model_are_counted_once_each(hunyuan
         "activations": 10.9,
         "velocities": 0.1,
         "process": 1.0,
-        "codec's text_encoder": 14.0,
-        "codec's text_encoder_2": 0.2,
-        "codec's vae": 0.5,
-        "codec's decoding": 12.5,
-        "codec's process": 1.0,
+        "encoders' text_encoder": 14.0,
+        "encoders' text_encoder_2": 0.2,
+        "encoders' vae": 0.5,
+        "encoders' decoding": 12.5,
+        "encoders' process": 1.0,
     }
 
 
@@ -53,7 +53,7 @@ def test_ranks_share_activations_and_rank_0_has_the_codec_beside_it(hunyuan):
     alone, shared = hunyuan.parts(1), pair.parts(1)
     assert shared["activations"] == pytest.approx(alone["activations"] / 2, rel=0.01)
     assert {**shared, "activations": 0} == {**alone, "activations": 0}
-    assert not any("codec" in name for name in shared)
+    assert not any("encoders" in name for name in shared)
     assert shared.items() < pair.parts(0).items()
 
 
@@ -66,8 +66,8 @@ def test_a_ring_holds_keys_and_values_beside_a_shares_activations(hunyuan):
 def test_a_codec_of_several_ranks_has_its_vae_on_each_and_its_encoders_on_rank_0(hunyuan):
     pair = replace(hunyuan, gang_size=2, encoders_size=2)
     assert pair.parts(0) == replace(pair, encoders_size=1).parts(0)
-    beside = {name for name in pair.parts(1) if name.startswith("codec")}
-    assert beside == {"codec's vae", "codec's decoding", "codec's process"}
+    beside = {name for name in pair.parts(1) if name.startswith("encoders")}
+    assert beside == {"encoders' vae", "encoders' decoding", "encoders' process"}
 
 
 @pytest.mark.parametrize(
@@ -85,9 +85,9 @@ def test_a_codec_leaves_the_gpu_only_where_it_does_not_fit_beside_the_gang(
 def test_offloaded_the_codec_takes_no_more_than_its_largest_stage(hunyuan):
     resident, one_by_one = hunyuan.parts(0), hunyuan.parts(0, offloaded=True)
     assert set(resident) - set(one_by_one) == {
-        "codec's text_encoder_2",
-        "codec's vae",
-        "codec's decoding",
+        "encoders' text_encoder_2",
+        "encoders' vae",
+        "encoders' decoding",
     }
     assert one_by_one.items() < resident.items()
 
@@ -128,7 +128,7 @@ def test_where_weights_alone_are_too_large_no_shape_and_no_gang_is_advised(hunyu
 
 def test_a_wider_dtype_takes_as_much_more(hunyuan):
     wide = replace(hunyuan, model=replace(hunyuan.model, dtype="float32"))
-    for name in ("activations", "codec's decoding"):
+    for name in ("activations", "encoders' decoding"):
         assert wide.parts(0)[name] == 2 * hunyuan.parts(0)[name]
 
 

@@ -1,6 +1,7 @@
 """Every pipeline of the table, whole and small: what the driver knows of it is what it does."""
 
 import dataclasses
+import inspect
 import json
 import shutil
 import typing
@@ -16,9 +17,9 @@ import torch
 from cluster.fleet.gang import Gang
 from cluster.models.model import Model, ModelError, find_model
 from cluster.models.pipelines import DENOISERS, PIPELINES, TEXT
-from cluster.ranks.builders import RankBuilder
+from cluster.ranks import RankBuilder, RenderRequest, encoded, render_item
+from cluster.ranks.loading import load_pipeline
 from cluster.ranks.renderer import Renderer
-from cluster.ranks.tasks import RenderRequest, encoded, render_item
 from cluster.work.plan import plan_items
 from cluster.work.prompts import Prompt
 from meancache import Schedule
@@ -90,11 +91,11 @@ def test_its_stages_in_processes_of_their_own_draw_what_the_pipeline_draws(small
     if "true_cfg_scale" in kind.takes:
         arguments |= {"negative_prompt": "noise", "true_cfg_scale": 3.0}
     denoiser = Renderer(small.model, 0, 1, "", without=TEXT)
-    codec = Renderer(small.model, 0, 1, "", without=DENOISERS)
-    texts = codec.read(PROMPT, arguments)
-    assert codec.read(PROMPT, arguments) is texts
-    drawing = denoiser.draw(PROMPT, 3, arguments, texts=texts)
-    frames = codec.decode(drawing.latents, arguments)
+    encoders = Renderer(small.model, 0, 1, "", without=DENOISERS)
+    texts = encoders.encode_prompt(PROMPT, arguments)
+    assert encoders.encode_prompt(PROMPT, arguments) is texts
+    denoised = denoiser.denoise(PROMPT, 3, arguments, texts=texts)
+    frames = encoders.decode(denoised.latents, arguments)
     own = dict(arguments)
     if kind.guider:  # whose guidance is no argument
         del own["guidance_scale"]
@@ -105,11 +106,35 @@ def test_its_stages_in_processes_of_their_own_draw_what_the_pipeline_draws(small
     assert np.array_equal(frames, np.rint(expected * 255).astype(np.uint8))
 
 
+@pytest.mark.parametrize("name", PIPELINES)
+def test_defaults_are_those_of_the_pipelines_call(name):
+    kind = PIPELINES[name]
+    parameters = inspect.signature(getattr(diffusers, name).__call__).parameters
+    assert {
+        argument: default for argument, default in kind.arguments.items() if argument in parameters
+    } == {
+        argument: parameters[argument].default
+        for argument in kind.arguments
+        if argument in parameters
+    }
+
+
+@pytest.mark.parametrize("pixels", [8, 16])
+@pytest.mark.parametrize("target", [64, 240, 480, 640, 720, 960])
+def test_the_default_size_of_hunyuan_video_15_is_its_image_processors(target, pixels):
+    from diffusers.pipelines.hunyuan_video1_5.image_processor import HunyuanVideo15ImageProcessor
+
+    processor = HunyuanVideo15ImageProcessor(vae_scale_factor=pixels)
+    expected = processor.calculate_default_height_width(9, 16, target)
+    size = PIPELINES["HunyuanVideo15Pipeline"].size
+    assert size({"target_size": target}, pixels) == expected
+
+
 @pytest.mark.parametrize("name", ["FLUX.1", "HunyuanVideo", "HunyuanVideo-1.5", "SD3", "Z-Image"])
 def test_the_driver_knows_what_is_decoded_in_tiles(saved, name):
     """By the VAE itself, with the tile sizes that it has after loading."""
     model = saved(name).model
-    vae = model.load(torch.device("cpu")).vae.to("meta")
+    vae = load_pipeline(model, torch.device("cpu")).vae.to("meta")
     decoded = []
     vae.decoder.register_forward_pre_hook(lambda *_: decoded.append(1))
     frames, pixels = model.temporal_compression, vae.config.get("spatial_compression_ratio", 8)
@@ -135,10 +160,10 @@ def test_tiles_of_decoders_that_carry_features_on_are_left_to_one_process(saved,
 
 
 def test_a_run_depends_on_prompt_and_seed_alone(small, alone):
-    first = alone.denoise(PROMPT, 3, small.arguments)
-    assert not torch.equal(alone.denoise("a blue square", 3, small.arguments), first)
-    assert not torch.equal(alone.denoise(PROMPT, 4, small.arguments), first)
-    assert torch.equal(alone.denoise(PROMPT, 3, small.arguments), first)
+    first = alone.latents(PROMPT, 3, small.arguments)
+    assert not torch.equal(alone.latents("a blue square", 3, small.arguments), first)
+    assert not torch.equal(alone.latents(PROMPT, 4, small.arguments), first)
+    assert torch.equal(alone.latents(PROMPT, 3, small.arguments), first)
 
 
 def test_guidance_and_a_schedule_run_the_forwards_that_the_driver_counts(small, alone):
@@ -278,7 +303,7 @@ def test_wans_multistep_sampler_gives_way_to_euler_steps_of_its_shift(saved):
     model = saved("Wan 2.1").model
     config = json.loads((Path(model.source) / "scheduler" / "scheduler_config.json").read_text())
     assert config["_class_name"] == "UniPCMultistepScheduler"
-    scheduler = model.load(torch.device("cpu")).scheduler
+    scheduler = load_pipeline(model, torch.device("cpu")).scheduler
     assert type(scheduler).__name__ == "FlowMatchEulerDiscreteScheduler"
     assert scheduler.config.shift == config["flow_shift"] == 3.0
 

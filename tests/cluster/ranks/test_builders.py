@@ -10,20 +10,26 @@ from cluster.fleet import driver as fleet
 from cluster.fleet.gang import Gang, GangStartError
 from cluster.models.memory_plan import Demand, MemoryPlanError
 from cluster.models.pipelines import DENOISERS, TEXT
-from cluster.ranks.builders import denoiser_builder, encoders_builder, rank_builder
+from cluster.ranks import (
+    RenderRequest,
+    denoise_item,
+    denoiser_builder,
+    encode_prompt,
+    encoders_builder,
+    rank_builder,
+)
 from cluster.ranks.memory import component_bytes, gpu_bytes
 from cluster.ranks.renderer import Renderer
-from cluster.ranks.tasks import RenderRequest, draw_item, read_texts
 from cluster.work.plan import WorkItem, plan_items
 from cluster.work.prompts import Prompt
-from tests.support.gpus import CodecOnGpus, OnGpus
+from tests.support.gpus import EncodersOnGpus, OnGpus
 
 GIB = 2**30
 
 
 @pytest.fixture
 def tight(model) -> int:
-    """Bytes of a GPU that holds the embedded model's gang, and its codec if that makes room."""
+    """Bytes of a GPU that holds the embedded model's gang, and its encoders if that makes room."""
     demand = Demand(model, component_bytes(model), model.defaults, 2, encoders_size=1)
     resident, offloaded = (sum(demand.parts(0, moved).values()) for moved in (False, True))
     assert offloaded < resident
@@ -54,16 +60,16 @@ def test_a_machine_without_a_gpu_and_a_job_of_unknown_size_refuse_nothing(model)
 
 
 def test_a_codec_makes_room_where_the_gang_it_stands_beside_needs_it(model, tight):
-    codec = encoders_builder(model, model.defaults, 2)
-    assert codec.offloads(0, 1, tight)
-    assert not codec.offloads(0, 1, 80 * GIB)
+    encoders = encoders_builder(model, model.defaults, 2)
+    assert encoders.offloads(0, 1, tight)
+    assert not encoders.offloads(0, 1, 80 * GIB)
     gang = denoiser_builder(model, model.defaults)
     gang.check(0, 2, tight)  # rank 0 reckons with it
     gang.check(1, 2, tight)
     with pytest.raises(MemoryPlanError):
         gang.check(0, 2, GIB)
     with pytest.raises(MemoryPlanError):
-        codec.offloads(0, 1, GIB)
+        encoders.offloads(0, 1, GIB)
 
 
 def test_ranks_that_hold_the_whole_pipeline_are_refused_too(model):
@@ -78,26 +84,26 @@ def item(model) -> WorkItem:
 
 
 def test_an_offloaded_codec_reads_and_decodes_the_same(model, item, tight):
-    builder = CodecOnGpus(model, item.arguments, 2, memory=tight)
+    builder = EncodersOnGpus(model, item.arguments, 2, memory=tight)
     resident, offloaded = encoders_builder(model)(0, 1, ""), builder(0, 1, "")
-    there, _ = read_texts(offloaded, item)
-    for one, other in zip(tensors(read_texts(resident, item)[0]), tensors(there), strict=True):
+    there, _ = encode_prompt(offloaded, item)
+    for one, other in zip(tensors(encode_prompt(resident, item)[0]), tensors(there), strict=True):
         assert torch.equal(one, other)
-    drawing = draw_item(denoiser_builder(model)(0, 1, ""), RenderRequest(item, None, there))
+    denoised = denoise_item(denoiser_builder(model)(0, 1, ""), RenderRequest(item, None, there))
     for _ in range(2):  # the second time, its components have been away
-        frames = offloaded.decode(drawing.latents, item.arguments)
-        assert np.array_equal(frames, resident.decode(drawing.latents, item.arguments))
+        frames = offloaded.decode(denoised.latents, item.arguments)
+        assert np.array_equal(frames, resident.decode(denoised.latents, item.arguments))
 
 
 def test_each_component_of_an_offloaded_codec_is_sent_for_when_it_works_and_sent_back(model, item):
-    codec = Renderer(model, 0, 1, "", DENOISERS, offloaded=True)
-    sent_for = spied(codec.pipeline)
-    texts = codec.read(item.prompt, item.arguments)
+    encoders = Renderer(model, 0, 1, "", DENOISERS, offloaded=True)
+    sent_for = spied(encoders.pipeline)
+    texts = encoders.encode_prompt(item.prompt, item.arguments)
     assert sent_for == ["text_encoder", "text_encoder_2"]
     # As at the end of a pipeline's call all go back, and wait to be sent for anew.
-    sent_for = spied(codec.pipeline)
-    drawing = draw_item(denoiser_builder(model)(0, 1, ""), RenderRequest(item, None, texts))
-    codec.decode(drawing.latents, item.arguments)
+    sent_for = spied(encoders.pipeline)
+    denoised = denoise_item(denoiser_builder(model)(0, 1, ""), RenderRequest(item, None, texts))
+    encoders.decode(denoised.latents, item.arguments)
     assert sent_for == ["vae"]
 
 

@@ -1,4 +1,4 @@
-"""A codec of several ranks: rank 0 reads, all decode, and nobody can tell how many they were."""
+"""A encoders of several ranks: rank 0 reads, all decode, and nobody can tell how many they were."""
 
 import pickle
 from collections.abc import Iterator
@@ -10,9 +10,8 @@ import torch
 from cluster.fleet.delivery import Delivery
 from cluster.fleet.gang import Gang, GangTaskError
 from cluster.fleet.staged_gang import StagedGang
-from cluster.ranks.builders import encoders_builder, encoders_size
+from cluster.ranks import decode_item, encode_prompt, encoders_builder, encoders_size
 from cluster.ranks.renderer import Renderer
-from cluster.ranks.tasks import decode_item, read_texts
 from cluster.results.manifest import Manifest
 from cluster.store import open_store
 from cluster.work.plan import WorkItem, plan_items
@@ -23,7 +22,7 @@ ENCODERS = {"text_encoder", "text_encoder_2"}
 
 
 @pytest.fixture(scope="module", params=[2, 3])
-def codec(model, request) -> Iterator[Gang]:
+def encoders(model, request) -> Iterator[Gang]:
     with Gang(encoders_builder(model), request.param) as ranks:
         yield ranks
 
@@ -40,7 +39,7 @@ def asked(model, **size: int) -> WorkItem:
 
 
 def drawn(whole: Renderer, item: WorkItem) -> tuple[bytes, WorkItem]:
-    return whole.draw(item.prompt, item.seed, item.arguments).latents, item
+    return whole.denoise(item.prompt, item.seed, item.arguments).latents, item
 
 
 @pytest.mark.parametrize(
@@ -51,44 +50,44 @@ def drawn(whole: Renderer, item: WorkItem) -> tuple[bytes, WorkItem]:
         {"width": 416, "num_frames": 5},  # 2, side by side
     ],
 )
-def test_it_decodes_what_one_process_does(model, codec, whole, size):
+def test_it_decodes_what_one_process_does(model, encoders, whole, size):
     item = asked(model, **size)
     latents, _ = drawn(whole, item)
-    frames, seconds = codec.run(decode_item, (latents, item))
+    frames, seconds = encoders.run(decode_item, (latents, item))
     assert np.array_equal(frames, whole.decode(latents, item.arguments))
     assert seconds > 0
 
 
-def test_texts_are_read_by_rank_0_which_alone_has_encoders(model, codec, whole):
+def test_texts_are_read_by_rank_0_which_alone_has_encoders(model, encoders, whole):
     item = asked(model)
-    texts, _ = codec.run(read_texts, item)
-    expected = whole.read(item.prompt, item.arguments)
+    texts, _ = encoders.run(encode_prompt, item)
+    expected = whole.encode_prompt(item.prompt, item.arguments)
     torch.testing.assert_close(pickle.loads(texts), pickle.loads(expected), atol=0, rtol=0)
-    others = [{"vae"}] * (codec.world_size - 1)
-    assert codec.run(tiled.components, None) == [{"vae"} | ENCODERS, *others]
+    others = [{"vae"}] * (encoders.world_size - 1)
+    assert encoders.run(tiled.components, None) == [{"vae"} | ENCODERS, *others]
 
 
 def test_a_rank_that_dies_in_its_tile_fails_the_task_and_the_next_has_new_ranks(
-    model, codec, whole
+    model, encoders, whole
 ):
     latents = drawn(whole, asked(model, num_frames=37))
-    before = codec.pids
+    before = encoders.pids
     with pytest.raises(GangTaskError, match="rank 1 died with exit code -9"):
-        codec.run(tiled.decode_and_die_on_rank_1, latents)
-    frames, _ = codec.run(decode_item, latents)
+        encoders.run(tiled.decode_and_die_on_rank_1, latents)
+    frames, _ = encoders.run(decode_item, latents)
     assert frames.shape == (37, 64, 64, 3)
-    assert not set(codec.pids) & set(before)
+    assert not set(encoders.pids) & set(before)
 
 
-def test_a_studio_delivers_the_same_file_whatever_its_codecs_ranks(
-    model, codec, gang_of_one, tmp_path
+def test_the_same_file_is_delivered_whatever_the_encoders_ranks(
+    model, encoders, gang_of_one, tmp_path
 ):
     item = asked(model, num_frames=37)
     rows = [
-        Delivery(Manifest(open_store(str(tmp_path / folder))), model, None)(studio, item)
-        for folder, studio in [
+        Delivery(Manifest(open_store(str(tmp_path / folder))), model, None)(staged, item)
+        for folder, staged in [
             ("one", StagedGang(gang_of_one, gang_of_one)),
-            ("several", StagedGang(gang_of_one, codec)),
+            ("several", StagedGang(gang_of_one, encoders)),
         ]
     ]
     assert [row["status"] for row in rows] == ["ok", "ok"]

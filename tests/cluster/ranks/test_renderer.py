@@ -9,9 +9,7 @@ import torch
 
 from cluster.fleet.gang import Gang
 from cluster.media import video
-from cluster.ranks import renderer
-from cluster.ranks.builders import RankBuilder
-from cluster.ranks.tasks import Drawing, RenderRequest, draw_item, render_item
+from cluster.ranks import Denoised, RankBuilder, RenderRequest, denoise_item, render_item, renderer
 from cluster.work.plan import plan_items
 from cluster.work.prompts import Prompt
 from meancache import Schedule, apply_mean_cache, remove_mean_cache
@@ -126,16 +124,16 @@ def test_compiled_ranks_draw_the_video_of_eager_ones(model, schedule, world_size
     drawn = []
     for compiled in (False, True):
         with Gang(RankBuilder(model, compiled=compiled), world_size) as gang:
-            drawn.append([gang.run(draw_item, one) for one in requests])
+            drawn.append([gang.run(denoise_item, one) for one in requests])
     for eager, compiled in zip(*drawn, strict=True):
         assert compiled.nfe == eager.nfe
         difference = latents(compiled) - latents(eager)
         assert difference.abs().max() < 1e-4  # fused, sums are rounded in another order
 
 
-def latents(drawing: Drawing) -> torch.Tensor:
+def latents(denoised: Denoised) -> torch.Tensor:
     """What the VAE is called with: of order 1."""
-    (given, *_), _ = pickle.loads(drawing.latents)
+    (given, *_), _ = pickle.loads(denoised.latents)
     return given
 
 
@@ -164,7 +162,7 @@ def test_the_renderer_runs_under_torchrun_without_ray_as_the_readme_says(
     followed = Schedule.load(PROJECT / said["--schedule"])
     expected = gang_of_one.run(render_item, RenderRequest(item, followed)).frames
     drawn = video.decode((tmp_path / said["--output"]).read_bytes())
-    assert psnr(drawn, expected) > 25  # what the codec leaves
+    assert psnr(drawn, expected) > 25  # what the encoders leaves
 
 
 def test_the_loop_is_timed_without_what_comes_before_and_after_it(model, gang_of_one):

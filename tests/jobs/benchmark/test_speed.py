@@ -55,11 +55,11 @@ def test_random_weights_are_the_same_in_every_process_and_draw_a_video():
     model = random_model(SCALED, "float32")
     arguments = {**model.defaults, "num_inference_steps": 2}
     whole = Renderer(model, 0, 1, "")
-    codec = Renderer(model, 0, 1, "", without=("transformer",))
-    texts = codec.read(speed.PROMPT, arguments)
-    drawing = Renderer(model, 0, 1, "", without=("text_encoder", "tokenizer")).draw(
+    encoders = Renderer(model, 0, 1, "", without=("transformer",))
+    texts = encoders.encode_prompt(speed.PROMPT, arguments)
+    denoised = Renderer(model, 0, 1, "", without=("text_encoder", "tokenizer")).denoise(
         speed.PROMPT, 0, arguments, texts=texts
     )
-    frames = codec.decode(drawing.latents, arguments)
+    frames = encoders.decode(denoised.latents, arguments)
     assert (frames == whole.render(speed.PROMPT, 0, arguments).frames).all()
     assert torch.get_default_dtype() == torch.float32

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.fleet.gang import Gang
-from cluster.ranks.builders import rank_builder
+from cluster.ranks import rank_builder
 from cluster.ranks.renderer import Renderer
 from cluster.store import open_store
 from cluster.work.plan import WorkItem, plan_items
@@ -156,7 +156,7 @@ def small_graph(model) -> Calibration:
     renderer = Renderer(model, 0, 1, "")
     arguments = {**model.defaults, "num_inference_steps": STEPS}
     with record_trajectory(renderer.pipeline.transformer) as trajectory:
-        renderer.denoise(PROMPTS[2], 5, arguments)
+        renderer.latents(PROMPTS[2], 5, arguments)
     velocities = trajectory.velocities(STEPS)
     statistics = trajectory_statistics(velocities, model.grid(STEPS), "c", 5, PROMPTS[2])
     return Calibration(model.grid(STEPS), model.key, model.conditions(arguments)).add([statistics])

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from cluster.fleet.gang import Gang
-from cluster.ranks.builders import rank_builder
+from cluster.ranks import RenderRequest, rank_builder
 from cluster.ranks.sequence_parallel import attention_backend
-from cluster.ranks.tasks import RenderRequest
 from cluster.work.plan import plan_items
 from cluster.work.prompts import Prompt
 from tests.support import ranks

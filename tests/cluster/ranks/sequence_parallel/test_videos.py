@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.fleet.gang import Gang
-from cluster.ranks.builders import RankBuilder, rank_builder
+from cluster.ranks import RankBuilder, RenderRequest, rank_builder
 from cluster.ranks.sequence_parallel.videos import missing, shown_tokens
-from cluster.ranks.tasks import RenderRequest
 from cluster.work.plan import plan_items
 from cluster.work.prompts import Prompt
 from tests.support import ranks

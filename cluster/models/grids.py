@@ -1,0 +1,116 @@
+"""The noise levels of a run, from a scheduler's configuration alone.
+
+diffusers' FlowMatchEulerDiscreteScheduler computes the same, and takes seconds to import; a driver
+only needs the numbers. All arithmetic is in the dtype that diffusers uses, so the levels are equal
+to the last bit of float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from meancache.grid import Grid
+from meancache.json_values import shown
+
+EULER = "FlowMatchEulerDiscreteScheduler"
+KARRAS_RHO = 7.0
+BETA = 0.6
+
+
+def euler_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The Euler scheduler's configuration for a checkpoint's scheduler.
+
+    A checkpoint may have another sampler of the same flow, as Wan's have: then it is the Euler
+    scheduler of that sampler's shift, because a schedule's jumps add up only there.
+
+    Raises:
+        ValueError: the scheduler does not sample a flow.
+    """
+    name = config.get("_class_name", EULER)
+    if name == EULER:
+        return dict(config)
+    if config.get("prediction_type") == "flow_prediction" and "flow_shift" in config:
+        trained = config.get("num_train_timesteps", 1000)
+        return {"shift": config["flow_shift"], "num_train_timesteps": trained}
+    raise ValueError(f"its scheduler {shown(name)} does not follow a flow")
+
+
+def euler_grid(config: Mapping[str, Any], steps: int, even: bool, tokens: int | None) -> Grid:
+    """The grid that the Euler scheduler of this configuration runs.
+
+    Args:
+        config: of the scheduler.
+        steps: T.
+        even: the pipeline's call gives levels in equal steps from 1; else the scheduler spaces its
+            own, from the largest to the smallest that it was trained on.
+        tokens: of the output, where the pipeline's call shifts the levels with their number.
+
+    Raises:
+        KeyError, TypeError, ValueError, ArithmeticError: the configuration cannot be used, or the
+            levels do not fall strictly to 0.
+    """
+    dynamic = config.get("use_dynamic_shifting", False)
+    if dynamic and tokens is None:
+        raise ValueError("use_dynamic_shifting without a shift from the number of tokens")
+    shift = float(config.get("shift", 1.0))
+    trained = config.get("num_train_timesteps", 1000)
+    if even:
+        sigmas = np.linspace(1.0, 0.0, steps + 1)[:-1].astype(np.float32)
+    else:
+        ends = np.array([trained, 1], np.float32) / np.float32(trained)
+        first, last = (float(end) for end in (ends if dynamic else _shifted(ends, shift)))
+        sigmas = np.linspace(first * trained, last * trained, steps) / trained
+    if dynamic:
+        assert tokens is not None
+        sigmas = _shifted_by_size(sigmas, config, dynamic_shift(config, tokens))
+    else:
+        sigmas = _shifted(sigmas, shift)
+    if config.get("shift_terminal"):
+        left = 1 - sigmas
+        sigmas = 1 - left / (left[-1] / (1 - config["shift_terminal"]))
+    levels = _respaced(sigmas, config).astype(np.float32)
+    if config.get("invert_sigmas"):
+        raise ValueError("invert_sigmas runs from 0 up to 1")
+    return Grid((*map(float, levels), 0.0), scheduler=EULER, shift=shift)
+
+
+def dynamic_shift(config: Mapping[str, Any], tokens: int) -> float:
+    """mu of a scheduler with use_dynamic_shifting: a line through the two points of its
+    configuration, as in diffusers' calculate_shift."""
+    tokens_0, tokens_1 = config["base_image_seq_len"], config["max_image_seq_len"]
+    mu_0, mu_1 = config["base_shift"], config["max_shift"]
+    return float(mu_0 + (mu_1 - mu_0) * (tokens - tokens_0) / (tokens_1 - tokens_0))
+
+
+def _shifted(sigmas: np.ndarray, shift: float) -> np.ndarray:
+    shifted: np.ndarray = shift * sigmas / (1 + (shift - 1) * sigmas)
+    return shifted
+
+
+def _shifted_by_size(sigmas: np.ndarray, config: Mapping[str, Any], mu: float) -> np.ndarray:
+    kind = config.get("time_shift_type", "exponential")
+    if kind not in ("exponential", "linear"):
+        raise ValueError(f"time_shift_type {shown(kind)} is neither exponential nor linear")
+    scale = math.exp(mu) if kind == "exponential" else mu
+    shifted: np.ndarray = scale / (scale + (1 / sigmas - 1))
+    return shifted
+
+
+def _respaced(sigmas: np.ndarray, config: Mapping[str, Any]) -> np.ndarray:
+    """Levels between the same ends, spaced as one of three papers has them, or as they are."""
+    first, last = float(sigmas[0]), float(sigmas[-1])
+    ramp = np.linspace(0, 1, len(sigmas))
+    if config.get("use_karras_sigmas"):
+        ends = first ** (1 / KARRAS_RHO), last ** (1 / KARRAS_RHO)
+        return (ends[0] + ramp * (ends[1] - ends[0])) ** KARRAS_RHO
+    if config.get("use_exponential_sigmas"):
+        return np.exp(np.linspace(math.log(first), math.log(last), len(sigmas)))
+    if config.get("use_beta_sigmas"):
+        import scipy.stats  # half a second, and few checkpoints need it
+
+        return last + scipy.stats.beta.ppf(1 - ramp, BETA, BETA) * (first - last)
+    return sigmas
