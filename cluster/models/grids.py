@@ -87,7 +87,8 @@ def dynamic_shift(config: Mapping[str, Any], tokens: int) -> float:
 
 
 def _shifted(sigmas: np.ndarray, shift: float) -> np.ndarray:
-    shifted: np.ndarray = shift * sigmas / (1 + (shift - 1) * sigmas)
+    with np.errstate(all="ignore"):  # the grid refuses what is not finite
+        shifted: np.ndarray = shift * sigmas / (1 + (shift - 1) * sigmas)
     return shifted
 
 

@@ -55,8 +55,13 @@ def test_a_checkpoint_of_another_sampler_gets_the_euler_scheduler_of_its_shift()
 
 
 @pytest.mark.parametrize(
-    "config", [{**SIZED, "time_shift_type": "cubic"}, {"invert_sigmas": True}, {"shift": -3.0}]
+    ("config", "sentence"),
+    [
+        ({**SIZED, "time_shift_type": "cubic"}, "neither exponential nor linear"),
+        ({"invert_sigmas": True}, "runs from 0 up to 1"),
+        ({"shift": -3.0}, "must fall strictly"),
+    ],
 )
-def test_levels_that_cannot_be_run_are_refused(config):
-    with pytest.raises(ValueError):
+def test_levels_that_cannot_be_run_are_refused(config, sentence):
+    with pytest.raises(ValueError, match=sentence):
         euler_grid(config, 10, True, 2040)

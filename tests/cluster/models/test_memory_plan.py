@@ -18,7 +18,7 @@ FULL_SIZE = {"height": 720, "width": 1280, "num_frames": 129}
 
 @pytest.fixture(scope="module")
 def hunyuan(tmp_path_factory) -> Demand:
-    """A staged gang's demand at 1280x720x129 on one GPU; there are no weights, only configurations."""
+    """A staged gang's demand at 1280x720x129 on one GPU, of configurations alone."""
     folder = tmp_path_factory.mktemp("models") / "hunyuan"
     shutil.copytree(tiny.WEIGHTS, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     for name, sizes in FULL.items():

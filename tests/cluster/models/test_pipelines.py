@@ -110,13 +110,9 @@ def test_its_stages_in_processes_of_their_own_draw_what_the_pipeline_draws(small
 def test_defaults_are_those_of_the_pipelines_call(name):
     kind = PIPELINES[name]
     parameters = inspect.signature(getattr(diffusers, name).__call__).parameters
-    assert {
-        argument: default for argument, default in kind.arguments.items() if argument in parameters
-    } == {
-        argument: parameters[argument].default
-        for argument in kind.arguments
-        if argument in parameters
-    }
+    for argument, default in kind.arguments.items():
+        if argument in parameters:  # the guidance of one with a guider is not
+            assert default == parameters[argument].default
 
 
 @pytest.mark.parametrize("pixels", [8, 16])

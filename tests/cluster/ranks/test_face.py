@@ -12,7 +12,8 @@ from cluster.models.memory_plan import Demand
 model = find_model("tiny")
 model.grid(50)
 Demand(model, component_bytes(model), model.defaults, 1, 1).offloads(80e9, 0)
-print([name for name in ("torch", "diffusers", "transformers", "accelerate") if name in sys.modules])
+heavy = {"torch", "diffusers", "transformers", "accelerate"}
+print(sorted(heavy & set(sys.modules)))
 """
 
 
