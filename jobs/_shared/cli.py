@@ -9,27 +9,22 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TextIO
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import TextIO
 
 import configargparse
 import yaml
-from ray.exceptions import RayError
 
 from cluster.fleet.draining import EXIT_TERMINATED, Stopped, stoppable
-from cluster.fleet.driver import Gangs, parse_count
-from cluster.fleet.gang import BuildRank, GangError
-from cluster.models.model import DTYPES, Model, find_model
+from cluster.fleet.gang import GangError
+from cluster.models.model import DTYPES
 from cluster.models.pipelines import PIPELINES
-from cluster.store import MissingKey, Store, StoreError, open_store
+from cluster.store import StoreError
+from jobs._shared.configs import FleetConfig, ModelConfig
 from jobs._shared.numbers import finite, positive
-from meancache.calibration import Calibration
-from meancache.errors import CalibrationError, InputError
-
-# Set by `ray job submit` in the environment of the job's driver.
-SUBMITTED_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+from meancache.errors import InputError
 
 EXIT_ERROR, EXIT_REFUSED, EXIT_FAILED_ITEMS = 1, 2, 3
 EXIT_INTERRUPTED = 130
@@ -164,73 +159,27 @@ def add_fleet(parser: argparse.ArgumentParser, gangs: str = "all the cluster has
     group.add_argument("--dry-run", action="store_true", help="print what would be done, and stop")
 
 
-def open_output(options: argparse.Namespace) -> Store:
-    """The store of --output, after a probe.
-
-    Raises:
-        StoreError: it cannot be used, or would be gone when the job ends.
-    """
-    local = not options.output.startswith("s3:")
-    if local and not os.path.isabs(options.output) and SUBMITTED_MARK in os.environ:
-        raise StoreError(
-            f"--output {options.output!r} is a relative path, but a submitted job runs in a "
-            "temporary copy of its working directory: give s3://bucket/prefix, or an absolute "
-            "path that all nodes share"
-        )
-    store = open_store(options.output)
-    store.probe()
-    return store
+def model_config(options: argparse.Namespace) -> ModelConfig:
+    """The flags of `add_model`."""
+    return ModelConfig(**{one.name: getattr(options, one.name) for one in fields(ModelConfig)})
 
 
-def read_graph(folder: str) -> Calibration:
-    """The graph that a calibration finished, of its ROOT/graph. Raises CalibrationError."""
-    store = open_store(folder)
-    try:
-        return Calibration.from_parquet(store.get("statistics.parquet"))
-    except MissingKey as error:
-        raise CalibrationError(
-            f"{store.uri('statistics.parquet')} does not exist; give the ROOT/graph that "
-            "jobs.calibrate finished"
-        ) from error
-
-
-def model_and_arguments(options: argparse.Namespace) -> tuple[Model, dict[str, Any]]:
-    """The model of --model, and the call arguments after the flags. Raises ModelError."""
-    model = find_model(options.model, options.revision, options.dtype)
-    given: Mapping[str, Any] = {
-        "height": options.height,
-        "width": options.width,
-        "num_frames": options.num_frames,
-        "guidance_scale": options.guidance_scale,
-        "true_cfg_scale": options.true_cfg_scale,
-        "negative_prompt": options.negative_prompt,
-        "num_inference_steps": options.steps,
-    }
-    wanted = {name: value for name, value in given.items() if value is not None}
-    return model, {**model.defaults, **wanted}
-
-
-def gangs(
-    options: argparse.Namespace, build_rank: BuildRank, build_encoders: BuildRank | None = None
-) -> Gangs:
-    """The gangs of --gang-size and --gangs. Raises FleetError."""
-    least, most = (None, None) if options.gangs is None else parse_count(options.gangs)
-    return Gangs(build_rank, options.gang_size, least, most, build_encoders)
+def fleet_config(options: argparse.Namespace) -> FleetConfig:
+    """The flags of `add_fleet`."""
+    return FleetConfig(options.gang_size, options.gangs)
 
 
 def run_job(
-    prepare: Callable[[argparse.Namespace], Any],
-    perform: Callable[[Any], int],
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None,
+    run: Callable[[argparse.Namespace], int],
 ) -> int:
-    """Parses, prepares, performs; turns what can go wrong into a sentence and an exit code.
+    """Parses the flags, runs, and turns what can go wrong into a sentence and an exit code.
 
     Args:
-        prepare: checks everything that can be checked, before any rank starts.
-        perform: does the work and returns the exit code.
         parser: of the job's flags.
         argv: the arguments, or None for the process's own.
+        run: the workflow, by parsed flags; returns the exit code.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         # In a job's log the lines of stdout and stderr should stand in the order they were said.
@@ -238,11 +187,7 @@ def run_job(
     options = parser.parse_args(argv)
     try:
         with stoppable():
-            try:
-                prepared = prepare(options)
-            except StoreError as error:
-                return _say(error, EXIT_REFUSED)
-            return perform(prepared)
+            return run(options)
     except InputError as error:
         return _say(error, EXIT_REFUSED)
     except KeyboardInterrupt:
@@ -251,8 +196,16 @@ def run_job(
         return _stopped(EXIT_TERMINATED)
     except (StoreError, GangError, OSError) as error:
         return _say(error, EXIT_ERROR)
-    except RayError as error:
+    except Exception as error:
+        if not _is_of_ray(error):
+            raise
         return _say(next(iter(str(error).split("\n")), "") or type(error).__name__, EXIT_ERROR)
+
+
+def _is_of_ray(error: Exception) -> bool:
+    """Whether it is one of Ray's own errors, which nothing raises before Ray is imported."""
+    ray = sys.modules.get("ray.exceptions")
+    return ray is not None and isinstance(error, ray.RayError)
 
 
 def _stopped(code: int) -> int:

@@ -1,7 +1,7 @@
 """The evaluation's figures, each a pure function from numbers to one inline SVG.
 
 Text stays text and every colour is a CSS variable of the page that holds the figure, so that one
-drawing serves light and dark. Knows what a standing, a graph and a schedule are; nothing of HTML.
+drawing serves light and dark. Knows what a result, a graph and a schedule are; nothing of HTML.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from jobs.evaluate.results import FULL, PAPER, Standing
+from jobs.evaluate.results import Result
+from jobs.evaluate.table import FULL, PAPER
 from jobs.refresh.drift import Drift
 from meancache.calibration import Calibration
 from meancache.quality import Summary
@@ -83,7 +84,7 @@ _LEFT, _TOP, _BOTTOM = 40, 24, 40
 
 @dataclass(frozen=True)
 class Point:
-    """A contender on a chart: what it cost, and its fidelity in dB."""
+    """A method on a chart: what it cost, and its fidelity in dB."""
 
     cost: float
     fidelity: Summary
@@ -113,14 +114,14 @@ def front(points: Iterable[Point]) -> list[Point]:
     return kept
 
 
-def fidelity(found: Sequence[Standing], cost: str, measure: str = "psnr") -> str | None:
+def fidelity(found: Sequence[Result], cost: str, measure: str = "psnr") -> str | None:
     """Figure 8: fidelity for cost, a line a method, with its standard errors.
 
     A method's settings that another of its settings beats at no more cost are left out, so each
     method shows its best face. Videos equal to the reference (infinite PSNR) have no place.
 
     Args:
-        found: the standings.
+        found: the results.
         cost: 'seconds' of the denoising loop, or 'share' of the full run's transformer FLOPs.
         measure: 'psnr', against the full run, or 'psnr_fine', against the fine solution; there
             the full run is drawn too.
@@ -250,19 +251,19 @@ def velocity_change(graph: Calibration) -> str:
 
 
 def cost_drift(found: Drift) -> str:
-    """What skipping the step after each step costs tonight, on the spread of earlier nights."""
-    steps = np.arange(len(found.tonight))
-    lines = np.concatenate([found.tonight, found.usual])
+    """What skipping the step after each step costs now, on the spread of earlier runs."""
+    steps = np.arange(len(found.latest))
+    lines = np.concatenate([found.latest, found.usual])
     # A spread that few trajectories tell of reaches far beyond the picture.
     low, high = lines.min() / 2, lines.max() * 2
     label = f"Cost of skipping a step. {found}"
     with _drawing("cost-drift", 300, label, right=16) as (axes, done):
         band = np.clip([found.low, found.high], low, high)
         axes.fill_between(steps, *band, facecolor=COLOURS["off"], linewidth=0)
-        axes.plot(steps, found.usual, color=COLOURS["soft"], linewidth=1.4, label="earlier nights")
-        axes.plot(steps, found.tonight, color=COLOURS["fitted"], linewidth=2.4, label="tonight")
+        axes.plot(steps, found.usual, color=COLOURS["soft"], linewidth=1.4, label="earlier runs")
+        axes.plot(steps, found.latest, color=COLOURS["fitted"], linewidth=2.4, label="this run")
         moved = found.moved
-        axes.scatter(moved, found.tonight[moved], s=26, color=COLOURS["paper"], zorder=3)
+        axes.scatter(moved, found.latest[moved], s=26, color=COLOURS["paper"], zorder=3)
         _key(axes)
         axes.set_yscale("log")
         axes.set_ylim(low, high)
@@ -392,7 +393,7 @@ def relative_change(rows: np.ndarray, gram: np.ndarray) -> np.ndarray:
     return np.sqrt(changed / size)
 
 
-def _points(found: Iterable[Standing], cost: str, measure: str) -> Iterator[Point]:
+def _points(found: Iterable[Result], cost: str, measure: str) -> Iterator[Point]:
     for one in found:
         price, summary = getattr(one, cost), getattr(one, measure)
         if price and summary is not None and math.isfinite(summary.mean):
@@ -425,7 +426,7 @@ def _curve(axes: Axes, method: str, points: Sequence[Point]) -> None:
     )
 
 
-def _full_run(axes: Axes, found: Sequence[Standing]) -> None:
+def _full_run(axes: Axes, found: Sequence[Result]) -> None:
     for one in found:
         if one.method == FULL and one.psnr_fine is not None:
             height = one.psnr_fine.mean

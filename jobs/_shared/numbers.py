@@ -36,3 +36,13 @@ def not_negative(text: str) -> int:
     if number < 0:
         raise argparse.ArgumentTypeError(f"{text} must not be negative")
     return number
+
+
+def budgets(text: str) -> tuple[int, ...]:
+    """'8,10,12' as numbers, ascending, each once."""
+    try:
+        return tuple(sorted({int(number) for number in text.split(",")}))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"budgets {text!r} must be numbers such as 8,10,12"
+        ) from None

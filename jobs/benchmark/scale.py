@@ -25,11 +25,11 @@ from cluster.results import manifest
 from cluster.results.manifest import Manifest
 from cluster.work import plan
 from cluster.work.plan import SHARD_SIZE, WorkItem
-from jobs._shared import cli as _cli
+from jobs._shared import cli
+from jobs._shared.configs import ModelConfig
 from jobs._shared.numbers import positive
 from jobs._shared.progress import progress
 from jobs.benchmark.null import NullRenderer
-from jobs.render import page as render_page
 from jobs.render import workflow as render
 
 # Of each half of the rows, how many are delivered by gangs: enough to know the rate.
@@ -37,26 +37,34 @@ BY_GANGS = 10_000
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A benchmark of so many rows."""
+class Config:
+    """A benchmark of so many rows.
 
-    rows: int
-    gangs: int
-    folder: Path
-    json: Path | None
+    Attributes:
+        rows: of the job.
+        gangs: at once.
+        output: a new folder for the root; None for a temporary one.
+        json: a file for the figures, or None.
+    """
+
+    rows: int = 10_000
+    gangs: int = 2
+    output: str | None = None
+    json: Path | None = None
 
 
-def prepare(options: argparse.Namespace) -> Prepared:
-    """Finds an empty place for the root."""
-    folder = Path(options.output or tempfile.mkdtemp(prefix="benchmark-"))
-    if options.output and (options.output.startswith("s3:") or folder.exists()):
+def _folder(output: str | None) -> Path:
+    """An empty place for the root. Raises SpecError."""
+    folder = Path(output or tempfile.mkdtemp(prefix="benchmark-"))
+    if output and (output.startswith("s3:") or folder.exists()):
         raise plan.SpecError(f"--output {folder} must be a folder that does not exist yet")
-    return Prepared(options.rows, options.gangs, folder, options.json)
+    return folder
 
 
-def perform(prepared: Prepared) -> int:
+def run(config: Config) -> None:
     """Half of a job, its resumption, and its resubmission when it is finished; prints figures."""
-    figures: dict[str, float] = {"rows": prepared.rows, "gangs": prepared.gangs}
+    folder = _folder(config.output)
+    figures: dict[str, float] = {"rows": config.rows, "gangs": config.gangs}
 
     @contextmanager
     def timed(name: str) -> Iterator[None]:
@@ -64,16 +72,18 @@ def perform(prepared: Prepared) -> int:
         yield
         figures[name] = figures.get(name, 0.0) + time.perf_counter() - started
 
-    prepared.folder.mkdir(parents=True, exist_ok=True)
-    prompts = prepared.folder / "prompts.txt"
+    folder.mkdir(parents=True, exist_ok=True)
+    prompts = folder / "prompts.txt"
     with prompts.open("w") as file:
-        file.writelines(f"prompt {number} of a benchmark\n" for number in range(prepared.rows))
-    command = [
-        *("--model", "tiny", "--prompts", str(prompts), "--budget", "10"),
-        *("--output", str((prepared.folder / "root").absolute())),
-    ]
+        file.writelines(f"prompt {number} of a benchmark\n" for number in range(config.rows))
+    rendering = render.Config(
+        output=str((folder / "root").absolute()),
+        prompts=str(prompts),
+        model=ModelConfig("tiny"),
+        budget=10,
+    )
     with timed("plan_s"):
-        job = render.prepare(render.parser().parse_args(command))
+        job = render.prepare(rendering)
     here = Manifest(job.store)
     plan.freeze(job.store, job.spec)
     half = len(job.items) // 2
@@ -81,7 +91,7 @@ def perform(prepared: Prepared) -> int:
     for part in filter(None, (job.items[:half], job.items[half:])):
         by_gangs, by_hand = part[:BY_GANGS], part[BY_GANGS:]
         delivered += len(by_gangs)
-        row, seconds = _deliver(job, by_gangs, prepared.gangs)
+        row, seconds = _deliver(job, by_gangs, config.gangs)
         figures["deliver_s"] = figures.get("deliver_s", 0.0) + seconds
         _write_receipts(here, by_hand, row)
         with timed("find_missing_s"):
@@ -94,19 +104,18 @@ def perform(prepared: Prepared) -> int:
     with timed("finish_s"):
         here.finish(manifest.by_shard(job.items))
     with timed("report_s"):
-        render_page.write(job.store)
+        render.write_page(job.store)
     # Before the job is planned once more in the same process, which no driver does.
     figures["driver_peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     del job, missing
     with timed("resubmit_finished_s"):
-        code = render.main(command)
+        render.run(rendering)
     figures["items_per_s"] = delivered / figures["deliver_s"]
     for name, value in figures.items():
         print(f"{name:20} {value:.4g}" if value % 1 else f"{name:20} {value:.0f}")
-    if prepared.json is not None:
-        prepared.json.write_text(json.dumps(figures, indent=1))
-    print(f"{delivered} videos by gangs, {prepared.rows} receipts: {prepared.folder}")
-    return code
+    if config.json is not None:
+        config.json.write_text(json.dumps(figures, indent=1))
+    print(f"{delivered} videos by gangs, {config.rows} receipts: {folder}")
 
 
 def _deliver(
@@ -137,7 +146,7 @@ def _write_receipts(here: Manifest, items: Sequence[WorkItem], like: dict[str, A
 
 def parser() -> argparse.ArgumentParser:
     """The job's flags."""
-    result = _cli.job_parser(
+    result = cli.job_parser(
         "jobs.benchmark scale",
         "Renders rows with ranks that render nothing, and reports the time to plan, items\n"
         "a second, the time to find what is missing in a half-finished root, the time of a\n"
@@ -157,4 +166,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return _cli.run_job(prepare, perform, parser(), argv)
+    return cli.run_job(parser(), argv, _run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    run(Config(options.rows, options.gangs, options.output, options.json))
+    return 0

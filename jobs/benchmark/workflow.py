@@ -1,4 +1,4 @@
-"""python -m jobs.benchmark: how fast this machine renders, and what skipping steps saves.
+"""How fast this machine renders, and what skipping steps saves.
 
 On a GPU the full-size HunyuanVideo, on a CPU the same graph scaled down, both with random weights:
 speed does not depend on them. Needs no Ray. `python -m jobs.benchmark scale` measures what a job
@@ -7,17 +7,13 @@ costs around the model instead.
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
-import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from jobs._shared.numbers import positive
 
 if TYPE_CHECKING:
     from cluster.ranks.random_weights import RandomModel
@@ -33,18 +29,38 @@ BUDGETS = (10, 5)
 MATRIX = {"cuda": 8192, "cpu": 1024}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    given = sys.argv[1:] if argv is None else list(argv)
-    if given[:1] == ["scale"]:
-        from jobs.benchmark import scale  # with Ray
+@dataclass(frozen=True)
+class Config:
+    """What is measured.
 
-        return scale.main(given[1:])
-    options = parser().parse_args(given)
-    figures = measure(options.shape, options.repeats, options.videos, options.compile)
-    if options.json is not None:
-        options.json.write_text(json.dumps(figures, indent=1))
-    return 0
+    Attributes:
+        shape: a key of SHAPES.
+        repeats: turns of each kind of run.
+        videos: of the steady state.
+        compile: with the blocks of the transformer compiled.
+        json: a file for the figures, or None.
+    """
+
+    shape: str = "544p"
+    repeats: int = 3
+    videos: int = 12
+    compile: bool = False
+    json: Path | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The figures, as --json writes them."""
+
+    figures: dict[str, Any]
+
+
+def run(config: Config) -> Outcome:
+    """Runs the benchmark, prints as it goes, and writes the figures."""
+    figures = measure(config.shape, config.repeats, config.videos, config.compile)
+    if config.json is not None:
+        config.json.write_text(json.dumps(figures, indent=1))
+    return Outcome(figures)
 
 
 def measure(shape: str, repeats: int, videos: int, compiled: bool = False) -> dict[str, Any]:
@@ -147,27 +163,3 @@ def _figures(
             "share_of_matmul_rate": flops / forward / limit,
         },
     }
-
-
-def parser() -> argparse.ArgumentParser:
-    """The benchmark's flags."""
-    result = argparse.ArgumentParser(
-        prog="python -m jobs.benchmark",
-        description=__doc__,
-        epilog="example: python -m jobs.benchmark --shape 544p --json figures.json",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    result.add_argument(
-        "--shape", choices=SHAPES["full"], default="544p", help="of the video (default: 544p)"
-    )
-    result.add_argument(
-        "--repeats", type=positive, default=3, metavar="N", help="runs of each kind (default: 3)"
-    )
-    result.add_argument(
-        "--videos", type=positive, default=12, metavar="N", help="in steady state (default: 12)"
-    )
-    result.add_argument(
-        "--compile", action="store_true", help="with the blocks of the transformer compiled"
-    )
-    result.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    return result

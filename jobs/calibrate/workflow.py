@@ -6,7 +6,6 @@ kilobytes. A restarted job runs those that are missing.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,10 +18,10 @@ from cluster.ranks import rank_builder
 from cluster.store import AlreadyExists, Store
 from cluster.work import plan
 from cluster.work.plan import WorkItem, plan_items, specification
-from cluster.work.prompts import read_prompts
-from jobs._shared import cli as _cli
-from jobs._shared.numbers import positive
+from cluster.work.prompts import Prompt, read_prompts
+from jobs._shared.configs import DEFAULT_FLEET, FleetConfig, ModelConfig
 from jobs._shared.progress import progress
+from jobs._shared.roots import open_output, refusing
 from meancache.calibration import Calibration, trajectory_statistics
 
 if TYPE_CHECKING:
@@ -32,6 +31,40 @@ SPEC_KEY = "graph/job.json"
 TRAJECTORIES = "graph/trajectories/"
 STATISTICS_KEY = "graph/statistics.parquet"
 MULTIGRAPH_KEY = "graph/multigraph.parquet"
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is calibrated, on what.
+
+    Attributes:
+        output: the root that `graph/` goes to.
+        prompts: a prompts file, or its rows where they are there already.
+        model: whose trajectories are run.
+        seeds: trajectories a prompt.
+        fleet: the gangs.
+        dry_run: say what would be done, and stop.
+    """
+
+    output: str
+    prompts: str | Sequence[Prompt]
+    model: ModelConfig
+    seeds: int = 5
+    fleet: FleetConfig = DEFAULT_FLEET
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it.
+
+    Attributes:
+        graph: of all trajectories; None where some failed, or of a dry run.
+        failed: trajectories that failed for good.
+    """
+
+    graph: Calibration | None
+    failed: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,30 +132,11 @@ class Prepared:
     calls: int
     spec: Mapping[str, Any]
     gangs: fleet.Gangs
-    dry_run: bool
 
 
-def prepare(options: argparse.Namespace) -> Prepared:
-    """Checks the whole request before any rank starts."""
-    model, arguments = _cli.model_and_arguments(options)
-    gangs = _cli.gangs(options, rank_builder(model, arguments))
-    model.check_arguments(arguments, gangs.size)
-    items = plan_items(read_prompts(options.prompts), model, arguments, seeds=options.seeds)
-    plan.check_one_setting(items, arguments)
-    graph = Calibration(
-        grid=model.grid(arguments["num_inference_steps"], arguments),
-        model=model.key,
-        conditions=model.conditions(arguments),
-    )
-    spec = specification("calibrate", items, model, arguments)
-    store = _cli.open_output(options)
-    plan.check_spec(store, spec, SPEC_KEY)
-    calls = model.calls(arguments)
-    return Prepared(store, items, graph, calls, spec, gangs, options.dry_run)
-
-
-def perform(prepared: Prepared) -> int:
+def run(config: Config) -> Outcome:
     """Runs the missing trajectories and writes the merged graph."""
+    prepared = prepare(config)
     store, items = prepared.store, prepared.items
     done = set(store.list(TRAJECTORIES))
     missing = [item for item in items if trajectory_key(item) not in done]
@@ -131,8 +145,8 @@ def perform(prepared: Prepared) -> int:
         f"calibrate: {len(missing)} trajectories to run ({forwards} forwards), "
         f"{len(items) - len(missing)} already done"
     )
-    if prepared.dry_run:
-        return 0
+    if config.dry_run:
+        return Outcome(None)
     if missing:
         fleet.on_a_worker(partial(store.exists, SPEC_KEY))
     plan.freeze(store, prepared.spec, SPEC_KEY)
@@ -143,9 +157,34 @@ def perform(prepared: Prepared) -> int:
         print(f"failed: {problem}", file=sys.stderr)
     if problems:
         print(f"{len(problems)} trajectories failed; the same command tries them again")
-        return _cli.EXIT_FAILED_ITEMS
-    graph = prepared.graph
-    for item in items:
+        return Outcome(None, len(problems))
+    return Outcome(_merge(prepared))
+
+
+@refusing()
+def prepare(config: Config) -> Prepared:
+    """Checks the whole request before any rank starts."""
+    model, arguments = config.model.find()
+    rows = read_prompts(config.prompts) if isinstance(config.prompts, str) else config.prompts
+    gangs = config.fleet.recruit(rank_builder(model, arguments))
+    model.check_arguments(arguments, gangs.size)
+    items = plan_items(rows, model, arguments, seeds=config.seeds)
+    plan.check_one_setting(items, arguments)
+    graph = Calibration(
+        grid=model.grid(arguments["num_inference_steps"], arguments),
+        model=model.key,
+        conditions=model.conditions(arguments),
+    )
+    spec = specification("calibrate", items, model, arguments)
+    store = open_output(config.output)
+    plan.check_spec(store, spec, SPEC_KEY)
+    return Prepared(store, items, graph, model.calls(arguments), spec, gangs)
+
+
+def _merge(prepared: Prepared) -> Calibration:
+    """The graph of all trajectories, committed."""
+    store, graph = prepared.store, prepared.graph
+    for item in prepared.items:
         graph = graph.merge(Calibration.from_parquet(store.get(trajectory_key(item))))
     # Where they are already, another version of the Parquet library may have written them.
     for key, data in (
@@ -155,32 +194,4 @@ def perform(prepared: Prepared) -> int:
         if not store.exists(key):
             store.put_new(key, data)
     print(f"graph of {len(graph.trajectories)} trajectories: {store.uri('graph')}")
-    return 0
-
-
-def parser() -> argparse.ArgumentParser:
-    """The job's flags."""
-    result = _cli.job_parser(
-        "jobs.calibrate",
-        "Runs prompts in full and measures how stable each possible jump between steps is.\n"
-        "The result, ROOT/graph, is what jobs.solve makes schedules of. About 10 prompts do.\n"
-        "Keep them apart from the prompts you will judge the schedules on.",
-        "python -m jobs.calibrate --model tiny --prompts prompts.txt --seeds 1 --output out",
-    )
-    _cli.add_output(result, "where the graph goes")
-    _cli.add_prompts(result)
-    result.add_argument(
-        "--seeds",
-        type=positive,
-        default=5,
-        metavar="N",
-        help="trajectories a prompt, each from its own noise (default 5, as in the paper)",
-    )
-    _cli.add_model(result)
-    _cli.add_fleet(result)
-    return result
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    return _cli.run_job(prepare, perform, parser(), argv)
+    return graph

@@ -1,18 +1,18 @@
-"""python -m jobs.demo: the whole story on the embedded model, on two CPU cores, in minutes.
+"""The whole story on the embedded model, on two CPU cores, in minutes.
 
-Draw one video by a schedule that ships with the project. Then make such schedules: calibrate on
+Render one video by a schedule that ships with the project. Then make such schedules: calibrate on
 some captions, solve as the paper does and with fitted weights, render others at a fifth of the
 forwards with a gang of two xDiT ranks, compare with the full runs on the same noise, and show it
-all on one page. Each part is the job that a person would run, with the arguments that the demo
+all on one page. Each part is the workflow that a person would run, by the command that the demo
 prints.
 """
 
 from __future__ import annotations
 
-import argparse
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cluster.fleet import driver as fleet
 from cluster.models.model import find_model
@@ -20,8 +20,9 @@ from cluster.ranks import rank_builder
 from cluster.store import Store
 from cluster.work.plan import plan_items
 from cluster.work.prompts import read_prompts
-from jobs._shared import cli as _cli
+from jobs._shared.configs import FleetConfig, ModelConfig
 from jobs._shared.progress import progress
+from jobs._shared.roots import begun, open_output, refusing
 from jobs.calibrate import workflow as calibrate
 from jobs.demo.comparison import Comparison
 from jobs.demo.page import demo_page, headline
@@ -47,51 +48,115 @@ HELD_OUT_KEY = "prompts/held-out.txt"
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Config:
     """Where the demo goes."""
 
-    store: Store
-    root: str
+    output: str
 
 
-def prepare(options: argparse.Namespace) -> Prepared:
-    """Checks that the output can be written to."""
-    store = _cli.open_output(options)
-    return Prepared(store, options.output.rstrip("/"))
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it.
+
+    Attributes:
+        page: where the report is; None where a step failed.
+        failed: items of that step that failed for good.
+    """
+
+    page: str | None
+    failed: int = 0
 
 
-def perform(prepared: Prepared) -> int:
+@dataclass(frozen=True)
+class Step:
+    """A workflow of another job, and the flags that a person would give to do the same.
+
+    Attributes:
+        job: 'render', ...
+        flags: of its command line.
+        config: of its workflow.
+        run: runs it; returns how many items failed, or were found damaged.
+    """
+
+    job: str
+    flags: Sequence[str]
+    config: Any
+    run: Callable[[Any], int]
+
+    @property
+    def command(self) -> str:
+        """The command line."""
+        return f"python -m jobs.{self.job} {shlex.join(self.flags)}"
+
+
+def run(config: Config) -> Outcome:
     """Runs the jobs one after the other, and writes the report."""
-    store, root = prepared.store, prepared.root
-    for key, captions in ((FIRST_KEY, HELD_OUT[:1]),
-                          (CALIBRATION_KEY, spread(CALIBRATION, TRAJECTORIES)),
-                          (HELD_OUT_KEY, spread(HELD_OUT, VIDEOS))):  # fmt: skip
-        store.put(key, "".join(f"{caption.text}\n" for caption in captions).encode())
-    prompts = f"{root}/{HELD_OUT_KEY}"
-    schedule_file = f"{root}/schedules/fitted-b{BUDGET}.json"
+    store, root = _open(config.output), config.output.rstrip("/")
+    with begun():
+        for key, captions in ((FIRST_KEY, HELD_OUT[:1]),
+                              (CALIBRATION_KEY, spread(CALIBRATION, TRAJECTORIES)),
+                              (HELD_OUT_KEY, spread(HELD_OUT, VIDEOS))):  # fmt: skip
+            store.put(key, "".join(f"{caption.text}\n" for caption in captions).encode())
+        for step in steps(root, GANG_SIZE if fleet.fits(GANG_SIZE) else 1):
+            print(f"\n$ {step.command}", flush=True)
+            if failed := step.run(step.config):
+                return Outcome(None, failed)
+        page = compare(store, f"{root}/{HELD_OUT_KEY}")
+        print(f"\n{page}")
+        return Outcome(page)
+
+
+@refusing()
+def _open(output: str) -> Store:
+    return open_output(output)
+
+
+def steps(root: str, gang_size: int) -> list[Step]:
+    """What other jobs do of the demo, in order."""
+    model = ModelConfig(MODEL)
+    first, calibration = f"{root}/{FIRST_KEY}", f"{root}/{CALIBRATION_KEY}"
+    held_out, schedule = f"{root}/{HELD_OUT_KEY}", f"{root}/schedules/fitted-b{BUDGET}.json"
+    graph, schedules = f"{root}/graph", f"{root}/schedules"
     budgets = ",".join(map(str, BUDGETS))
-    gang_size = GANG_SIZE if fleet.fits(GANG_SIZE) else 1
-    steps: list[tuple[Callable[[Sequence[str]], int], list[str]]] = [
-        (render.main, ["--model", MODEL, "--prompts", f"{root}/{FIRST_KEY}", "--budget",
-                       str(BUDGET), "--output", f"{root}/first"]),
-        (calibrate.main, ["--model", MODEL, "--prompts", f"{root}/{CALIBRATION_KEY}",
-                          "--seeds", "1", "--output", root]),
-        (solve.main, ["--graph", f"{root}/graph", "--budgets", budgets, "--method", "paper",
-                      "--output", f"{root}/schedules"]),
-        (solve.main, ["--graph", f"{root}/graph", "--budgets", budgets, "--gangs", GANGS,
-                      "--output", f"{root}/schedules"]),
-        (render.main, ["--model", MODEL, "--prompts", prompts, "--schedule", schedule_file,
-                       "--gang-size", str(gang_size), "--output", root]),
-        (verify.main, [root]),
+    return [
+        Step(
+            "render",
+            ["--model", MODEL, "--prompts", first, "--budget", str(BUDGET),
+             "--output", f"{root}/first"],
+            render.Config(f"{root}/first", first, model, budget=BUDGET),
+            lambda config: render.run(config).failed,
+        ),
+        Step(
+            "calibrate",
+            ["--model", MODEL, "--prompts", calibration, "--seeds", "1", "--output", root],
+            calibrate.Config(root, calibration, model, seeds=1),
+            lambda config: calibrate.run(config).failed,
+        ),
+        Step(
+            "solve",
+            ["--graph", graph, "--budgets", budgets, "--method", "paper", "--output", schedules],
+            solve.Config(graph, schedules, BUDGETS, method="paper"),
+            _solve,
+        ),
+        Step(
+            "solve",
+            ["--graph", graph, "--budgets", budgets, "--gangs", GANGS, "--output", schedules],
+            solve.Config(graph, schedules, BUDGETS, fleet=FleetConfig(gangs=GANGS)),
+            _solve,
+        ),
+        Step(
+            "render",
+            ["--model", MODEL, "--prompts", held_out, "--schedule", schedule,
+             "--gang-size", str(gang_size), "--output", root],
+            render.Config(root, held_out, model, schedule, fleet=FleetConfig(gang_size)),
+            lambda config: render.run(config).failed,
+        ),
+        Step("verify", [root], verify.Config(root), lambda config: verify.run(config).problems),
     ]  # fmt: skip
-    for job, arguments in steps:
-        command = job.__module__.removesuffix(".workflow")
-        print(f"\n$ python -m {command} {shlex.join(arguments)}", flush=True)
-        code = job(arguments)
-        if code != 0:
-            return code
-    page = compare(store, prompts)
-    print(f"\n{page}")
+
+
+def _solve(config: solve.Config) -> int:
+    solve.run(config)  # which raises what fails
     return 0
 
 
@@ -114,22 +179,3 @@ def compare(store: Store, prompts: str) -> str:
 def spread(items: Sequence[Caption], count: int) -> list[Caption]:
     """`count` of the captions, evenly spread over their order."""
     return [items[index * len(items) // count] for index in range(count)]
-
-
-def parser() -> argparse.ArgumentParser:
-    """The job's flags."""
-    result = _cli.job_parser(
-        "jobs.demo",
-        "Shows all of it on the embedded model: draws a first video by a schedule that ships with\n"
-        "the project, then makes its own: calibrates, solves, renders held-out prompts at\n"
-        f"{BUDGET} of 50 forwards on a gang of {GANG_SIZE} ranks, verifies, compares with the\n"
-        "full runs, and ends with the path of a report. Takes a few minutes on two cores.",
-        "python -m jobs.demo --output out",
-    )
-    _cli.add_output(result, "where everything goes")
-    return result
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    return _cli.run_job(prepare, perform, parser(), argv)

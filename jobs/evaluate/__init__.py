@@ -1,1 +1,1 @@
-"""python -m jobs.evaluate: schedules and peers x held-out pairs, against the full run."""
+"""python -m jobs.evaluate: schedules and baselines x held-out pairs, against the full run."""

@@ -1,4 +1,4 @@
-"""Who competes in an evaluation: a schedule, a peer or the full run, all drawn in the same way.
+"""The methods of an evaluation: a schedule, a baseline or the full run, all run in the same way.
 
 What runs on a gang's ranks is here; what is made of the videos is the job's matter.
 """
@@ -14,9 +14,10 @@ import numpy as np
 
 from cluster.ranks import Rendering
 from cluster.work.plan import WorkItem
-from jobs.evaluate.results import FULL, contender_name
-from meancache import baselines as peers
-from meancache.baselines import Baseline as Peer
+from jobs.evaluate.results import method_name
+from jobs.evaluate.table import FULL
+from meancache import baselines
+from meancache.baselines import Baseline
 from meancache.calibration import Calibration
 from meancache.methods import paper_schedules, secant_schedules
 from meancache.schedule import Schedule
@@ -36,7 +37,7 @@ ABLATION = {"jump": (1.0, 2.0, 3.0, 4.0, 5.0), "fine-step": (3.0, 4.0)}
 
 
 @dataclass(frozen=True)
-class Contender:
+class Method:
     """One row of the final table. Pickles.
 
     Attributes:
@@ -44,37 +45,37 @@ class Contender:
         setting: its knob in words; None where its method and budget say all.
         source: whose code it is.
         budget: forwards it may take; None where its knob is not a budget.
-        entrant: what is run; None for the full run.
+        runs: the schedule or the baseline; None for the full run.
     """
 
     method: str
     setting: str | None
     source: str
     budget: int | None
-    entrant: Schedule | Peer | None
+    runs: Schedule | Baseline | None
 
     @property
     def name(self) -> str:
-        """In words, different for each contender."""
-        return contender_name(self.method, self.budget, self.setting)
+        """In words, different for each method."""
+        return method_name(self.method, self.budget, self.setting)
 
     @property
     def schedule(self) -> Schedule | None:
         """The schedule that it is, or None."""
-        return self.entrant if isinstance(self.entrant, Schedule) else None
+        return self.runs if isinstance(self.runs, Schedule) else None
 
     def applied(self, pipeline: Any) -> AbstractContextManager[dict[str, Any]]:
-        """Opens a peer on the pipeline; yields overrides of the call's arguments."""
-        return self.entrant.applied(pipeline) if isinstance(self.entrant, Peer) else nullcontext({})
+        """Opens a baseline on the pipeline; yields overrides of the call's arguments."""
+        return self.runs.applied(pipeline) if isinstance(self.runs, Baseline) else nullcontext({})
 
 
-def full_run(steps: int) -> Contender:
+def full_run(steps: int) -> Method:
     """The run that computes every step, to which all others are compared."""
-    return Contender(FULL, None, "diffusers", steps, None)
+    return Method(FULL, None, "diffusers", steps, None)
 
 
-def from_schedules(schedules: Mapping[str, Schedule]) -> list[Contender]:
-    """Schedules as contenders, each once, with settings where method and budget are shared.
+def from_schedules(schedules: Mapping[str, Schedule]) -> list[Method]:
+    """Schedules as methods, each once, with settings where method and budget are shared.
 
     Args:
         schedules: by a name that tells them apart, such as that of their file.
@@ -83,14 +84,14 @@ def from_schedules(schedules: Mapping[str, Schedule]) -> list[Contender]:
     entries = [(name, schedule, _setting(schedule)) for name, schedule in each.values()]
     taken = [(schedule.method, schedule.budget, setting) for _, schedule, setting in entries]
     return [
-        Contender(
+        Method(
             method=schedule.method,
             setting=name
             if taken.count((schedule.method, schedule.budget, setting)) > 1
             else setting,
             source=SOURCES.get(schedule.method, HERE),
             budget=schedule.budget,
-            entrant=schedule,
+            runs=schedule,
         )
         for name, schedule, setting in entries
     ]
@@ -104,11 +105,11 @@ def _setting(schedule: Schedule) -> str | None:
     return None if aim == schedule.num_inference_steps else f"fitted to {aim} steps"
 
 
-def from_graph(graph: Calibration, there: Sequence[Contender]) -> list[Contender]:
-    """The methods that need a graph alone, at the budgets of those that compete already.
+def from_graph(graph: Calibration, there: Sequence[Method]) -> list[Method]:
+    """The methods that need a graph alone, at the budgets of those that are there already.
 
-    The paper's ablation, its two execution rules by gamma, and `secant`; whoever is there already
-    under the same method, budget and setting keeps the place.
+    The paper's ablation, its two execution rules by gamma, and `secant`; none is added that
+    is there already under the same method, budget and setting.
 
     Raises:
         CalibrationError: the graph has no trajectory.
@@ -128,33 +129,33 @@ def from_graph(graph: Calibration, there: Sequence[Contender]) -> list[Contender
     return [one for one in found if (one.method, one.budget, one.setting) not in taken]
 
 
-def from_peers(entrants: Iterable[Peer]) -> list[Contender]:
-    """Peers as contenders; a budget, where their knob is one, shows when they run."""
-    return [Contender(peer.method, peer.setting, peer.source, None, peer) for peer in entrants]
+def from_baselines(found: Iterable[Baseline]) -> list[Method]:
+    """Baselines as methods; a budget, where their knob is one, shows when they run."""
+    return [Method(one.method, one.setting, one.source, None, one) for one in found]
 
 
 @dataclass(frozen=True)
-class DrawRequest:
-    """What every rank of a gang gets to draw one video of one contender.
+class VideoRequest:
+    """What every rank of a gang gets to render one video by one method.
 
     Attributes:
         item: the pair's prompt, seed and arguments.
-        contender: who draws.
+        method: how it is rendered.
         count_flops: whether to run it once more, to count its transformer's FLOPs.
     """
 
     item: WorkItem
-    contender: Contender
+    method: Method
     count_flops: bool = False
 
 
 @dataclass(frozen=True)
-class Drawing:
+class MethodVideo:
     """What comes back.
 
     Attributes:
         rendering: the video, its forwards and its seconds.
-        steps: denoising steps of the run, where the contender changed them; else None.
+        steps: denoising steps of the run, where the method changed them; else None.
         flops: of the transformer; None where they were not counted.
     """
 
@@ -164,40 +165,40 @@ class Drawing:
 
     @property
     def frames(self) -> np.ndarray:
-        """(F, H, W, 3) uint8; rank 0's drawing, which is the one that comes back, has them."""
+        """(F, H, W, 3) uint8; rank 0's answer, which is the one that comes back, has them."""
         assert self.rendering.frames is not None
         return self.rendering.frames
 
 
-def draw(renderer: Renderer, request: DrawRequest) -> Drawing:
-    """The gang's task: one contender's video of one pair."""
-    item, contender = request.item, request.contender
-    with contender.applied(renderer.pipeline) as overrides:
+def render_video(renderer: Renderer, request: VideoRequest) -> MethodVideo:
+    """The gang's task: one method's video of one pair."""
+    item, method = request.item, request.method
+    with method.applied(renderer.pipeline) as overrides:
         arguments = {**item.arguments, **overrides}
-        rendering = renderer.render(item.prompt, item.seed, arguments, contender.schedule)
+        rendering = renderer.render(item.prompt, item.seed, arguments, method.schedule)
     flops = None
     if request.count_flops:
-        # Opened anew: nothing of the measured run may be left in a peer's cache.
-        with contender.applied(renderer.pipeline):
+        # Opened anew: nothing of the measured run may be left in a baseline's cache.
+        with method.applied(renderer.pipeline):
             flops = renderer.transformer_flops(item.prompt, item.seed, arguments)
-    return Drawing(rendering, overrides.get("num_inference_steps"), flops)
+    return MethodVideo(rendering, overrides.get("num_inference_steps"), flops)
 
 
-def fine_request(item: WorkItem, schedule: Schedule) -> DrawRequest:
+def fine_request(item: WorkItem, schedule: Schedule) -> VideoRequest:
     """The pair's fine solution, by a schedule of `meancache.reference`, from the same noise."""
     arguments = {**item.arguments, "num_inference_steps": schedule.num_inference_steps}
-    contender = Contender("fine", None, HERE, None, schedule)
-    return DrawRequest(replace(item, arguments=arguments), contender)
+    fine = Method("fine", None, HERE, None, schedule)
+    return VideoRequest(replace(item, arguments=arguments), fine)
 
 
 @dataclass(frozen=True)
 class CalibrationRequest:
-    """What a gang of one rank gets to calibrate the peers that ask for it.
+    """What a gang of one rank gets to calibrate the baselines that ask for it.
 
     Attributes:
         trajectories: (prompt, seed) of the calibration runs.
         arguments: of the pipeline's call.
-        fitted: budget -> the `fitted` schedule that the gradient-refined peer starts from.
+        fitted: budget -> the `fitted` schedule that the gradient-refined baseline starts from.
     """
 
     trajectories: Sequence[tuple[str, int]]
@@ -205,7 +206,9 @@ class CalibrationRequest:
     fitted: Mapping[int, Schedule]
 
 
-def calibrate_peers(renderer: Renderer, request: CalibrationRequest) -> list[Peer | Schedule]:
-    """The gang's task: the peers that need calibration runs."""
+def calibrate_baselines(
+    renderer: Renderer, request: CalibrationRequest
+) -> list[Baseline | Schedule]:
+    """The gang's task: the baselines that need calibration runs."""
     runs = renderer.runs(request.trajectories, request.arguments)
-    return peers.calibrated(renderer.pipeline, runs, request.fitted)
+    return baselines.calibrated(renderer.pipeline, runs, request.fitted)

@@ -1,7 +1,7 @@
 """The evaluation's page: one self-contained HTML file, nothing fetched from anywhere.
 
-Puts the standings, the schedules and the graph into tables and figures; sums nothing up itself
-but what compares two contenders pair by pair.
+Puts the results, the schedules and the graph into tables and figures; sums nothing up itself
+but what compares two methods pair by pair.
 """
 
 from __future__ import annotations
@@ -17,16 +17,8 @@ import pyarrow as pa
 from markupsafe import Markup
 
 from jobs._shared import figures, pages
-from jobs.evaluate.results import (
-    FULL,
-    OURS,
-    PAPER,
-    SHARE_TOLERANCE,
-    Margin,
-    Standing,
-    margins,
-    standings,
-)
+from jobs.evaluate.results import SHARE_TOLERANCE, Margin, Result, margins, results
+from jobs.evaluate.table import FULL, OURS, PAPER
 from meancache.calibration import Calibration
 from meancache.quality import Summary
 from meancache.schedule import Schedule
@@ -40,14 +32,14 @@ _GAMMA = re.compile(r"jump, gamma ([\d.]+)")
 
 @dataclass(frozen=True)
 class Comparison:
-    """A fitted schedule beside a rival on the same pairs.
+    """A fitted schedule beside another method on the same pairs.
 
     Attributes:
-        rival: whom it is compared with.
+        other: what it is compared with.
         gain: dB ahead pair by pair, same prompt and noise; negative where behind.
     """
 
-    rival: Standing
+    other: Result
     gain: Summary
 
 
@@ -69,22 +61,22 @@ def evaluation_page(
     """The page as HTML text.
 
     Args:
-        table: the evaluation's rows, of `scoreboard.SCHEMA`.
-        schedules: those that competed; drawn, and asked for the fidelity they predicted.
+        table: the evaluation's rows, of `jobs.evaluate.table`.
+        schedules: those that were compared; shown, and asked for the fidelity they predicted.
         graph: the statistics they were solved from; None leaves Figure 2 out.
-        unusable: (method, reason) of the peers that could not run.
+        unusable: (method, reason) of the baselines that could not run.
 
     Raises:
         ValueError: the table has no row of the full run.
     """
-    found = standings(table)
+    found = results(table)
     scores = _scores(table, "psnr")
     ahead = margins(found)
     compared = [
         {
             "fitted": margin.fitted,
             "paper": _comparison(scores, margin.fitted, margin.paper),
-            "peer": _comparison(scores, margin.fitted, margin.peer),
+            "baseline": _comparison(scores, margin.fitted, margin.baseline),
             "refined": _comparison(scores, margin.fitted, margin.refined),
         }
         for margin in ahead
@@ -145,35 +137,35 @@ _Key = tuple[str, str | None, int | None]
 _Pair = tuple[str, int]
 
 
-def _key(one: Standing) -> _Key:
+def _key(one: Result) -> _Key:
     return (one.method, one.setting, one.budget)
 
 
 def _scores(table: pa.Table, measure: str) -> dict[_Key, dict[_Pair, float]]:
-    """Contender -> (prompt_id, seed) -> `measure`, in dB, where it was taken."""
+    """Method -> (prompt_id, seed) -> `measure`, in dB, where it was taken."""
     scores: dict[_Key, dict[_Pair, float]] = {}
     columns = ("method", "setting", "budget", "prompt_id", "seed", measure)
     for row in table.select(columns).to_pylist():
         if row[measure] is not None:
-            contender = (row["method"], row["setting"], row["budget"])
-            scores.setdefault(contender, {})[row["prompt_id"], row["seed"]] = row[measure]
+            key = (row["method"], row["setting"], row["budget"])
+            scores.setdefault(key, {})[row["prompt_id"], row["seed"]] = row[measure]
     return scores
 
 
 def _comparison(
-    scores: Mapping[_Key, Mapping[_Pair, float]], mine: Standing, rival: Standing | None
+    scores: Mapping[_Key, Mapping[_Pair, float]], mine: Result, other: Result | None
 ) -> Comparison | None:
     """Paired by prompt and noise, which shrinks the error to that of the difference."""
-    if rival is None:
+    if other is None:
         return None
-    ours, theirs = scores.get(_key(mine), {}), scores.get(_key(rival), {})
+    ours, theirs = scores.get(_key(mine), {}), scores.get(_key(other), {})
     # Where both equal the full run, neither is ahead: inf - inf would say NaN.
     gains = [
         0.0 if ours[pair] == theirs[pair] else ours[pair] - theirs[pair]
         for pair in ours
         if pair in theirs
     ]
-    return Comparison(rival, Summary.of(gains)) if gains else None
+    return Comparison(other, Summary.of(gains)) if gains else None
 
 
 def _headline(ahead: Sequence[Margin]) -> Margin | None:
@@ -186,16 +178,16 @@ def _headline(ahead: Sequence[Margin]) -> Margin | None:
 
 
 def _closer_than_the_full_run(
-    found: Sequence[Standing], scores: Mapping[_Key, Mapping[_Pair, float]]
-) -> tuple[Standing, Comparison] | None:
+    found: Sequence[Result], scores: Mapping[_Key, Mapping[_Pair, float]]
+) -> tuple[Result, Comparison] | None:
     """The cheapest fitted schedule that is closer to the exact flow than all the steps are.
 
     Closer by more than the standard error of the difference, pair by pair: what follows the full
     run to the last decibel is ahead of it half the time.
 
     Args:
-        found: the standings.
-        scores: contender -> pair -> PSNR in dB against the fine solution.
+        found: the results.
+        scores: method -> pair -> PSNR in dB against the fine solution.
     """
     full = next(one for one in found if one.method == FULL)
     fitted = (one for one in found if one.method == "fitted")
@@ -211,7 +203,7 @@ def _chart(title: str, svg: str | None, caption: str) -> list[Chart]:
     return [] if svg is None else [Chart(title, Markup(svg), caption)]
 
 
-def _cost_charts(found: Sequence[Standing]) -> list[Chart]:
+def _cost_charts(found: Sequence[Result]) -> list[Chart]:
     return [
         *_chart(
             "Fidelity against time",
@@ -229,7 +221,7 @@ def _cost_charts(found: Sequence[Standing]) -> list[Chart]:
 
 
 def _closer_charts(
-    found: Sequence[Standing],
+    found: Sequence[Result],
     scores: Mapping[_Key, Mapping[_Pair, float]],
     schedules: Mapping[str, Schedule],
     graph: Calibration | None,
@@ -270,12 +262,12 @@ def _closer_charts(
     ]
 
 
-def _drawn(found: Sequence[Standing], schedules: Mapping[str, Schedule]) -> list[Schedule]:
+def _drawn(found: Sequence[Result], schedules: Mapping[str, Schedule]) -> list[Schedule]:
     """Of each method and budget the schedule that was measured best.
 
     `refined` keeps the steps of the fitted schedule that it starts from, and says nothing new.
     """
-    best: dict[tuple[str, int], Standing] = {}
+    best: dict[tuple[str, int], Result] = {}
     for one in found:
         if one.schedule_id in schedules and one.psnr and one.budget and one.method != "refined":
             place = (one.method, one.budget)
@@ -283,9 +275,7 @@ def _drawn(found: Sequence[Standing], schedules: Mapping[str, Schedule]) -> list
     return [schedules[one.schedule_id] for one in best.values() if one.schedule_id]
 
 
-def _promises(
-    found: Sequence[Standing], schedules: Mapping[str, Schedule]
-) -> list[figures.Promise]:
+def _promises(found: Sequence[Result], schedules: Mapping[str, Schedule]) -> list[figures.Promise]:
     promises = []
     for one in found:
         schedule = schedules.get(one.schedule_id or "")
@@ -301,9 +291,9 @@ def _promises(
 
 
 def _samples(
-    found: Sequence[Standing], scores: Mapping[_Key, Mapping[_Pair, float]]
+    found: Sequence[Result], scores: Mapping[_Key, Mapping[_Pair, float]]
 ) -> dict[int, dict[str, list[float]]]:
-    """Budget -> method -> the pairs' PSNR, of the best fitted and paper contender there."""
+    """Budget -> method -> the pairs' PSNR, of the best fitted and paper method there."""
     samples: dict[int, dict[str, list[float]]] = {}
     for method in ("fitted", PAPER):
         rows = [one for one in found if one.method == method and one.budget and _finite(one.psnr)]
@@ -313,7 +303,7 @@ def _samples(
     return samples
 
 
-def _mean(one: Standing) -> float:
+def _mean(one: Result) -> float:
     return -math.inf if one.psnr is None else one.psnr.mean
 
 
@@ -337,7 +327,7 @@ def _worst(
     ]
 
 
-def _gamma_table(found: Sequence[Standing]) -> dict[str, Any] | None:
+def _gamma_table(found: Sequence[Result]) -> dict[str, Any] | None:
     """The paper's Table 3: its jump rule by gamma and budget; None where gamma was not varied."""
     cells: dict[tuple[float, int], Summary] = {}
     for one in found:
@@ -355,7 +345,7 @@ def _gamma_table(found: Sequence[Standing]) -> dict[str, Any] | None:
     return {"gammas": gammas, "budgets": budgets, "cells": cells, "best": best}
 
 
-def _groups(found: Sequence[Standing], predicted: Mapping[str, float]) -> list[dict[str, Any]]:
+def _groups(found: Sequence[Result], predicted: Mapping[str, float]) -> list[dict[str, Any]]:
     """The main table: a group a method, its rows by rising compute."""
     kinds = {**dict.fromkeys(OURS, "ours"), PAPER: "the paper", FULL: "reference"}
     fitted = [one for one in found if one.method == "fitted"]
@@ -367,21 +357,21 @@ def _groups(found: Sequence[Standing], predicted: Mapping[str, float]) -> list[d
             {
                 "method": method,
                 "source": source,
-                "kind": kinds.get(method, "peer"),
+                "kind": kinds.get(method, "baseline"),
                 "rows": [(one, _row_name(one), _beaten(one, fitted)) for one in ordered],
             }
         )
     return groups
 
 
-def _row_name(one: Standing) -> str:
+def _row_name(one: Result) -> str:
     budget = "" if one.budget is None or one.method == FULL else f"B = {one.budget}"
     return ", ".join(filter(None, [budget, one.setting])) or f"{one.nfe:.0f} steps"
 
 
-def _beaten(rival: Standing, fitted: Sequence[Standing]) -> list[int]:
-    """The budgets at which `rival` is closer to the full run than fitted, for no more compute."""
-    if rival.method in ("fitted", FULL) or rival.psnr is None or rival.share is None:
+def _beaten(other: Result, fitted: Sequence[Result]) -> list[int]:
+    """The budgets at which `other` is closer to the full run than fitted, for no more compute."""
+    if other.method in ("fitted", FULL) or other.psnr is None or other.share is None:
         return []
     budgets = {one.budget for one in fitted if one.budget is not None}
     best = [
@@ -393,6 +383,6 @@ def _beaten(rival: Standing, fitted: Sequence[Standing]) -> list[int]:
         for mine in best
         if mine.budget is not None
         and mine.share is not None
-        and rival.share <= mine.share + SHARE_TOLERANCE
-        and _mean(rival) > _mean(mine)
+        and other.share <= mine.share + SHARE_TOLERANCE
+        and _mean(other) > _mean(mine)
     ]

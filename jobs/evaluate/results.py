@@ -1,11 +1,10 @@
-"""Who stands where: the evaluation's rows, summed up to one standing a contender.
+"""The rows of an evaluation, summed up to one result a method.
 
 Pure functions on one table. Knows nothing of how a row came about, nor of the page it ends on.
 """
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,74 +12,21 @@ from statistics import fmean, median
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from jobs.evaluate.table import FULL, OURS, PAPER, method_key, place
 from meancache.quality import Summary
 from meancache.schedule import Schedule
 
-VERSION = "1"
-FULL = "full"
-OURS = ("fitted", "secant")
-PAPER = "paper"
 # It begins where `fitted` ends and takes gradients through the model: an upper bound to see what
 # better weights would be worth, and named apart, as it is no other way to get there.
 REFINED = "refined"
 # Shares are ratios of whole FLOPs: two that are meant to be equal differ by rounding alone.
 SHARE_TOLERANCE = 1e-6
 
-SCHEMA = pa.schema(
-    [
-        pa.field("method", pa.string(), nullable=False),
-        pa.field("setting", pa.string()),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("prompt_id", pa.string(), nullable=False),
-        pa.field("prompt", pa.string(), nullable=False),
-        pa.field("schedule_id", pa.string()),
-        pa.field("budget", pa.int32()),
-        pa.field("nfe", pa.int32(), nullable=False),
-        pa.field("seed", pa.int64(), nullable=False),
-        pa.field("share", pa.float64()),
-        pa.field("psnr", pa.float64()),
-        pa.field("ssim", pa.float64()),
-        pa.field("lpips", pa.float64()),
-        pa.field("psnr_fine", pa.float64()),
-        pa.field("caption", pa.float64()),
-        pa.field("seconds", pa.float64(), nullable=False),
-    ],
-    metadata={"schema": VERSION},
-)
-"""A row a (contender, pair). `share`: transformer FLOPs of the run over the full run's; `psnr`,
-`ssim`, `lpips`: against the full run, null for itself; `psnr_fine`: dB against a fine solution
-of the flow; `caption`: share of the caption's facts shown; `seconds`: of the denoising loop."""
-
-
-def scoreboard(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """The rows as one table, in an order that their content alone decides."""
-    ordered = sorted(rows, key=lambda row: (*_contender_key(row), row["prompt_id"], row["seed"]))
-    return pa.Table.from_pylist(ordered, SCHEMA)
-
-
-def to_parquet(table: pa.Table) -> bytes:
-    """The table as the bytes of a Parquet file."""
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
-
-
-def from_parquet(data: bytes) -> pa.Table:
-    """Reads what `to_parquet` wrote. Raises ValueError where the bytes are not such a file."""
-    try:
-        table = pq.read_table(io.BytesIO(data))
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"not a Parquet file: {error}") from error
-    if not table.schema.equals(SCHEMA, check_metadata=True):
-        raise ValueError(f"its columns are not those of an evaluation of schema {VERSION}")
-    return table
-
 
 @dataclass(frozen=True)
-class Standing:
-    """One contender over all pairs.
+class Result:
+    """One method over all pairs.
 
     Attributes:
         method: 'fitted', 'paper', 'euler', ...; 'full' is the run that computes every step.
@@ -97,7 +43,7 @@ class Standing:
         ssim: likewise.
         lpips: likewise, its worst the highest; None where LPIPS was absent.
         psnr_fine: dB against the fine solution; None where none was drawn.
-        caption: share of the caption's facts shown; None where no prompt was such a caption.
+        caption: share of the caption's facts shown; None for other models than the embedded one.
     """
 
     method: str
@@ -119,19 +65,19 @@ class Standing:
     @property
     def name(self) -> str:
         """In words: 'fitted, B=10', 'taylorseer (cache_interval 4)'."""
-        return contender_name(self.method, self.budget, self.setting)
+        return method_name(self.method, self.budget, self.setting)
 
 
-def contender_name(method: str, budget: int | None, setting: str | None) -> str:
-    """A contender in words: 'fitted, B=10', 'taylorseer (cache_interval 4)', 'full'."""
+def method_name(method: str, budget: int | None, setting: str | None) -> str:
+    """A method in words: 'fitted, B=10', 'taylorseer (cache_interval 4)', 'full'."""
     forwards = "" if budget is None or method == FULL else f", B={budget}"
     return f"{method}{forwards}" + ("" if setting is None else f" ({setting})")
 
 
-def standings(table: pa.Table) -> list[Standing]:
-    """One standing a contender: ours first, then the paper's, the peers by name, the full run last.
+def results(table: pa.Table) -> list[Result]:
+    """One result a method: ours first, then the paper's, the baselines by name, the full run last.
 
-    A method's own stand by budget, or by compute where their knob is not a budget.
+    The rows of a method stand by budget, or by compute where their knob is not a budget.
 
     Args:
         table: of SCHEMA.
@@ -139,14 +85,14 @@ def standings(table: pa.Table) -> list[Standing]:
     Raises:
         ValueError: the table has no row of the full run.
     """
-    contenders: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    methods: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in table.to_pylist():
-        contenders.setdefault(_contender_key(row), []).append(row)
-    full = [row["seconds"] for rows in contenders.values() for row in rows if _is_full(row)]
+        methods.setdefault(method_key(row), []).append(row)
+    full = [row["seconds"] for rows in methods.values() for row in rows if _is_full(row)]
     if not full:
         raise ValueError("the evaluation has no row of method 'full'; evaluate the full run too")
-    found = [_standing(contenders[key], median(full)) for key in sorted(contenders)]
-    return sorted(found, key=lambda one: (*_place(one.method), one.budget or 0, one.share or 0.0))
+    found = [_result(methods[key], median(full)) for key in sorted(methods)]
+    return sorted(found, key=lambda one: (*place(one.method), one.budget or 0, one.share or 0.0))
 
 
 @dataclass(frozen=True)
@@ -154,51 +100,54 @@ class Margin:
     """How far one `fitted` schedule is ahead, in dB of mean PSNR against the full run.
 
     Attributes:
-        fitted: the schedule's standing.
-        peer: the best independent peer at equal or less compute; None where there is none.
+        fitted: the schedule's result.
+        baseline: the best independent baseline at equal or less compute; None where there is none.
         paper: the best of the paper's variants at equal or less compute; None likewise.
         refined: the best that gradients made of a fitted schedule, at equal or less compute.
     """
 
-    fitted: Standing
-    peer: Standing | None
-    paper: Standing | None
-    refined: Standing | None
+    fitted: Result
+    baseline: Result | None
+    paper: Result | None
+    refined: Result | None
 
-    def over(self, rival: Standing) -> float:
-        """dB ahead of `rival`; negative where behind."""
-        mine, theirs = _mean_psnr(self.fitted), _mean_psnr(rival)
+    def over(self, other: Result) -> float:
+        """dB ahead of `other`; negative where behind."""
+        mine, theirs = _mean_psnr(self.fitted), _mean_psnr(other)
         return 0.0 if mine == theirs else mine - theirs  # both may be infinite
 
     def __str__(self) -> str:
         said = [
-            self._against("independent peer", self.peer),
+            self._against("independent baseline", self.baseline),
             self._against("paper's variant", self.paper),
             self._against("refinement of it by gradients", self.refined),
         ]
         known = "; ".join(sentence for sentence in said if sentence)
-        return f"{self.fitted.name}: {known or 'nobody competes at equal or less compute'}"
+        return (
+            f"{self.fitted.name}: {known or 'nothing else was measured at equal or less compute'}"
+        )
 
-    def _against(self, kind: str, rival: Standing | None) -> str:
-        if rival is None:
+    def _against(self, kind: str, other: Result | None) -> str:
+        if other is None:
             return ""
-        gain = self.over(rival)
+        gain = self.over(other)
         place = f"ahead of every {kind}" if gain >= 0 else f"behind the best {kind}"
         return (
             f"{place} at equal or less compute by {abs(gain):.1f} dB "
-            f"({rival.name}: {_mean_psnr(rival):.1f} dB)"
+            f"({other.name}: {_mean_psnr(other):.1f} dB)"
         )
 
 
-def margins(found: Sequence[Standing]) -> list[Margin]:
-    """The margin of each `fitted` schedule, in the order of the standings.
+def margins(found: Sequence[Result]) -> list[Margin]:
+    """The margin of each `fitted` schedule, in the order of the results.
 
-    Compute is the share of transformer FLOPs; who was not counted or not measured is no rival.
+    Compute is the share of transformer FLOPs; a method that was not counted or not
+    measured is left out.
     """
-    kinds: dict[str, list[Standing]] = {"peer": [], "paper": [], "refined": []}
+    kinds: dict[str, list[Result]] = {"baseline": [], "paper": [], "refined": []}
     for one in found:
         if one.method not in (*OURS, FULL):
-            kinds[one.method if one.method in (PAPER, REFINED) else "peer"].append(one)
+            kinds[one.method if one.method in (PAPER, REFINED) else "baseline"].append(one)
     return [
         Margin(
             fitted=mine,
@@ -212,94 +161,36 @@ def margins(found: Sequence[Standing]) -> list[Margin]:
     ]
 
 
-def prediction_error(found: Sequence[Standing], schedules: Sequence[Schedule]) -> Summary | None:
+def prediction_error(found: Sequence[Result], schedules: Sequence[Schedule]) -> Summary | None:
     """Measured minus predicted dB, over the schedules whose fidelity was predicted.
 
     Against the full run, or against the fine solution where a schedule was fitted to one.
     """
     by_id = {one.id: one for one in schedules if one.predicted_psnr is not None}
     errors = []
-    for standing in found:
-        schedule = by_id.get(standing.schedule_id or "")
+    for result in found:
+        schedule = by_id.get(result.schedule_id or "")
         if schedule is not None and schedule.predicted_psnr is not None:
             fine = schedule.reference_steps != schedule.num_inference_steps
-            measured = standing.psnr_fine if fine else standing.psnr
+            measured = result.psnr_fine if fine else result.psnr
             if measured is not None and math.isfinite(measured.mean):
                 errors.append(measured.mean - schedule.predicted_psnr)
     return Summary.of(errors) if errors else None
-
-
-def text_table(found: Sequence[Standing], schedules: Sequence[Schedule]) -> str:
-    """The standings as aligned text for a terminal; columns that nobody fills are left out.
-
-    Args:
-        found: the standings, a line each.
-        schedules: those among them, for the fidelity that each has on its own calibration runs:
-            against the full run, or against the fine solution where it was fitted to one.
-    """
-    predicted: dict[bool, dict[str, float]] = {False: {}, True: {}}
-    for schedule in schedules:
-        if schedule.predicted_psnr is not None:
-            fine = schedule.reference_steps != schedule.num_inference_steps
-            predicted[fine][schedule.id] = schedule.predicted_psnr
-    columns = {
-        "method": [one.method for one in found],
-        "setting": [one.setting or "" for one in found],
-        "budget": ["" if one.budget is None else str(one.budget) for one in found],
-        "NFE": [f"{one.nfe:.3g}" for one in found],
-        "share": [_percent(one.share) for one in found],
-        "seconds": [f"{one.seconds:.2f}" for one in found],
-        "speed-up": [f"{one.speedup:.1f}x" for one in found],
-        "PSNR (worst)": [_with_worst(one.psnr) for one in found],
-        "predicted": [_decibels(predicted[False].get(one.schedule_id or "")) for one in found],
-        "SSIM": ["" if one.ssim is None else f"{one.ssim.mean:.3f}" for one in found],
-        "LPIPS": ["" if one.lpips is None else f"{one.lpips.mean:.3f}" for one in found],
-        "caption": [_percent(None if one.caption is None else one.caption.mean) for one in found],
-        "PSNR to fine": [_with_worst(one.psnr_fine) for one in found],
-        "predicted to fine": [
-            _decibels(predicted[True].get(one.schedule_id or "")) for one in found
-        ],
-    }
-    filled = {name: cells for name, cells in columns.items() if any(cells)}
-    widths = {name: max(map(len, (name, *cells))) for name, cells in filled.items()}
-    lines = [
-        list(filled),
-        *([cells[row] for cells in filled.values()] for row in range(len(found))),
-    ]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(widths[name]) if name in ("method", "setting") else cell.rjust(widths[name])
-            for name, cell in zip(filled, line, strict=True)
-        ).rstrip()
-        for line in lines
-    )
-
-
-def _contender_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What tells contenders apart, so that sorting by it groups their rows."""
-    return (*_place(row["method"]), row["budget"] or 0, row["setting"] or "")
-
-
-def _place(method: str) -> tuple[int, str]:
-    """Where a method stands among the others."""
-    known = (*OURS, PAPER)
-    order = known.index(method) if method in known else len(known) + (method == FULL)
-    return (order, method)
 
 
 def _is_full(row: Mapping[str, Any]) -> bool:
     return row["method"] == FULL
 
 
-def _standing(rows: Sequence[Mapping[str, Any]], full_seconds: float) -> Standing:
+def _result(rows: Sequence[Mapping[str, Any]], full_seconds: float) -> Result:
     known = {
-        name: [row[name] for row in rows if row[name] is not None]
+        name: [row[name] for row in rows if row.get(name) is not None]
         for name in ("share", "psnr", "ssim", "lpips", "psnr_fine", "caption")
     }
     summaries = {name: Summary.of(known[name]) if known[name] else None for name in known}
     first = rows[0]
     seconds = median(row["seconds"] for row in rows)
-    return Standing(
+    return Result(
         method=first["method"],
         setting=first["setting"],
         source=first["source"],
@@ -318,7 +209,7 @@ def _standing(rows: Sequence[Mapping[str, Any]], full_seconds: float) -> Standin
     )
 
 
-def _costs_no_more(other: Standing, than: Standing) -> bool:
+def _costs_no_more(other: Result, than: Result) -> bool:
     return (
         other.psnr is not None
         and other.share is not None
@@ -327,26 +218,10 @@ def _costs_no_more(other: Standing, than: Standing) -> bool:
     )
 
 
-def _best(rivals: Iterable[Standing]) -> Standing | None:
-    return max(rivals, key=_mean_psnr, default=None)
+def _best(others: Iterable[Result]) -> Result | None:
+    return max(others, key=_mean_psnr, default=None)
 
 
-def _mean_psnr(standing: Standing) -> float:
-    assert standing.psnr is not None  # rivals and fitted are chosen by it
-    return standing.psnr.mean
-
-
-def _decibels(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f}%"
-
-
-def _with_worst(summary: Summary | None) -> str:
-    if summary is None:
-        return ""
-    # One pair, or one without any error, leaves no standard error to speak of.
-    mean = f"{summary}" if math.isfinite(summary.standard_error) else f"{summary.mean:.1f}"
-    return f"{mean} ({summary.worst:.1f})"
+def _mean_psnr(result: Result) -> float:
+    assert result.psnr is not None  # others and fitted are chosen by it
+    return result.psnr.mean

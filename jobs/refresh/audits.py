@@ -11,7 +11,7 @@ from meancache.quality import Summary
 
 # Fewer rows than this in a half say nothing.
 LEAST = 4
-# Standard errors that a change must exceed to be reported: by chance, in one night of 700.
+# Standard errors that a change must exceed to be reported: by chance, once in 700.
 BEYOND = 3.0
 
 

@@ -18,11 +18,11 @@ from meancache.schedule import Schedule
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Trial:
     """A candidate's trial.
 
     Attributes:
-        candidate: tonight's schedule.
+        candidate: the new schedule.
         current: what it was compared with, on the same pairs; None where there was nothing.
         psnr: the candidate's dB against the full run, over held-out pairs.
         ssim: its mean SSIM.
@@ -41,7 +41,7 @@ class Verdict:
 
     @property
     def is_better(self) -> bool:
-        """Ahead by more than the standard error of the difference, or unrivalled."""
+        """Ahead by more than the standard error of the difference, or where there is no other."""
         return self.gain is None or self.gain.mean > self.gain.standard_error
 
     @property
@@ -72,51 +72,51 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Decision:
-    """What became of a verdict.
+    """What became of a trial.
 
     Attributes:
-        verdict: on which it was decided.
+        trial: on which it was decided.
         promoted: whether the candidate is current, or was until somebody replaced it again.
         reason: why, in words.
         history: all promotions of its setting and budget, the oldest first.
     """
 
-    verdict: Verdict
+    trial: Trial
     promoted: bool
     reason: str
     history: Sequence[Promotion]
 
     def to_json(self) -> dict[str, Any]:
-        """For a night's outcome."""
-        current = self.verdict.current
+        """For a run's outcome."""
+        current = self.trial.current
         return {
-            "budget": self.verdict.candidate.budget,
-            "candidate": self.verdict.candidate.id,
+            "budget": self.trial.candidate.budget,
+            "candidate": self.trial.candidate.id,
             "current": None if current is None else current.id,
             "promoted": self.promoted,
             "reason": self.reason,
-            "metrics": self.verdict.metrics,
+            "metrics": self.trial.metrics,
         }
 
 
-def judge(table: pa.Table, candidate: Schedule, current: Schedule | None) -> Verdict:
+def judge(table: pa.Table, candidate: Schedule, current: Schedule | None) -> Trial:
     """Compares two schedules on an evaluation's pairs.
 
     Args:
-        table: rows of `scoreboard.SCHEMA`, at least two of the candidate's.
+        table: rows of an evaluation, at least two of the candidate's.
         candidate: the one that may be promoted.
         current: the one that it would replace.
     """
     psnr = _scores(table, candidate, "psnr")
     scores = list(psnr.values())
-    rival = None if current is None else _scores(table, current, "psnr")
-    return Verdict(
+    before = None if current is None else _scores(table, current, "psnr")
+    return Trial(
         candidate=candidate,
         current=current,
         psnr=Summary.of(scores),
         ssim=fmean(_scores(table, candidate, "ssim").values()),
-        current_psnr=None if rival is None else Summary.of([rival[pair] for pair in psnr]),
-        gain=None if rival is None else Summary.of([psnr[pair] - rival[pair] for pair in psnr]),
+        current_psnr=None if before is None else Summary.of([before[pair] for pair in psnr]),
+        gain=None if before is None else Summary.of([psnr[pair] - before[pair] for pair in psnr]),
         pairs=len(scores),
     )
 

@@ -1,4 +1,4 @@
-"""Drift: how tonight's costs stand against those of earlier nights, step by step.
+"""Drift: how a run's costs compare with those of earlier runs, step by step.
 
 The cost of a step is what it costs to skip the next one: eq. 13 of the jump t -> t + 2 with the
 velocity of t held. Costs are compared by their logarithms, as what changes a model changes them by
@@ -15,9 +15,9 @@ from scipy.special import stdtrit
 
 from meancache.calibration import Calibration, edge_list
 
-# Nights that are looked back on.
-NIGHTS = 30
-# How often all steps together may raise an alarm where nothing has changed: once in 1000 nights.
+# Runs that are looked back on.
+RUNS = 30
+# How often all steps together may raise an alarm where nothing has changed: once in 1000 runs.
 FALSE_ALARMS = 1e-3
 # Below this a cost is rounding alone.
 LEAST_COST = 1e-12
@@ -25,63 +25,63 @@ LEAST_COST = 1e-12
 
 @dataclass(frozen=True)
 class Drift:
-    """Costs per step, tonight's and the usual; all arrays (T - 1,) float64.
+    """Costs per step, this run's and the usual; all arrays (T - 1,) float64.
 
     Attributes:
-        nights: how many earlier nights it looks back on.
+        runs: how many earlier runs it looks back on.
         trajectories: how many of theirs there are.
-        differs: in what the earlier nights' setting differs from tonight's, in words.
-        tonight: geometric mean over tonight's trajectories.
+        differs: in what the earlier runs' setting differs from this one's, in words.
+        latest: geometric mean over this run's trajectories.
         usual: geometric mean over the earlier ones.
-        low: the least that a night like the earlier ones has, in all but FALSE_ALARMS of nights.
+        low: the least that a run like the earlier ones has, in all but FALSE_ALARMS of runs.
         high: the most.
     """
 
-    nights: int
+    runs: int
     trajectories: int
     differs: tuple[str, ...]
-    tonight: np.ndarray
+    latest: np.ndarray
     usual: np.ndarray
     low: np.ndarray
     high: np.ndarray
 
     @property
     def moved(self) -> list[int]:
-        """The steps whose cost is beyond the spread of the earlier nights."""
-        return np.flatnonzero((self.tonight < self.low) | (self.tonight > self.high)).tolist()
+        """The steps whose cost is beyond the spread of the earlier runs."""
+        return np.flatnonzero((self.latest < self.low) | (self.latest > self.high)).tolist()
 
     def __str__(self) -> str:
-        what = f"{self.nights} earlier night{'s' * (self.nights != 1)}"
+        what = f"{self.runs} earlier run{'s' * (self.runs != 1)}"
         where = f" of another setting ({'; '.join(self.differs)})" if self.differs else ""
         if not self.moved:
             return f"no drift: every step costs what it did in {what}{where}"
-        change = self.tonight[self.moved] / self.usual[self.moved]
+        change = self.latest[self.moved] / self.usual[self.moved]
         most = change[np.argmax(np.abs(np.log(change)))]
         return (
-            f"drift: {len(self.moved)} of {len(self.tonight)} steps cost more or less than the "
+            f"drift: {len(self.moved)} of {len(self.latest)} steps cost more or less than the "
             f"spread of {what}{where} allows, at most {most:.2f} times the usual"
         )
 
 
 def drift(
-    tonight: Calibration,
+    latest: Calibration,
     earlier: Sequence[Calibration],
     differs: Sequence[str] = (),
 ) -> Drift | None:
-    """Compares a night's costs with those of earlier nights of the same number of steps.
+    """Compares a run's costs with those of earlier runs of the same number of steps.
 
-    A night's mean may differ from the earlier ones' by Student's t times the spread of single
+    A run's mean may differ from the earlier ones' by Student's t times the spread of single
     trajectories, s sqrt(1/n + 1/N), with the alarms shared out over the steps (Bonferroni).
 
     Args:
-        tonight: the night's own trajectories.
-        earlier: those of each earlier night.
+        latest: the run's own trajectories.
+        earlier: those of each earlier run.
         differs: in what their setting differs, in words.
 
     Returns:
-        None where the earlier nights have fewer than two trajectories: they have no spread.
+        None where the earlier runs have fewer than two trajectories: they have no spread.
     """
-    now = log_costs(tonight)
+    now = log_costs(latest)
     before = np.concatenate([np.empty((0, now.shape[1])), *map(log_costs, earlier)])
     if len(before) < 2:
         return None
@@ -90,10 +90,10 @@ def drift(
     reach = stdtrit(len(before) - 1, 1 - alarms) * np.sqrt(1 / len(now) + 1 / len(before))
     spread = reach * before.std(axis=0, ddof=1)
     return Drift(
-        nights=len(earlier),
+        runs=len(earlier),
         trajectories=len(before),
         differs=tuple(differs),
-        tonight=np.exp(now.mean(axis=0)),
+        latest=np.exp(now.mean(axis=0)),
         usual=np.exp(usual),
         low=np.exp(usual - spread),
         high=np.exp(usual + spread),

@@ -6,15 +6,11 @@ import hashlib
 from collections.abc import Sequence
 
 from cluster.work.prompts import Prompt, PromptsError
+from jobs._shared.prompts import plain
 
 # Of the prompts of a file, how many are kept back; two at least, for there to be a spread.
 HELD_OUT_SHARE = 1 / 3
 LEAST_HELD_OUT = 2
-
-
-def plain(prompt: str) -> str:
-    """A prompt without what makes no difference to a reader."""
-    return " ".join(prompt.split()).casefold()
 
 
 def split(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:

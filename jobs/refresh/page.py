@@ -1,4 +1,4 @@
-"""A night's page: one self-contained HTML file, nothing fetched from anywhere."""
+"""A run's page: one self-contained HTML file, nothing fetched from anywhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from meancache.calibration import Calibration
 
 
 def refresh_page(
-    night: str,
+    date: str,
     setting: Setting,
     graph: Calibration,
     decisions: Sequence[Decision],
@@ -26,17 +26,17 @@ def refresh_page(
     """The page as HTML text.
 
     Args:
-        night: its date.
+        date: of the run.
         setting: what the schedules are for.
         graph: what the candidates were made from.
         decisions: one for each budget.
-        drift: tonight's costs against those of earlier nights; None where there are too few.
+        drift: its costs against those of earlier runs; None where there are too few.
         trends: what audits say; empty where none were read.
     """
     environment = pages.environment("refresh")
     environment.filters.update(plus_minus=plus_minus, number=number)
     return environment.get_template("refresh.html").render(
-        night=night,
+        date=date,
         setting=setting,
         graph=graph,
         steps=graph.grid.num_inference_steps,

@@ -1,8 +1,122 @@
 """python -m jobs.render"""
 
-import sys
+from __future__ import annotations
 
-from jobs.render.workflow import main
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from jobs._shared import cli
+from jobs._shared.numbers import finite, not_negative, share
+
+if TYPE_CHECKING:
+    from jobs.render.workflow import Config
+
+
+def parser() -> argparse.ArgumentParser:
+    """The job's flags."""
+    result = cli.job_parser(
+        "jobs.render",
+        "Renders every prompt to an mp4, or a png, lists them in a Parquet manifest, and shows\n"
+        "the job on a page, report.html. A job that was stopped is resumed by the same command;\n"
+        "a finished one renders nothing again.",
+        "python -m jobs.render --model tiny --prompts prompts.txt --budget 10 --output out",
+    )
+    cli.add_output(result, "where videos and manifest go")
+    cli.add_prompts(result, overrides=True)
+    _add_schedule(result)
+    result.add_argument(
+        "--audit",
+        type=share,
+        metavar="SHARE",
+        help="render this share of the items in full too, such as 0.01, and note psnr and ssim "
+        "between both in the manifest's metrics",
+    )
+    cli.add_model(result)
+    cli.add_fleet(result)
+    result.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the blocks of the transformer on each rank, during its first videos, which "
+        "may take minutes; not part of the job, which is resumed with or without",
+    )
+    group = result.add_argument_group("failures (a row is given up after 3 attempts)")
+    group.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="render the rows again that a finished job gave up; what is there stays as it is",
+    )
+    group.add_argument(
+        "--max-failures",
+        type=not_negative,
+        default=0,
+        metavar="N",
+        help="end with exit code 0 with up to N failed rows (default 0: with any, it is 3)",
+    )
+    return result
+
+
+def _add_schedule(parser: argparse.ArgumentParser) -> None:
+    """The ways to say which steps are computed."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--schedule",
+        metavar="FILE",
+        help="which steps to compute (default: all of them); 'current' is the one that is current "
+        "in --registry when the job begins, and stays the job's",
+    )
+    which.add_argument(
+        "--target-psnr",
+        type=finite,
+        metavar="DB",
+        help="use the shipped schedule of the fewest forwards that is predicted to come this close "
+        "to the full run, as a mean over videos",
+    )
+    parser.add_argument(
+        "--budget",
+        type=int,
+        metavar="B",
+        help="use the schedule shipped for B forwards a video; with --schedule current, the "
+        "registry's of that budget",
+    )
+    parser.add_argument(
+        "--registry", metavar="ROOT", help="the --output of jobs.refresh, for --schedule current"
+    )
+
+
+def configured(options: argparse.Namespace) -> Config:
+    """The workflow's configuration by these flags."""
+    from jobs.render.workflow import Config
+
+    return Config(
+        output=options.output,
+        prompts=options.prompts,
+        model=cli.model_config(options),
+        schedule=options.schedule,
+        target_psnr=options.target_psnr,
+        budget=options.budget,
+        registry=options.registry,
+        audit=options.audit or 0.0,
+        compile=options.compile,
+        retry_failed=options.retry_failed,
+        fleet=cli.fleet_config(options),
+        dry_run=options.dry_run,
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the workflow; returns the exit code."""
+    from jobs.render import workflow
+
+    outcome = workflow.run(configured(options))
+    return cli.EXIT_FAILED_ITEMS if outcome.failed > options.max_failures else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return cli.run_job(parser(), argv, run)
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -83,7 +83,7 @@ class Reason:
     items: Sequence[str]
 
 
-def write(store: Store) -> str:
+def write_page(store: Store) -> str:
     """Writes the page of a finished job; returns where it is.
 
     Raises:

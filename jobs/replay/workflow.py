@@ -1,4 +1,4 @@
-"""python -m jobs.replay ROOT ITEM_ID: renders a row again and says whether it comes out the same.
+"""Renders a row again and says whether it comes out the same.
 
 All that decides a row's pixels is in its root: job.json, the manifest, and for a row that overrides
 arguments of the call its receipt. The item's id is a hash over it, so what is put together here is
@@ -7,11 +7,10 @@ what was rendered, or the job refuses.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -37,9 +36,8 @@ from cluster.results.manifest import PARTS, UNREADABLE
 from cluster.store import AlreadyExists, Store, StoreError, open_store
 from cluster.work import plan
 from cluster.work.plan import SpecError, WorkItem
-from jobs._shared import cli as _cli
-from jobs._shared.numbers import positive
 from jobs._shared.progress import progress
+from jobs._shared.roots import refusing
 from meancache.json_values import is_deep, shown
 from meancache.quality import psnr
 from meancache.schedule import Schedule
@@ -51,18 +49,42 @@ SIZES = ("height", "width", "num_frames", "num_inference_steps")
 
 
 @dataclass(frozen=True)
+class Config:
+    """Which row is rendered again.
+
+    Attributes:
+        root: of a render.
+        item_id: the row's, 32 hex digits.
+        output: a file for the video, or None.
+        gang_size: ranks; None for as many as then.
+    """
+
+    root: str
+    item_id: str
+    output: str | None = None
+    gang_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Whether it came out the same."""
+
+    same: bool
+
+
+@dataclass(frozen=True)
 class Replay:
     """What the fleet does with the item; a `fleet.Work`."""
 
     model: Model
     schedule: Schedule | None
 
-    def __call__(self, studio: StagedGang, item: WorkItem) -> bytes:
+    def __call__(self, staged: StagedGang, item: WorkItem) -> bytes:
         """The item's mp4 or png, rendered again as a render job does. Raises GangError."""
-        (texts, _), _ = studio.codec.run_with_retries(encode_prompt, item)
+        (texts, _), _ = staged.codec.run_with_retries(encode_prompt, item)
         request = RenderRequest(item, self.schedule, texts)
-        drawing, _ = studio.gang.run_with_retries(denoise_item, request)
-        (frames, _), _ = studio.codec.run_with_retries(decode_item, (drawing.latents, item))
+        drawing, _ = staged.gang.run_with_retries(denoise_item, request)
+        (frames, _), _ = staged.codec.run_with_retries(decode_item, (drawing.latents, item))
         return encoded(self.model, frames)
 
 
@@ -78,42 +100,44 @@ class Prepared:
     output: tuple[Store, str] | None
 
 
-def prepare(options: argparse.Namespace) -> Prepared:
-    """Finds the row and what decides its pixels, before any rank starts."""
-    if not ITEM_ID.fullmatch(options.item_id):
-        raise SpecError(
-            f"item_id {shown(options.item_id)} must be 32 hex digits, as the column item_id of "
-            "the manifest has them"
-        )
-    store = open_store(options.root)
-    output = None if options.output is None else _output(options.output)
-    spec = _specification(store)
-    row = _find(store, options.item_id)
-    model = _model(spec, row)
-    schedule = None if spec["schedule"] is None else Schedule.from_json(spec["schedule"])
-    item = _item(store, spec, row, model, schedule)
-    size = options.gang_size or row["world_size"]
-    model.check_arguments(item.arguments, size)
-    largest, beside = item.arguments, encoders_size(model, [item.arguments], size)
-    build = denoiser_builder(model, largest, beside)
-    gangs = fleet.Gangs(build, size, 1, 1, encoders_builder(model, largest, size), beside)
-    return Prepared(store, row, item, Replay(model, schedule), gangs, output)
-
-
-def perform(prepared: Prepared) -> int:
+def run(config: Config) -> Outcome:
     """Renders the row, and compares."""
+    prepared = prepare(config)
     with closing(fleet.run(prepared.work, [prepared.item], prepared.gangs)) as results:
         (data,) = progress(results, 1, "videos")
     if prepared.output is not None:
         store, key = prepared.output
         store.put_new(key, data)
         print(f"written to {store.uri(key)}")
-    same, verdict = compare(prepared.store, prepared.row, data)
-    print(verdict)
+    same, sentence = compare(prepared.store, prepared.row, data)
+    print(sentence)
     if not same and prepared.gangs.size != prepared.row["world_size"]:
         ranks = prepared.row["world_size"]
         print(f"it was rendered by {ranks} rank(s) then: --gang-size {ranks} does the same")
-    return 0 if same else _cli.EXIT_ERROR
+    return Outcome(same)
+
+
+@refusing()
+def prepare(config: Config) -> Prepared:
+    """Finds the row and what decides its pixels, before any rank starts."""
+    if not ITEM_ID.fullmatch(config.item_id):
+        raise SpecError(
+            f"item_id {shown(config.item_id)} must be 32 hex digits, as the column item_id of "
+            "the manifest has them"
+        )
+    store = open_store(config.root)
+    output = None if config.output is None else _output(config.output)
+    spec = _specification(store)
+    row = _find(store, config.item_id)
+    model = _model(spec, row)
+    schedule = None if spec["schedule"] is None else Schedule.from_json(spec["schedule"])
+    item = _item(store, spec, row, model, schedule)
+    size = config.gang_size or row["world_size"]
+    model.check_arguments(item.arguments, size)
+    largest, beside = item.arguments, encoders_size(model, [item.arguments], size)
+    build = denoiser_builder(model, largest, beside)
+    gangs = fleet.Gangs(build, size, 1, 1, encoders_builder(model, largest, size), beside)
+    return Prepared(store, row, item, Replay(model, schedule), gangs, output)
 
 
 def compare(store: Store, row: Mapping[str, Any], data: bytes) -> tuple[bool, str]:
@@ -243,33 +267,3 @@ def _output(uri: str) -> tuple[Store, str]:
     if store.exists(name):
         raise AlreadyExists(f"--output {uri} exists and is not overwritten: give another")
     return store, name
-
-
-def parser() -> argparse.ArgumentParser:
-    """The job's flags."""
-    result = _cli.job_parser(
-        "jobs.replay",
-        "Renders a row of a jobs.render again, from what its root holds, and says whether it\n"
-        "comes out the same, byte for byte, or how far from it in dB. Exit code 0 if it is the\n"
-        "same, 1 if not.",
-        "python -m jobs.replay out 0123456789abcdef0123456789abcdef --output again.mp4",
-    )
-    result.add_argument("root", metavar="ROOT", help="the --output of a jobs.render")
-    result.add_argument(
-        "item_id", metavar="ITEM_ID", help="the row's item_id, as the manifest and report.html show"
-    )
-    result.add_argument(
-        "--output", metavar="FILE", help="write the video there too; never over another file"
-    )
-    result.add_argument(
-        "--gang-size",
-        type=positive,
-        metavar="N",
-        help="ranks that share the video (default: as many as then)",
-    )
-    return result
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    return _cli.run_job(prepare, perform, parser(), argv)

@@ -9,7 +9,7 @@ schedule. Further gangs save time and change no weight, but each runs the refere
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -237,9 +237,17 @@ def rollout_forwards(paths: Sequence[Steps]) -> int:
     return len({path[:length] for path in paths for length in range(1, len(path) + 1)})
 
 
-def fit_all(fitting: Fitting, gangs: fleet.Gangs) -> Iterator[FitAnswer]:
-    """Fits every budget; yields answers as they come. Raises what `fleet.run` raises."""
-    return fleet.run(fit_on_gang, requests(fitting), gangs)
+def fit_all(
+    fitting: Fitting, gangs: fleet.Gangs, budgets: Collection[int] | None = None
+) -> Iterator[FitAnswer]:
+    """Fits every budget, or those of `budgets`; yields answers as they come.
+
+    Raises what `fleet.run` raises.
+    """
+    wanted = fitting.candidates if budgets is None else budgets
+    return fleet.run(
+        fit_on_gang, [one for one in requests(fitting) if one.baseline.budget in wanted], gangs
+    )
 
 
 def fitted_schedule(fitting: Fitting, answer: FitAnswer) -> Schedule:

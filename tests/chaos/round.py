@@ -19,9 +19,10 @@ from ray.cluster_utils import Cluster
 
 from cluster.results import manifest, verification
 from cluster.store import open_store
-from jobs.render import workflow as render
+from jobs.render.workflow import prepare
 from tests.chaos import processes
 from tests.chaos.blows import SECOND_DRIVER, Blow, Trap, kind_of, store_fault, where
+from tests.support.configs import configured
 from tests.support.faults import Fault, FaultProxy, Request
 from tests.support.s3_server import s3_environment, serve_s3
 
@@ -208,7 +209,7 @@ class Outcome:
 def outcome(round_: Round) -> Outcome:
     """Reads the root as anyone would, straight from the server, and compares with the plan."""
     store = open_store(round_.root)
-    prepared = render.prepare(render.parser().parse_args(round_.command()))
+    prepared = prepare(configured("render", round_.command()))
     planned = Counter(item.id for item in prepared.items)
     rows = [
         row

@@ -10,11 +10,11 @@ from cluster.media import image
 from cluster.models.model import find_model
 from cluster.store import open_store
 from jobs._shared import cli as _cli
-from jobs.calibrate import workflow as calibrate
-from jobs.evaluate import workflow as evaluate
-from jobs.render import workflow as render
-from jobs.solve import workflow as solve
-from jobs.verify import workflow as verify
+from jobs.calibrate import __main__ as calibrate
+from jobs.evaluate import __main__ as evaluate
+from jobs.render import __main__ as render
+from jobs.solve import __main__ as solve
+from jobs.verify import __main__ as verify
 from meancache import Schedule
 from meancache.quality import psnr, ssim
 from tests.support import folders

@@ -18,7 +18,9 @@ from cluster.ranks import rank_builder
 from cluster.results.manifest import Manifest
 from cluster.store import StoreError, open_store, read
 from cluster.work import plan
-from jobs.render import workflow as render
+from jobs.render import __main__ as render
+from jobs.render.workflow import prepare
+from tests.support.configs import configured
 
 KEY_ID = "AKIAFAKEFAKEFAKEFAKE"
 SECRET = "fake+Secret/ofNobody0123456789abcdefABCD"
@@ -56,7 +58,7 @@ def test_the_search_finds_what_botocore_logs_by_itself(credentials, s3_root, cap
 def test_a_job_leaves_no_secret_behind(credentials, s3_root, tmp_path, caplog, capfd):
     (tmp_path / "p.txt").write_text("a red circle\na blue square\n")
     command = ["--model", "tiny", "--steps", "2", "--prompts", str(tmp_path / "p.txt")]
-    job = render.prepare(render.parser().parse_args([*command, "--output", s3_root]))
+    job = prepare(configured("render", [*command, "--output", s3_root]))
     plan.freeze(job.store, job.spec)
     manifest = Manifest(job.store)
     deliver = Delivery(manifest, job.model, job.schedule)

@@ -7,7 +7,7 @@ import pytest
 
 from cluster.models.model import ModelError, find_model
 from jobs._shared import cli as _cli
-from jobs.render import workflow as render
+from jobs.render import __main__ as render
 from meancache import Schedule
 from tests.support.hostile import ESCAPE, assert_sentence
 

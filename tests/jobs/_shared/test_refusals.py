@@ -7,13 +7,17 @@ from pathlib import Path
 import pytest
 
 from cluster.store import open_store
+from cluster.work import plan
 from jobs._shared import cli as _cli
-from jobs.calibrate import workflow as calibrate
-from jobs.demo import workflow as demo
-from jobs.render import workflow as render
-from jobs.solve import workflow as solve
+from jobs._shared.roots import SUBMITTED_MARK
+from jobs.calibrate import __main__ as calibrate
+from jobs.demo import __main__ as demo
+from jobs.render import __main__ as render
+from jobs.render.workflow import prepare
+from jobs.solve import __main__ as solve
 from meancache import Schedule
 from tests.support import folders
+from tests.support.configs import configured
 
 
 @pytest.fixture
@@ -145,8 +149,8 @@ def test_two_prompts_that_a_graph_could_not_tell_apart(tmp_path, refused):
 
 def test_a_root_of_other_prompts_says_so(tmp_path, refused, prompts):
     args = rendering(prompts, tmp_path / "out")
-    prepared = render.prepare(render.parser().parse_args(args))
-    render.plan.freeze(prepared.store, prepared.spec)
+    prepared = prepare(configured("render", args))
+    plan.freeze(prepared.store, prepared.spec)
     Path(prompts).write_text("another prompt")
     said = refused(render.main, *args)
     assert "items is 3 there and 1 here" in said
@@ -155,8 +159,8 @@ def test_a_root_of_other_prompts_says_so(tmp_path, refused, prompts):
 
 def test_a_root_of_another_job_shows_the_difference(tmp_path, refused, prompts, model):
     args = rendering(prompts, tmp_path / "out")
-    prepared = render.prepare(render.parser().parse_args([*args, "--guidance-scale", "4"]))
-    render.plan.freeze(prepared.store, prepared.spec)
+    prepared = prepare(configured("render", [*args, "--guidance-scale", "4"]))
+    plan.freeze(prepared.store, prepared.spec)
     said = refused(render.main, *args)
     assert "arguments.guidance_scale is 4.0 there and 6.0 here" in said
     assert "choose another --output" in said
@@ -203,7 +207,7 @@ def test_what_a_yaml_file_says_is_text(tmp_path, refused, prompts):
 
 
 def test_a_submitted_job_may_not_write_into_its_temporary_copy(refused, prompts, monkeypatch):
-    monkeypatch.setenv(_cli.SUBMITTED_MARK, "{}")
+    monkeypatch.setenv(SUBMITTED_MARK, "{}")
     assert "'out' is a relative path" in refused(render.main, *rendering(prompts, "out"))
 
 

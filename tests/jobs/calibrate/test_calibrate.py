@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.calibrate import workflow as calibrate
+from jobs.calibrate import __main__ as calibrate
 from meancache.calibration import Calibration
 from tests.jobs.conftest import PROMPTS
 

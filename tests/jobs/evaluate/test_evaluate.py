@@ -17,12 +17,13 @@ from cluster.store import open_store
 from cluster.work.plan import WorkItem, plan_items
 from cluster.work.prompts import Prompt
 from jobs._shared import cli as _cli
-from jobs.evaluate import workflow as evaluate
-from jobs.evaluate.methods import Contender, from_graph, from_peers, from_schedules
-from jobs.evaluate.results import SCHEMA, from_parquet, standings
-from meancache import Schedule
-from meancache import baselines as peers
-from meancache.baselines import Baseline as Peer
+from jobs.evaluate import __main__ as evaluate
+from jobs.evaluate.methods import Method, from_baselines, from_graph, from_schedules
+from jobs.evaluate.pairs import Evaluation, pair_key
+from jobs.evaluate.results import results
+from jobs.evaluate.table import TINY_SCHEMA, from_parquet
+from meancache import Schedule, baselines
+from meancache.baselines import Baseline
 from meancache.calibration import Calibration, trajectory_statistics
 from meancache.trajectory import record_trajectory
 from tests.jobs.conftest import PROMPTS
@@ -73,9 +74,9 @@ def evaluated(tmp_path_factory) -> Path:
     return root
 
 
-def test_there_is_a_row_for_every_contender_and_pair_in_the_written_schema(evaluated):
+def test_there_is_a_row_for_every_method_and_pair_in_the_written_schema(evaluated):
     rows = table(evaluated)
-    assert rows.schema.equals(SCHEMA, check_metadata=True)
+    assert rows.schema.equals(TINY_SCHEMA, check_metadata=True)
     shipped = {Schedule.load(SHIPPED / f"paper-b{budget}.json").id for budget in (8, 15)}
     pairs = [(row["schedule_id"], row["prompt"]) for row in rows.to_pylist()]
     assert len(pairs) == len(set(pairs)) == (len(shipped) + 1) * len(HELD_OUT)
@@ -97,7 +98,7 @@ def test_the_full_run_is_a_row_that_is_not_compared_with_itself(evaluated):
 
 
 def test_more_forwards_come_closer_to_the_full_run(evaluated):
-    found = [one for one in standings(table(evaluated)) if one.method == "paper"]
+    found = [one for one in results(table(evaluated)) if one.method == "paper"]
     assert [one.budget for one in found] == [8, 15]
     assert found[0].psnr.mean + 3 < found[-1].psnr.mean < 80
 
@@ -110,13 +111,13 @@ def test_another_run_of_the_same_request_gives_the_same_table_but_for_seconds(
     assert evaluate.main(command(root, None, "--reference-steps", "100")) == 0
     assert without_seconds(table(root)).equals(without_seconds(table(evaluated)))
     said = capsys.readouterr().out
-    assert "2 pairs to do, 0 already done; 2 contenders and the full run" in said
+    assert "2 pairs to do, 0 already done; 2 methods and the full run" in said
     assert f"run, {2 * (FORWARDS + 100)} forwards" in said
     assert "PSNR to fine" in said
     assert said.rstrip().endswith("report.html")
 
 
-def test_a_stopped_evaluation_draws_the_pairs_that_are_missing(evaluated, tmp_path, capsys):
+def test_a_stopped_evaluation_renders_the_pairs_that_are_missing(evaluated, tmp_path, capsys):
     root = Path(shutil.copytree(evaluated, tmp_path / "out"))
     pairs = sorted((root / "evaluation" / "pairs").iterdir())
     pairs[0].unlink()
@@ -130,7 +131,7 @@ def test_a_stopped_evaluation_draws_the_pairs_that_are_missing(evaluated, tmp_pa
     assert kept_rows < {tuple(row.values()) for row in table(root).to_pylist()}
 
 
-def test_the_same_command_again_draws_nothing(evaluated, tmp_path, capsys, monkeypatch):
+def test_the_same_command_again_renders_nothing(evaluated, tmp_path, capsys, monkeypatch):
     root = Path(shutil.copytree(evaluated, tmp_path / "out"))
     monkeypatch.setattr("cluster.fleet.driver.connect", lambda: pytest.fail("a rank was asked for"))
     assert evaluate.main(command(root, None, "--reference-steps", "100")) == 0
@@ -147,7 +148,7 @@ def test_a_damaged_pair_is_named_with_what_to_do(evaluated, tmp_path, capsys):
     assert f"{pair.name}: not a Parquet file" in capsys.readouterr().err.replace("\n", " ")
 
 
-# --- peers ---
+# --- baselines ---
 
 
 @pytest.fixture(scope="module")
@@ -174,13 +175,15 @@ def small_folders(tmp_path, model, small_graph) -> tuple[Path, Path]:
 
 
 @pytest.mark.slow
-def test_peers_and_what_the_graph_solves_compete_too(tmp_path, small_folders, monkeypatch, capsys):
+def test_baselines_and_what_the_graph_solves_are_compared_too(
+    tmp_path, small_folders, monkeypatch, capsys
+):
     (schedules, graph), root = small_folders, tmp_path / "out"
-    euler = [peer for peer in peers.sweep() if peer.method == "euler"][:2]
-    monkeypatch.setattr(peers, "sweep", lambda: euler)  # the others are tested where they live
-    more = ["--steps", str(STEPS), "--graph", str(graph), "--peers"]
+    euler = [one for one in baselines.sweep() if one.method == "euler"][:2]
+    monkeypatch.setattr(baselines, "sweep", lambda: euler)  # the others are tested where they live
+    more = ["--steps", str(STEPS), "--graph", str(graph), "--baselines"]
     assert evaluate.main(command(root, schedules, *more)) == 0
-    found = standings(table(root))
+    found = results(table(root))
     assert {one.method for one in found} >= {
         *("fitted", "secant", "paper", "euler", "magcache", "optimal-stepsize", "refined", "full")
     }
@@ -197,7 +200,7 @@ def test_peers_and_what_the_graph_solves_compete_too(tmp_path, small_folders, mo
 
 @contextmanager
 def _broken(pipeline: Any) -> Iterator[dict[str, Any]]:
-    raise RuntimeError("this peer is broken")
+    raise RuntimeError("this baseline is broken")
     yield {}
 
 
@@ -215,17 +218,17 @@ def items(model) -> list[WorkItem]:
 
 
 def rows_of(root: Path, item: WorkItem) -> dict[str, dict[str, Any]]:
-    data = open_store(str(root)).get(evaluate.pair_key(item))
+    data = open_store(str(root)).get(pair_key(item))
     return {row["method"]: row for row in from_parquet(data).to_pylist()}
 
 
-def test_a_peers_compute_is_counted_on_the_first_pairs_and_its_steps_are_its_budget(
+def test_a_baselines_compute_is_counted_on_the_first_pairs_and_its_steps_are_its_budget(
     tmp_path, gang, items
 ):
-    (peer,) = [
-        peer for peer in peers.sweep() if peer.method == "euler" and peer.setting.startswith("6")
+    (baseline,) = [
+        one for one in baselines.sweep() if one.method == "euler" and one.setting.startswith("6")
     ]
-    work = evaluate.Evaluation(open_store(str(tmp_path)), from_peers([peer]), None)
+    work = Evaluation(open_store(str(tmp_path)), from_baselines([baseline]), None)
     assert work(gang, items[0]) is work(gang, items[3]) is None
     first, later = rows_of(tmp_path, items[0]), rows_of(tmp_path, items[3])
     assert first["euler"]["budget"] == later["euler"]["budget"] == first["euler"]["nfe"] == 6
@@ -236,13 +239,19 @@ def test_a_peers_compute_is_counted_on_the_first_pairs_and_its_steps_are_its_bud
 
 
 def test_a_prompt_that_is_no_caption_has_no_caption_score(tmp_path, gang, items):
-    assert evaluate.Evaluation(open_store(str(tmp_path)), [], None)(gang, items[0]) is None
+    work = Evaluation(open_store(str(tmp_path)), [], None, captioned=True)
+    assert work(gang, items[0]) is None
     assert rows_of(tmp_path, items[0])["full"]["caption"] is None
 
 
-def test_a_contender_that_fails_for_good_is_named_and_its_pair_stays_open(tmp_path, gang, items):
-    broken = from_peers([Peer("magic", "on", "a test", _broken)])
-    work = evaluate.Evaluation(open_store(str(tmp_path)), broken, None)
+def test_other_models_have_no_captions(tmp_path, gang, items):
+    assert Evaluation(open_store(str(tmp_path)), [], None)(gang, items[0]) is None
+    assert "caption" not in rows_of(tmp_path, items[0])["full"]
+
+
+def test_a_method_that_fails_for_good_is_named_and_its_pair_stays_open(tmp_path, gang, items):
+    broken = from_baselines([Baseline("magic", "on", "a test", _broken)])
+    work = Evaluation(open_store(str(tmp_path)), broken, None)
     problem = work(gang, items[0])
     assert problem.startswith("p0, seed 0: magic (on): rank 0 failed: RuntimeError")
     assert not list(open_store(str(tmp_path)).list())
@@ -250,11 +259,11 @@ def test_a_contender_that_fails_for_good_is_named_and_its_pair_stays_open(tmp_pa
 
 def test_a_schedule_that_computes_every_step_is_the_full_run(tmp_path, model, gang, items):
     every = from_schedules({"all": uniform(model, tuple(range(STEPS)))})
-    assert evaluate.Evaluation(open_store(str(tmp_path)), every, None)(gang, items[0]) is None
+    assert Evaluation(open_store(str(tmp_path)), every, None)(gang, items[0]) is None
     assert rows_of(tmp_path, items[0])["fitted"]["psnr"] == float("inf")
 
 
-# --- who competes ---
+# --- methods ---
 
 
 def test_settings_are_given_only_where_method_and_budget_do_not_tell(model):
@@ -265,10 +274,10 @@ def test_settings_are_given_only_where_method_and_budget_do_not_tell(model):
 
 
 def test_what_a_folder_brings_is_not_solved_a_second_time(small_graph):
-    def of(found: list[Contender]) -> list[str]:
+    def of(found: list[Method]) -> list[str]:
         return sorted(one.name for one in found)
 
-    alone = from_graph(small_graph, [Contender("fitted", None, "a test", 3, None)])
+    alone = from_graph(small_graph, [Method("fitted", None, "a test", 3, None)])
     assert of(alone) == sorted(
         [f"paper, B=3 (jump, gamma {gamma})" for gamma in range(1, 6)]
         + [f"paper, B=3 (fine-step, gamma {gamma})" for gamma in (3, 4)]
@@ -329,7 +338,7 @@ def test_a_file_that_is_no_schedule_is_named(tmp_path, refused):
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["--gang-size", "2", "--peers"], "gang size 2 does not go with --peers"),
+        (["--gang-size", "2", "--baselines"], "gang size 2 does not go with --baselines"),
         (["--reference-steps", "75"], "reference steps 75 must be a multiple of the 50 steps"),
         (["--reference-steps", "5000"], "num_inference_steps 5000 must be between 1 and 1000"),
         (["--graph", "/absent"], "/absent/statistics.parquet"),
@@ -356,7 +365,7 @@ def test_a_root_of_another_evaluation_is_refused_with_the_difference(tmp_path, e
     assert "reference_steps is 100 there and 150 here" in said
 
 
-def test_a_dry_run_says_what_would_be_drawn_and_draws_nothing(tmp_path, capsys):
+def test_a_dry_run_says_what_would_be_rendered_and_renders_nothing(tmp_path, capsys):
     assert evaluate.main(command(tmp_path / "out", None, "--dry-run", "--seeds", "3")) == 0
     said = capsys.readouterr().out
     assert "6 pairs to do, 0 already done" in said

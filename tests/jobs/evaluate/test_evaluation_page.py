@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from jobs._shared import figures
 from jobs.evaluate.page import evaluation_page, number, plus_minus
-from jobs.evaluate.results import scoreboard, standings
+from jobs.evaluate.results import results
+from jobs.evaluate.table import TINY_SCHEMA, scoreboard
 from meancache import Schedule
 from meancache.calibration import Calibration, trajectory_statistics
 from meancache.grid import Grid
@@ -75,12 +76,12 @@ def evaluation(pairs: int = 24, prompt: str = "a red circle moving left on a dar
     noise = np.random.default_rng(0)
     luck = noise.gumbel(0.0, 2.0, pairs)  # a few pairs are unlucky under every method
     schedules = [schedule(method, budget) for method in ("fitted", "secant") for budget in BUDGETS]
-    contenders = [("full", None, "diffusers", STEPS, 1.0, math.inf, None)]
+    methods = [("full", None, "diffusers", STEPS, 1.0, math.inf, None)]
     for one in schedules:
         share = one.nfe / STEPS
         source = "this project"
         decibels = mean_psnr(one.method, share)
-        contenders.append((one.method, None, source, one.budget, share, decibels, one.id))
+        methods.append((one.method, None, source, one.budget, share, decibels, one.id))
     for budget, gamma in itertools.product(BUDGETS, range(1, 6)):
         decibels = 15.0 + 11 * math.log2(budget / 5) - (gamma - 3) ** 2 / 2
         for rule, gain in (("jump", 0.0), ("fine-step", 1.5)):
@@ -89,7 +90,7 @@ def evaluation(pairs: int = 24, prompt: str = "a red circle moving left on a dar
                 schedules.append(one)
                 name, source = f"{rule}, gamma {gamma}", "arXiv:2601.19961"
                 of = ("paper", name, source, budget, budget / STEPS, decibels + gain, one.id)
-                contenders.append(of)
+                methods.append(of)
     for method in list(CURVES)[2:]:
         for place, share in enumerate((0.1, 0.16, 0.2, 0.24, 0.34, 0.5)):
             knob = f"{CACHES[method]} {0.05 * (6 - place):.2f}" if method in CACHES else None
@@ -97,9 +98,9 @@ def evaluation(pairs: int = 24, prompt: str = "a red circle moving left on a dar
             knob = knob or (f"range {6 - place}" if method.startswith("pyramid") else None)
             source = "written from its paper" if method == "teacache" else "diffusers 0.42.1"
             of = (method, knob, source, budget, share, mean_psnr(method, share))
-            contenders.append((*of, None))
+            methods.append((*of, None))
     rows = []
-    for method, setting, source, budget, share, decibels, schedule_id in contenders:
+    for method, setting, source, budget, share, decibels, schedule_id in methods:
         for pair in range(pairs):
             full = method == "full"
             psnr = None if full else float(decibels - luck[pair] + noise.normal(0, 0.6))
@@ -124,7 +125,7 @@ def evaluation(pairs: int = 24, prompt: str = "a red circle moving left on a dar
                     "seconds": 0.05 + 0.95 * share + float(abs(noise.normal(0, 0.01))),
                 }
             )
-    return scoreboard(rows), schedules
+    return scoreboard(rows, TINY_SCHEMA), schedules
 
 
 def calibrated() -> Calibration:
@@ -173,7 +174,7 @@ def test_the_page_holds_every_figure_and_table(page):
         "Which steps compute",
         "Closeness to the exact flow",
     ]
-    for heading in ("At equal compute", "The paper's gamma", "Every contender", "could not run"):
+    for heading in ("At equal compute", "The paper's gamma", "Every method", "could not run"):
         assert heading in page
     for method in CURVES:
         assert f"<b>{method}</b>" in page
@@ -187,7 +188,7 @@ def test_what_was_not_measured_is_left_out():
         for row in table.to_pylist()
         if row["method"] in ("full", "euler")
     ]
-    page = evaluation_page(scoreboard(rows), [], None, [])
+    page = evaluation_page(scoreboard(rows, TINY_SCHEMA), [], None, [])
     assert charts(page) == ["Fidelity against time", "Fidelity against compute"]
     assert "could not run" not in page
     assert "caption, %" not in page
@@ -197,7 +198,7 @@ def test_what_was_not_measured_is_left_out():
 def test_an_evaluation_of_the_full_run_alone_is_still_a_page():
     table, _ = evaluation(pairs=1)
     rows = [row for row in table.to_pylist() if row["method"] == "full"]
-    assert charts(evaluation_page(scoreboard(rows), [], None, [])) == []
+    assert charts(evaluation_page(scoreboard(rows, TINY_SCHEMA), [], None, [])) == []
 
 
 def test_a_video_equal_to_the_full_run_does_not_break_the_page():
@@ -206,12 +207,12 @@ def test_a_video_equal_to_the_full_run_does_not_break_the_page():
         {**row, "psnr": math.inf} if row["method"] in ("fitted", "dbcache") else row
         for row in table.to_pylist()
     ]
-    page = evaluation_page(scoreboard(rows), schedules, calibrated(), [])
+    page = evaluation_page(scoreboard(rows, TINY_SCHEMA), schedules, calibrated(), [])
     assert "∞" in page
     assert "nan" not in re.sub(r"<svg.*?</svg>", "", page, flags=re.S)
 
 
-def test_a_rival_that_wins_at_no_more_compute_is_marked(page):
+def test_a_other_that_wins_at_no_more_compute_is_marked(page):
     # Of the made-up curves only `refined` lies above `fitted`.
     winners = {
         group.split("</b>")[0].rsplit("<b>")[-1]
@@ -224,7 +225,7 @@ def test_a_rival_that_wins_at_no_more_compute_is_marked(page):
     without = scoreboard(row for row in table.to_pylist() if row["method"] != "refined")
     honest = evaluation_page(without, schedules, None, [])
     assert not re.search(r"bad\">B = ", honest)
-    assert "ahead of the best independent peer" in honest
+    assert "ahead of the best independent baseline" in honest
 
 
 def test_the_lead_is_paired_so_luck_that_both_share_does_not_blur_it():
@@ -269,7 +270,7 @@ def test_only_a_lead_beyond_its_error_is_closer_to_the_exact_flow_than_the_full_
             for row in table.to_pylist()
             if row["method"] in ("fitted", "full")
         ]
-        page = evaluation_page(scoreboard(rows), [], None, [])
+        page = evaluation_page(scoreboard(rows, TINY_SCHEMA), [], None, [])
         assert bool(re.search(r"<b>B = 12</b><span>is the least", page)) is closer
 
 
@@ -297,7 +298,7 @@ def test_markup_in_a_method_s_name_stays_text():
         {**row, "method": evil} if row["method"] == "euler" else row for row in table.to_pylist()
     ]
     steps = figures.computed_steps([replace(schedule("fitted", 5), method=evil)])
-    curves = figures.fidelity(standings(scoreboard(rows)), "share")
+    curves = figures.fidelity(results(scoreboard(rows, TINY_SCHEMA)), "share")
     for drawing, shown in ((steps, evil), (curves, evil[:20])):  # a long label is cut
         assert drawing is not None
         assert "<script" not in drawing

@@ -1,4 +1,4 @@
-"""Standings, margins and the text table, on tables made by hand."""
+"""Results, margins and the text table, on tables made by hand."""
 
 import math
 import random
@@ -9,15 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.evaluate.results import (
-    SCHEMA,
-    from_parquet,
-    margins,
-    scoreboard,
-    standings,
-    text_table,
-    to_parquet,
-)
+from jobs.evaluate.results import margins, results
+from jobs.evaluate.summary import text_table
+from jobs.evaluate.table import SCHEMA, TINY_SCHEMA, from_parquet, scoreboard, to_parquet
 from meancache import Schedule
 
 DECIBELS = st.floats(5, 60)
@@ -46,8 +40,8 @@ def row(method: str, pair: int = 0, **changes) -> dict:
     return {**usual, **(full if method == "full" else {}), **changes}
 
 
-def standing(rows: list[dict], method: str):
-    (found,) = [one for one in standings(scoreboard(rows)) if one.method == method]
+def result(rows: list[dict], method: str):
+    (found,) = [one for one in results(scoreboard(rows, TINY_SCHEMA)) if one.method == method]
     return found
 
 
@@ -55,15 +49,15 @@ def standing(rows: list[dict], method: str):
 def test_the_order_in_which_rows_come_changes_nothing(shuffle: random.Random, scores):
     rows = [row("fitted", pair, budget=10, psnr=score) for pair, score in enumerate(scores)]
     rows += [row("full", pair) for pair in range(len(scores))]
-    table = scoreboard(rows)
+    table = scoreboard(rows, TINY_SCHEMA)
     shuffle.shuffle(rows)
-    assert scoreboard(rows).equals(table)
+    assert scoreboard(rows, TINY_SCHEMA).equals(table)
 
 
 @given(st.lists(DECIBELS, min_size=2, max_size=9))
 def test_a_standing_is_the_mean_its_standard_error_and_the_worst_of_its_pairs(scores):
     rows = [row("full"), *(row("euler", pair, psnr=score) for pair, score in enumerate(scores))]
-    found = standing(rows, "euler")
+    found = result(rows, "euler")
     assert found.pairs == len(scores)
     assert found.psnr.mean == pytest.approx(statistics.fmean(scores))
     assert found.psnr.worst == min(scores)
@@ -74,31 +68,31 @@ def test_a_standing_is_the_mean_its_standard_error_and_the_worst_of_its_pairs(sc
 def test_seconds_are_medians_as_the_first_video_of_a_fresh_rank_is_slow():
     rows = [row("full", pair, seconds=seconds) for pair, seconds in enumerate((60.0, 5.0, 5.0))]
     rows += [row("euler", pair, seconds=seconds) for pair, seconds in enumerate((9.0, 1.0, 1.0))]
-    assert standing(rows, "euler").seconds == 1.0
-    assert standing(rows, "euler").speedup == 5.0
-    assert standing(rows, "full").speedup == 1.0
+    assert result(rows, "euler").seconds == 1.0
+    assert result(rows, "euler").speedup == 5.0
+    assert result(rows, "full").speedup == 1.0
 
 
 def test_compute_is_averaged_over_the_pairs_that_it_was_counted_on():
     shares = (0.3, 0.5, None, None)
     rows = [row("full"), *(row("teacache", pair, share=share) for pair, share in enumerate(shares))]
-    assert standing(rows, "teacache").share == pytest.approx(0.4)
-    assert standing([row("full"), row("teacache", share=None)], "teacache").share is None
+    assert result(rows, "teacache").share == pytest.approx(0.4)
+    assert result([row("full"), row("teacache", share=None)], "teacache").share is None
 
 
 def test_what_nobody_measured_has_no_summary_and_the_worst_lpips_is_the_highest():
-    found = standing([row("full"), row("euler")], "euler")
+    found = result([row("full"), row("euler")], "euler")
     assert found.lpips is None
     assert found.psnr_fine is None
     assert found.caption is None
-    assert standing([row("full")], "full").psnr is None
+    assert result([row("full")], "full").psnr is None
     rows = [row("full"), row("euler", lpips=0.1), row("euler", 1, lpips=0.4)]
-    assert standing(rows, "euler").lpips.worst == 0.4
+    assert result(rows, "euler").lpips.worst == 0.4
 
 
-def test_ours_come_first_then_the_papers_then_peers_by_name_and_the_full_run_last():
+def test_ours_come_first_then_the_papers_then_baselines_by_name_and_the_full_run_last():
     methods = ["full", "unipc", "paper", "secant", "euler", "fitted"]
-    found = standings(scoreboard([row(method) for method in methods]))
+    found = results(scoreboard([row(method) for method in methods]))
     assert [one.method for one in found] == [
         *("fitted", "secant", "paper"),
         *("euler", "unipc", "full"),
@@ -107,15 +101,15 @@ def test_ours_come_first_then_the_papers_then_peers_by_name_and_the_full_run_las
 
 def test_the_settings_of_a_method_stand_by_compute():
     shares = {"skip 10": 0.1, "skip 2": 0.5, "skip 3": 0.3}
-    rows = [row("full"), *(row("peer", setting=name, share=shares[name]) for name in shares)]
-    found = standings(scoreboard(rows))
+    rows = [row("full"), *(row("baseline", setting=name, share=shares[name]) for name in shares)]
+    found = results(scoreboard(rows, TINY_SCHEMA))
     assert [one.setting for one in found] == ["skip 10", "skip 3", "skip 2", None]
 
 
-def test_settings_and_budgets_make_contenders_of_their_own():
+def test_settings_and_budgets_make_methods_of_their_own():
     rows = [row("full"), row("paper", budget=8, setting="jump, gamma 3")]
     rows += [row("paper", budget=8, setting="jump, gamma 4"), row("paper", budget=10)]
-    assert [one.name for one in standings(scoreboard(rows))] == [
+    assert [one.name for one in results(scoreboard(rows, TINY_SCHEMA))] == [
         "paper, B=8 (jump, gamma 3)",
         "paper, B=8 (jump, gamma 4)",
         "paper, B=10",
@@ -125,7 +119,7 @@ def test_settings_and_budgets_make_contenders_of_their_own():
 
 def test_without_the_full_run_there_is_nothing_to_stand_against():
     with pytest.raises(ValueError, match="no row of method 'full'"):
-        standings(scoreboard([row("euler")]))
+        results(scoreboard([row("euler")]))
 
 
 @given(
@@ -133,64 +127,64 @@ def test_without_the_full_run_there_is_nothing_to_stand_against():
     st.lists(st.tuples(st.floats(0.01, 1), DECIBELS), max_size=4),
     DECIBELS,
 )
-def test_the_rival_is_the_best_among_those_at_equal_or_less_compute(peers, variants, mine):
+def test_the_other_is_the_best_among_those_at_equal_or_less_compute(baselines, variants, mine):
     rows = [row("full"), row("fitted", budget=10, share=0.2, psnr=mine)]
     rows += [
         row(method, setting=str(number), share=share, psnr=score)
-        for method, entries in (("euler", peers), ("paper", variants))
+        for method, entries in (("euler", baselines), ("paper", variants))
         for number, (share, score) in enumerate(entries)
     ]
-    (margin,) = margins(standings(scoreboard(rows)))
-    for rival, entries in ((margin.peer, peers), (margin.paper, variants)):
+    (margin,) = margins(results(scoreboard(rows, TINY_SCHEMA)))
+    for other, entries in ((margin.baseline, baselines), (margin.paper, variants)):
         fair = [score for share, score in entries if share <= 0.2]
         if not fair:
-            assert rival is None
+            assert other is None
         else:
-            assert margin.over(rival) == pytest.approx(mine - max(fair))
+            assert margin.over(other) == pytest.approx(mine - max(fair))
 
 
 def test_equal_compute_is_fair_whatever_the_last_digit_of_its_division():
     rows = [row("full"), row("fitted", share=0.1 + 0.2), row("euler", share=0.3)]
-    assert margins(standings(scoreboard(rows)))[0].peer.method == "euler"
+    assert margins(results(scoreboard(rows, TINY_SCHEMA)))[0].baseline.method == "euler"
     rows = [row("full"), row("fitted", share=0.3), row("euler", share=0.1 + 0.2)]
-    assert margins(standings(scoreboard(rows)))[0].peer.method == "euler"
+    assert margins(results(scoreboard(rows, TINY_SCHEMA)))[0].baseline.method == "euler"
 
 
-def test_neither_secant_nor_the_full_run_is_a_peer_and_the_uncounted_is_no_rival():
+def test_neither_secant_nor_the_full_run_is_a_baseline_and_the_uncounted_is_no_other():
     rows = [row("full", share=0.1), row("fitted"), row("secant"), row("teacache", share=None)]
-    (margin,) = margins(standings(scoreboard(rows)))
-    assert margin.peer is margin.paper is None
-    assert str(margin) == "fitted: nobody competes at equal or less compute"
+    (margin,) = margins(results(scoreboard(rows, TINY_SCHEMA)))
+    assert margin.baseline is margin.paper is None
+    assert str(margin) == "fitted: nothing else was measured at equal or less compute"
 
 
 def test_a_margin_says_whom_it_is_ahead_of_or_behind_and_by_how_much():
     rows = [row("full"), row("fitted", budget=10, psnr=38.0), row("euler", psnr=24.0)]
     rows.append(row("paper", budget=10, setting="jump, gamma 3", psnr=41.5))
-    (margin,) = margins(standings(scoreboard(rows)))
+    (margin,) = margins(results(scoreboard(rows, TINY_SCHEMA)))
     assert str(margin) == (
-        "fitted, B=10: ahead of every independent peer at equal or less compute by 14.0 dB "
+        "fitted, B=10: ahead of every independent baseline at equal or less compute by 14.0 dB "
         "(euler: 24.0 dB); behind the best paper's variant at equal or less compute by 3.5 dB "
         "(paper, B=10 (jump, gamma 3): 41.5 dB)"
     )
 
 
-def test_what_gradients_made_of_a_fitted_schedule_is_named_apart_from_the_peers():
+def test_what_gradients_made_of_a_fitted_schedule_is_named_apart_from_the_baselines():
     rows = [row("full"), row("fitted", psnr=38.0), row("euler", psnr=24.0)]
-    (margin,) = margins(standings(scoreboard([*rows, row("refined", psnr=39.0)])))
-    assert (margin.peer.method, margin.refined.method) == ("euler", "refined")
+    (margin,) = margins(results(scoreboard([*rows, row("refined", psnr=39.0)])))
+    assert (margin.baseline.method, margin.refined.method) == ("euler", "refined")
     assert "behind the best refinement of it by gradients" in str(margin)
     assert "by 1.0 dB (refined: 39.0 dB)" in str(margin)
 
 
 def test_two_identical_videos_are_neither_ahead_nor_behind():
     rows = [row("full"), row("fitted", psnr=math.inf), row("euler", psnr=math.inf)]
-    (margin,) = margins(standings(scoreboard(rows)))
-    assert margin.over(margin.peer) == 0.0
+    (margin,) = margins(results(scoreboard(rows, TINY_SCHEMA)))
+    assert margin.over(margin.baseline) == 0.0
 
 
 def test_the_text_table_is_aligned_and_leaves_out_what_nobody_measured():
     rows = [row("full"), row("first-block-cache", setting="threshold 0.1"), row("fitted")]
-    lines = text_table(standings(scoreboard(rows)), []).splitlines()
+    lines = text_table(results(scoreboard(rows, TINY_SCHEMA)), []).splitlines()
     assert len(lines) == 1 + 3
     assert "LPIPS" not in lines[0]
     assert "predicted" not in lines[0]
@@ -208,7 +202,7 @@ def test_what_calibration_promised_stands_beside_what_it_is_a_promise_of(aim, co
     del data["id"]
     schedule = Schedule.from_json({**data, "calibration": calibration})
     rows = [row("full"), row("paper", schedule_id=schedule.id)]
-    header, line, _ = text_table(standings(scoreboard(rows)), [schedule]).splitlines()
+    header, line, _ = text_table(results(scoreboard(rows, TINY_SCHEMA)), [schedule]).splitlines()
     end = header.index(column) + len(column)
     assert line[end - 4 : end] == "41.3"
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from jobs.evaluate.results import SCHEMA, scoreboard
+from jobs.evaluate.table import SCHEMA, scoreboard
 from jobs.refresh.decision import judge
 from meancache import Schedule
 
@@ -44,12 +44,12 @@ def table(**psnr: list[float]):
     )
 
 
-def test_the_first_candidate_has_no_rival():
-    verdict = judge(table(candidate=[30.0, 34.0]), CANDIDATE, None)
-    assert verdict.is_better
-    assert "no current schedule yet" in verdict.reason
-    assert verdict.metrics["psnr"] == 32.0
-    assert "gain" not in verdict.metrics
+def test_the_first_candidate_has_nothing_to_beat():
+    trial = judge(table(candidate=[30.0, 34.0]), CANDIDATE, None)
+    assert trial.is_better
+    assert "no current schedule yet" in trial.reason
+    assert trial.metrics["psnr"] == 32.0
+    assert "gain" not in trial.metrics
 
 
 def test_pairs_are_compared_one_by_one_so_their_common_spread_does_not_hide_a_gain():
@@ -57,12 +57,12 @@ def test_pairs_are_compared_one_by_one_so_their_common_spread_does_not_hide_a_ga
     current = [20.0, 30.0, 40.0, 50.0]
     gains = [0.4, 0.5, 0.6, 0.5]
     candidate = [a + b for a, b in zip(current, gains, strict=True)]
-    verdict = judge(table(candidate=candidate, current=current), CANDIDATE, CURRENT)
-    assert verdict.is_better
-    assert verdict.gain.mean == pytest.approx(0.5)
-    assert verdict.gain.standard_error == pytest.approx(np.std(gains, ddof=1) / 2)
-    assert verdict.metrics["gain"] == verdict.gain.mean
-    assert "+0.50 ± 0.04 dB on 4 pairs" in verdict.reason
+    trial = judge(table(candidate=candidate, current=current), CANDIDATE, CURRENT)
+    assert trial.is_better
+    assert trial.gain.mean == pytest.approx(0.5)
+    assert trial.gain.standard_error == pytest.approx(np.std(gains, ddof=1) / 2)
+    assert trial.metrics["gain"] == trial.gain.mean
+    assert "+0.50 ± 0.04 dB on 4 pairs" in trial.reason
 
 
 @pytest.mark.parametrize(
@@ -70,16 +70,16 @@ def test_pairs_are_compared_one_by_one_so_their_common_spread_does_not_hide_a_ga
 )
 def test_no_more_than_the_standard_error_ahead_is_not_better(gains):
     candidate = [30.0 + gain for gain in gains]
-    verdict = judge(table(candidate=candidate, current=[30.0] * 3), CANDIDATE, CURRENT)
-    assert not verdict.is_better
-    assert "not better than the current one by more than the standard error" in verdict.reason
+    trial = judge(table(candidate=candidate, current=[30.0] * 3), CANDIDATE, CURRENT)
+    assert not trial.is_better
+    assert "not better than the current one by more than the standard error" in trial.reason
 
 
 def test_videos_equal_to_the_full_run_are_numbers_too():
     rows = table(candidate=[math.inf, 40.0], current=[math.inf, 39.0])
-    verdict = judge(rows, CANDIDATE, CURRENT)
-    assert verdict.gain.mean == pytest.approx(0.5)
-    assert all(map(math.isfinite, verdict.metrics.values()))
+    trial = judge(rows, CANDIDATE, CURRENT)
+    assert trial.gain.mean == pytest.approx(0.5)
+    assert all(map(math.isfinite, trial.metrics.values()))
 
 
 def test_a_schedule_is_not_better_than_itself():

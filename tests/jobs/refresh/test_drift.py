@@ -14,7 +14,7 @@ GRID = Grid.from_sigmas(np.linspace(1.0, 0.0, STEPS + 1).tolist())
 SPREAD = 0.3  # of the log of a cost, from trajectory to trajectory
 
 
-def night(seed: int, trajectories: int = 8, factors: dict[int, float] | None = None):
+def run(seed: int, trajectories: int = 8, factors: dict[int, float] | None = None):
     """A graph of random trajectories whose costs of single steps are multiplied by `factors`."""
     random = np.random.default_rng(seed)
     found = []
@@ -27,9 +27,9 @@ def night(seed: int, trajectories: int = 8, factors: dict[int, float] | None = N
     return Calibration(GRID).add(found)
 
 
-def test_a_night_like_the_others_is_not_flagged():
+def test_a_run_like_the_others_is_not_flagged():
     flagged = [
-        drift(night(seed), [night(1000 * seed + n) for n in range(1, 6)]).moved
+        drift(run(seed), [run(1000 * seed + n) for n in range(1, 6)]).moved
         for seed in range(1, 101)
     ]
     assert sum(map(bool, flagged)) <= 2  # one in 1000 is expected
@@ -37,40 +37,40 @@ def test_a_night_like_the_others_is_not_flagged():
 
 @pytest.mark.parametrize("factor", [0.4, 2.5])
 def test_a_step_whose_cost_changed_beyond_the_spread_is_flagged_and_no_other(factor):
-    found = drift(night(1, factors={4: factor}), [night(n) for n in range(2, 7)])
+    found = drift(run(1, factors={4: factor}), [run(n) for n in range(2, 7)])
     assert found.moved == [4]
     assert "drift: 1 of 11 steps" in str(found)
-    assert (found.nights, found.trajectories) == (5, 40)
+    assert (found.runs, found.trajectories) == (5, 40)
 
 
 def test_a_change_within_the_spread_is_not_flagged():
-    assert drift(night(1, factors={4: 1.1}), [night(n) for n in range(2, 7)]).moved == []
+    assert drift(run(1, factors={4: 1.1}), [run(n) for n in range(2, 7)]).moved == []
 
 
 def test_the_more_is_known_the_smaller_a_change_is_seen():
     factors = {4: 1.8}
-    assert drift(night(1, factors=factors), [night(2, 3)]).moved == []
-    assert drift(night(1, factors=factors), [night(n) for n in range(2, 32)]).moved == [4]
+    assert drift(run(1, factors=factors), [run(2, 3)]).moved == []
+    assert drift(run(1, factors=factors), [run(n) for n in range(2, 32)]).moved == [4]
 
 
 def test_without_a_spread_nothing_is_said():
-    assert drift(night(1), []) is None
-    assert drift(night(1), [night(2, trajectories=1)]) is None
+    assert drift(run(1), []) is None
+    assert drift(run(1), [run(2, trajectories=1)]) is None
 
 
 def test_means_are_geometric_and_in_the_units_of_the_costs():
-    found = drift(night(1), [night(2)])
-    np.testing.assert_allclose(found.tonight, np.exp(log_costs(night(1)).mean(axis=0)))
+    found = drift(run(1), [run(2)])
+    np.testing.assert_allclose(found.latest, np.exp(log_costs(run(1)).mean(axis=0)))
     np.testing.assert_allclose(found.usual**2, found.low * found.high)
 
 
 def test_another_setting_is_said():
-    said = str(drift(night(1), [night(2)], ["revision is 'a' there and 'b' here"]))
-    assert "1 earlier night of another setting (revision is 'a' there and 'b' here)" in said
+    said = str(drift(run(1), [run(2)], ["revision is 'a' there and 'b' here"]))
+    assert "1 earlier run of another setting (revision is 'a' there and 'b' here)" in said
 
 
 def test_a_cost_of_nothing_has_a_logarithm():
-    graph = night(1)
+    graph = run(1)
     first, *others = graph.trajectories.values()
     still = replace(first, l1=np.zeros_like(first.l1))
     assert (log_costs(Calibration(GRID).add([still, *others])) >= np.log(LEAST_COST)).all()

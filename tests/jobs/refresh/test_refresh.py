@@ -1,8 +1,8 @@
-"""Nights on a real cluster and a real S3 server: what is promoted, kept, refused and restored.
+"""Refreshes on a real cluster and a real S3 server: what is promoted, kept, refused and restored.
 
-One tale of three nights is told to all tests of this file. First night: nothing is current for one
-of the budgets and a poor schedule for the other, and two refreshes run at once. Second night: the
-model is the same. Third night: the checkpoint is another one, and audits are falling.
+All tests of this file look at three dates. First date: nothing is current for one of the budgets
+and a poor schedule for the other, and two refreshes run at once. Second date: the model is the
+same. Third date: the checkpoint is another one, and audits are falling.
 """
 
 import itertools
@@ -27,11 +27,12 @@ from cluster.work import plan
 from cluster.work.plan import plan_items
 from cluster.work.prompts import Prompt
 from jobs.calibrate import workflow as calibrate
-from jobs.evaluate import results as scoreboard
-from jobs.evaluate import workflow as evaluate
-from jobs.refresh import workflow as refresh
-from jobs.refresh.history import OUTCOME_KEY, Nights
-from jobs.render import workflow as render
+from jobs.evaluate.table import from_parquet
+from jobs.evaluate.workflow import TABLE_KEY
+from jobs.refresh import __main__ as refresh
+from jobs.refresh.history import OUTCOME_KEY, Runs
+from jobs.refresh.workflow import MERGED_KEY
+from jobs.render import __main__ as render
 from meancache import Schedule, tiny
 from meancache.calibration import Calibration
 from tests.support.browser import needs_browser, views
@@ -42,22 +43,22 @@ CREATED, REPLACED = 4, 5  # budgets: of the second a poor schedule is current be
 ARGUMENTS = {"height": 64, "width": 64, "num_frames": 9, "guidance_scale": 6.0}
 COLOURS = ("red", "green", "blue", "yellow", "white", "purple")
 
-# All nights are the set-up of the first test.
+# All runs are the set-up of the first test.
 pytestmark = [
     pytest.mark.usefixtures("shared_cluster"),
     pytest.mark.timeout(900),
-    pytest.mark.slow,  # twelve gangs, one night after the other
+    pytest.mark.slow,  # twelve gangs, one run after the other
 ]
 
 
 @dataclass(frozen=True)
-class Tale:
-    """Copies of the root after each night, and what was run.
+class History:
+    """Copies of the root after each date, and what was run.
 
     Attributes:
         link: the model's folder, which leads to `original` or to `swapped`.
         prompts: two files of other prompts.
-        nights: the root after each night.
+        roots: the root after each date.
         poor: the schedule that was made current before them.
     """
 
@@ -65,7 +66,7 @@ class Tale:
     original: Path
     swapped: Path
     prompts: tuple[Path, Path]
-    nights: tuple[Path, Path, Path]
+    roots: tuple[Path, Path, Path]
     poor: Schedule
 
     def use(self, folder: Path) -> None:
@@ -87,11 +88,11 @@ class Tale:
 
 
 @pytest.fixture(scope="module")
-def tale(tmp_path_factory, new_s3_root) -> Tale:
-    """All nights, on S3."""
+def history(tmp_path_factory, new_s3_root) -> History:
+    """All runs, on S3."""
     ray.shutdown()  # workers have the environment that their cluster was started with
-    folder, root = tmp_path_factory.mktemp("tale"), new_s3_root()
-    told = Tale(
+    folder, root = tmp_path_factory.mktemp("history"), new_s3_root()
+    told = History(
         link=folder / "model",
         original=Path(shutil.copytree(tiny.WEIGHTS, folder / "original")),
         swapped=perturbed(Path(shutil.copytree(tiny.WEIGHTS, folder / "swapped"))),
@@ -99,7 +100,7 @@ def tale(tmp_path_factory, new_s3_root) -> Tale:
             written(folder / "circles.txt", "circle moving left"),
             written(folder / "squares.txt", "square moving up"),
         ),
-        nights=(folder / "first", folder / "second", folder / "third"),
+        roots=(folder / "first", folder / "second", folder / "third"),
         poor=Schedule.from_edges(
             find_model("tiny").grid(STEPS).sigmas,
             [{"start": 0, "stop": STEPS, "weights": {0: 1.0}}],
@@ -121,15 +122,15 @@ def tale(tmp_path_factory, new_s3_root) -> Tale:
         assert refresh.main(told.command(root, 1)) == 0
         _, said = other.communicate()
     assert other.returncode == 0, said
-    copied(open_store(root), told.nights[0])
+    copied(open_store(root), told.roots[0])
 
     assert refresh.main(told.command(root, 2)) == 0
-    copied(open_store(root), told.nights[1])
+    copied(open_store(root), told.roots[1])
 
     told.use(told.swapped)
     audited = falling_audits(open_store(str(folder / "videos")), registry.history()[0])
     assert refresh.main([*told.command(root, 3), "--audits", audited]) == 0
-    copied(open_store(root), told.nights[2])
+    copied(open_store(root), told.roots[2])
     return told
 
 
@@ -140,7 +141,7 @@ def written(path: Path, what: str) -> Path:
 
 
 def perturbed(folder: Path) -> Path:
-    """A checkpoint of the same shapes that draws otherwise."""
+    """A checkpoint of the same shapes that renders otherwise."""
     file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     weights = load_file(file)
     generator = torch.Generator().manual_seed(0)
@@ -175,10 +176,10 @@ def copied(store: Store, folder: Path) -> None:
         path.write_bytes(store.get(key))
 
 
-def succession(root: Path, tale: Tale, folder: Path, budget: int) -> Succession:
+def succession(root: Path, history: History, folder: Path, budget: int) -> Succession:
     """That of a checkpoint and a budget."""
-    tale.use(folder)
-    model = find_model(str(tale.link), dtype="float32")
+    history.use(folder)
+    model = find_model(str(history.link), dtype="float32")
     setting = setting_of(model, {**ARGUMENTS, "num_inference_steps": STEPS})
     return Succession(open_store(str(root)), {**setting, "budget": budget})
 
@@ -194,16 +195,16 @@ def root(tmp_path) -> Path:
 
 
 @pytest.fixture
-def last_night(tale, root) -> Path:
-    """A root with the last night alone."""
-    for night in tale.nights[2].glob("nights/*/2026-01-03-*"):
-        shutil.copytree(night, root / night.relative_to(tale.nights[2]))
-        setting = night.parent / "setting.json"
-        shutil.copy(setting, root / setting.relative_to(tale.nights[2]))
+def last_run(history, root) -> Path:
+    """A root with the last run alone."""
+    for run in history.roots[2].glob("nights/*/2026-01-03-*"):
+        shutil.copytree(run, root / run.relative_to(history.roots[2]))
+        setting = run.parent / "setting.json"
+        shutil.copy(setting, root / setting.relative_to(history.roots[2]))
     for budget in (CREATED, REPLACED):
-        folder = succession(root, tale, tale.swapped, budget).folder
-        shutil.copytree(tale.nights[2] / folder, root / folder)
-    shutil.copy(tale.nights[2] / "report.html", root)
+        folder = succession(root, history, history.swapped, budget).folder
+        shutil.copytree(history.roots[2] / folder, root / folder)
+    shutil.copy(history.roots[2] / "report.html", root)
     return root
 
 
@@ -212,63 +213,63 @@ def no_ranks(monkeypatch) -> None:
     monkeypatch.setattr("cluster.fleet.driver.connect", lambda: pytest.fail("a rank was asked for"))
 
 
-def test_a_first_night_creates_a_schedule_and_promotes_it(tale):
-    line = succession(tale.nights[0], tale, tale.original, CREATED)
+def test_a_first_run_creates_a_schedule_and_promotes_it(history):
+    line = succession(history.roots[0], history, history.original, CREATED)
     first = line.history()[0]
     assert first.previous is None
     assert first.metrics["pairs"] == 2
-    current = json.loads((tale.nights[0] / line.folder / "current.json").read_text())
-    schedule = Schedule.load(tale.nights[0] / line.folder / f"{current['schedule_id']}.json")
+    current = json.loads((history.roots[0] / line.folder / "current.json").read_text())
+    schedule = Schedule.load(history.roots[0] / line.folder / f"{current['schedule_id']}.json")
     assert (schedule.id, schedule.nfe) == (current["schedule_id"], CREATED)
-    model = find_model(str(tale.link), dtype="float32")
+    model = find_model(str(history.link), dtype="float32")
     model.check_schedule(schedule, {**ARGUMENTS, "num_inference_steps": STEPS})
 
 
-def test_no_prompt_is_calibrated_on_that_is_judged_by(tale):
-    for room in (tale.nights[2] / "nights").glob("*/2026-*"):
-        merged = Calibration.from_parquet((room / refresh.MERGED_KEY).read_bytes())
+def test_no_prompt_is_calibrated_on_that_is_judged_by(history):
+    for room in (history.roots[2] / "nights").glob("*/2026-*"):
+        merged = Calibration.from_parquet((room / MERGED_KEY).read_bytes())
         calibrated = {one.prompt for one in merged.trajectories.values()}
-        rows = scoreboard.from_parquet((room / "held-out" / evaluate.TABLE_KEY).read_bytes())
+        rows = from_parquet((room / "held-out" / TABLE_KEY).read_bytes())
         assert len(set(rows["prompt"].to_pylist())) == 2
         assert not calibrated & set(rows["prompt"].to_pylist())
 
 
-def test_only_what_is_ahead_by_more_than_the_standard_error_is_promoted(tale):
-    for outcome in outcomes(tale.nights[0], 1):
+def test_only_what_is_ahead_by_more_than_the_standard_error_is_promoted(history):
+    for outcome in outcomes(history.roots[0], 1):
         for one in outcome["decisions"]:
             metrics = one["metrics"]
             ahead = metrics.get("gain", 1.0) > metrics.get("gain_standard_error", 0.0)
             assert one["promoted"] == ahead or "promoted meanwhile" in one["reason"]
-    line = succession(tale.nights[0], tale, tale.original, REPLACED)
+    line = succession(history.roots[0], history, history.original, REPLACED)
     poor, better, *_ = line.history()
-    assert (poor.schedule_id, better.previous) == (tale.poor.id, tale.poor.id)
+    assert (poor.schedule_id, better.previous) == (history.poor.id, history.poor.id)
     assert better.metrics["gain"] > 3.0
 
 
-def test_two_refreshes_at_once_leave_one_current_and_the_statistics_of_both_once(tale):
-    assert len(outcomes(tale.nights[0], 1)) == 2
+def test_two_refreshes_at_once_leave_one_current_and_the_statistics_of_both_once(history):
+    assert len(outcomes(history.roots[0], 1)) == 2
     for budget in (CREATED, REPLACED):
-        line = succession(tale.nights[0], tale, tale.original, budget)
-        history = line.history()
-        assert [promotion.number for promotion in history] == [*range(1, len(history) + 1)]
-        published = (tale.nights[0] / line.folder / "current.json").read_bytes()
-        assert published == history[-1].to_json()
-        for before, after in itertools.pairwise(history):
+        line = succession(history.roots[0], history, history.original, budget)
+        promotions = line.history()
+        assert [promotion.number for promotion in promotions] == [*range(1, len(promotions) + 1)]
+        published = (history.roots[0] / line.folder / "current.json").read_bytes()
+        assert published == promotions[-1].to_json()
+        for before, after in itertools.pairwise(promotions):
             assert after.previous == before.schedule_id
-    setting = json.loads(next(tale.nights[0].glob("nights/*/setting.json")).read_text())
-    nights = Nights(open_store(str(tale.nights[0])), setting)
-    both = [nights.graph(name) for name in nights.window("2026-01-02-" + 12 * "0", 2)[:-1]]
+    setting = json.loads(next(history.roots[0].glob("nights/*/setting.json")).read_text())
+    runs = Runs(open_store(str(history.roots[0])), setting)
+    both = [runs.graph(name) for name in runs.window("2026-01-02-" + 12 * "0", 2)[:-1]]
     assert [len(graph.trajectories) for graph in both] == [4, 4]
     first, second = both
     assert len(first.merge(second).merge(first).trajectories) == 8
 
 
-def test_the_next_night_keeps_what_is_current_or_improves_on_it(tale):
-    (outcome,) = outcomes(tale.nights[1], 2)
+def test_the_next_run_keeps_what_is_current_or_improves_on_it(history):
+    (outcome,) = outcomes(history.roots[1], 2)
     for one in outcome["decisions"]:
         before, after = (
-            succession(root, tale, tale.original, one["budget"]).history()
-            for root in tale.nights[:2]
+            succession(root, history, history.original, one["budget"]).history()
+            for root in history.roots[:2]
         )
         assert after[: len(before)] == before
         metrics = one["metrics"]
@@ -281,51 +282,51 @@ def test_the_next_night_keeps_what_is_current_or_improves_on_it(tale):
             assert metrics["gain"] <= metrics["gain_standard_error"]
     graphs = [
         len(Calibration.from_parquet(file.read_bytes()).trajectories)
-        for file in (tale.nights[1] / "nights").glob(f"*/2026-01-02-*/{refresh.MERGED_KEY}")
+        for file in (history.roots[1] / "nights").glob(f"*/2026-01-02-*/{MERGED_KEY}")
     ]
-    assert graphs == [12]  # four of tonight, and four of each of the two before
+    assert graphs == [12]  # four of this run, and four of each of the two before
 
 
 def test_another_checkpoint_is_refused_the_old_schedule_with_the_reason(
-    tale, tmp_path, capsys, no_ranks
+    history, tmp_path, capsys, no_ranks
 ):
-    tale.use(tale.swapped)
-    command = ["--prompts", str(tale.prompts[0]), "--output", str(tmp_path / "out")]
-    asked = ["--schedule", "current", "--registry", str(tale.nights[0]), "--budget", str(CREATED)]
-    assert render.main([*tale.model_flags(), *command, *asked]) == 2
+    history.use(history.swapped)
+    command = ["--prompts", str(history.prompts[0]), "--output", str(tmp_path / "out")]
+    asked = ["--schedule", "current", "--registry", str(history.roots[0]), "--budget", str(CREATED)]
+    assert render.main([*history.model_flags(), *command, *asked]) == 2
     said = capsys.readouterr().err
     assert "differs: revision is '" in said
-    assert f"there and '{find_model(str(tale.link)).revision}' here" in said
+    assert f"there and '{find_model(str(history.link)).revision}' here" in said
     assert not (tmp_path / "out").exists()
 
 
-def test_another_checkpoint_is_drift_and_gets_a_schedule_of_its_own(tale):
-    (outcome,) = outcomes(tale.nights[2], 3)
+def test_another_checkpoint_is_drift_and_gets_a_schedule_of_its_own(history):
+    (outcome,) = outcomes(history.roots[2], 3)
     assert [one["promoted"] for one in outcome["decisions"]] == [True, True]
     assert outcome["drift"]["steps"]
     assert "of another setting (revision is '" in outcome["drift"]["says"]
     new, old = (
-        succession(tale.nights[2], tale, folder, CREATED)
-        for folder in (tale.swapped, tale.original)
+        succession(history.roots[2], history, folder, CREATED)
+        for folder in (history.swapped, history.original)
     )
     assert [said.split()[0] for said in differences(old.setting, new.setting)] == ["revision"]
     # And the old checkpoint keeps its own, should it come back.
-    before = succession(tale.nights[0], tale, tale.original, CREATED).current()
+    before = succession(history.roots[0], history, history.original, CREATED).current()
     assert old.current() == before
 
 
-def test_a_falling_audit_is_reported(tale):
-    (outcome,) = outcomes(tale.nights[2], 3)
+def test_a_falling_audit_is_reported(history):
+    (outcome,) = outcomes(history.roots[2], 3)
     (said,) = outcome["audits"]
     assert "16 rows: falling: 34.5 ± 0.2 dB lately, 40.5 ± 0.2 dB before" in said
-    assert "falling: 34.5" in (tale.nights[2] / "report.html").read_text()
+    assert "falling: 34.5" in (history.roots[2] / "report.html").read_text()
 
 
-def test_rollback_restores_what_the_current_one_has_replaced(tale, root, capsys, no_ranks):
-    shutil.copytree(tale.nights[0], root)
-    line = succession(root, tale, tale.original, REPLACED)
+def test_rollback_restores_what_the_current_one_has_replaced(history, root, capsys, no_ranks):
+    shutil.copytree(history.roots[0], root)
+    line = succession(root, history, history.original, REPLACED)
     before = line.current()
-    command = [*tale.model_flags(), "--rollback", "--budgets", str(REPLACED)]
+    command = [*history.model_flags(), "--rollback", "--budgets", str(REPLACED)]
     assert refresh.main([*command, "--output", str(root), "--dry-run"]) == 0
     assert f"would restore {before.previous}" in capsys.readouterr().out
     assert line.current() == before
@@ -335,12 +336,12 @@ def test_rollback_restores_what_the_current_one_has_replaced(tale, root, capsys,
     assert published["schedule_id"] == before.previous
 
 
-def test_the_same_command_again_says_that_the_night_is_over(tale, last_night, capsys, no_ranks):
-    tale.use(tale.swapped)
-    files = {path: path.read_bytes() for path in last_night.rglob("*") if path.is_file()}
-    assert refresh.main(tale.command(last_night, 3)) == 0
-    assert "the night of 2026-01-03 is over" in capsys.readouterr().out
-    assert {path: path.read_bytes() for path in last_night.rglob("*") if path.is_file()} == files
+def test_the_same_command_again_says_that_the_run_is_over(history, last_run, capsys, no_ranks):
+    history.use(history.swapped)
+    files = {path: path.read_bytes() for path in last_run.rglob("*") if path.is_file()}
+    assert refresh.main(history.command(last_run, 3)) == 0
+    assert "the run of 2026-01-03 is over" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in last_run.rglob("*") if path.is_file()} == files
 
 
 # What a driver that was killed has not written yet, from its last file back.
@@ -357,53 +358,53 @@ LEFT_OUT = {
 
 
 @pytest.mark.parametrize("lost", LEFT_OUT)
-def test_a_night_that_was_killed_before_its_end_is_resumed_without_a_rank(
-    tale, last_night, lost, no_ranks
+def test_a_run_that_was_killed_before_its_end_is_resumed_without_a_rank(
+    history, last_run, lost, no_ranks
 ):
-    there = {path for path in last_night.rglob("*") if path.is_file()}
-    line = succession(last_night, tale, tale.swapped, CREATED)
+    there = {path for path in last_run.rglob("*") if path.is_file()}
+    line = succession(last_run, history, history.swapped, CREATED)
     current = line.current()
     for pattern in LEFT_OUT[lost]:
-        for path in last_night.rglob(pattern):
+        for path in last_run.rglob(pattern):
             path.unlink()
-    assert refresh.main(tale.command(last_night, 3)) == 0
-    assert {path for path in last_night.rglob("*") if path.is_file()} == there
+    assert refresh.main(history.command(last_run, 3)) == 0
+    assert {path for path in last_run.rglob("*") if path.is_file()} == there
     again = line.current()
     assert (again.schedule_id, again.number) == (current.schedule_id, 1)
     assert again.metrics == current.metrics
 
 
-def test_without_a_date_a_stopped_night_is_resumed_and_a_finished_one_is_not(
-    tale, last_night, capsys, no_ranks
+def test_without_a_date_a_stopped_run_is_resumed_and_a_finished_one_is_not(
+    history, last_run, capsys, no_ranks
 ):
-    tale.use(tale.swapped)
-    command = tale.command(last_night, 3)
+    history.use(history.swapped)
+    command = history.command(last_run, 3)
     date = command.index("--night")
     del command[date : date + 2]
     assert refresh.main([*command, "--dry-run"]) == 0
     assert "4 trajectories to run, 0 already done" in capsys.readouterr().out
-    next(last_night.rglob(OUTCOME_KEY)).unlink()
+    next(last_run.rglob(OUTCOME_KEY)).unlink()
     assert refresh.main([*command, "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert "the night of 2026-01-03: 0 trajectories to run, 4 already done" in said
-    assert "0 held-out pairs to draw, 2 already done" in said
+    assert "the run of 2026-01-03: 0 trajectories to run, 4 already done" in said
+    assert "0 held-out pairs to render, 2 already done" in said
 
 
-def test_half_a_calibration_counts_in_no_other_night(tale, root):
-    shutil.copytree(tale.nights[0], root)
+def test_half_a_calibration_counts_in_no_other_run(history, root):
+    shutil.copytree(history.roots[0], root)
     setting = json.loads(next(root.glob("nights/*/setting.json")).read_text())
-    nights = Nights(open_store(str(root)), setting)
-    night = "2026-01-02-" + 12 * "0"
-    whole = nights.window(night, 2)
+    runs = Runs(open_store(str(root)), setting)
+    name = "2026-01-02-" + 12 * "0"
+    whole = runs.window(name, 2)
     assert len(whole) == 3
-    (root / nights.folder / whole[0] / calibrate.STATISTICS_KEY).unlink()
-    assert nights.window(night, 2) == whole[1:]
-    assert nights.window(night, 1) == [night]
+    (root / runs.folder / whole[0] / calibrate.STATISTICS_KEY).unlink()
+    assert runs.window(name, 2) == whole[1:]
+    assert runs.window(name, 1) == [name]
 
 
 @needs_browser
-def test_the_report_shows_decisions_drift_and_history_in_a_real_browser(tale):
-    file = tale.nights[2] / "report.html"
+def test_the_report_shows_decisions_drift_and_history_in_a_real_browser(history):
+    file = history.roots[2] / "report.html"
     assert "http://" not in file.read_text().replace("http://www.w3.org", "")
     for page in views(file.as_uri()):
         assert page.locator("h1").inner_text() == "Promoted: 4, 5 forwards of 10"

@@ -6,9 +6,11 @@ from cluster.results.registry import Succession, setting_of
 from cluster.store import open_store
 from cluster.work import plan
 from jobs._shared import cli as _cli
-from jobs.refresh import workflow as refresh
-from jobs.render import workflow as render
+from jobs.refresh import __main__ as refresh
+from jobs.render import __main__ as render
+from jobs.render.workflow import Prepared, prepare
 from meancache import Schedule
+from tests.support.configs import configured
 
 STEPS = 8
 
@@ -52,8 +54,8 @@ def command(tmp_path, prompts) -> list[str]:
     return [*flags, *registry, "--output", str(tmp_path / "out")]
 
 
-def prepared(command: list[str]) -> render.Prepared:
-    return render.prepare(render.parser().parse_args(command))
+def prepared(command: list[str]) -> Prepared:
+    return prepare(configured("render", command))
 
 
 def test_a_job_keeps_the_schedule_it_began_with_and_the_next_takes_the_new_one(

@@ -19,6 +19,7 @@ from cluster.results.manifest import Manifest
 from jobs.render import workflow as render
 from tests.jobs.conftest import PROMPTS
 from tests.support.commands import PROJECT
+from tests.support.configs import configured
 from tests.support.faults import Fault, FaultProxy
 
 STEPS = 4
@@ -67,12 +68,13 @@ def rendered(tmp_path_factory, new_s3_root, s3_endpoint) -> Rendered:
             _system_config={"metrics_report_interval_ms": 200},
         )
         try:
-            prepared = render.prepare(render.parser().parse_args(command))
+            config = configured("render", command)
+            prepared = render.prepare(config)
             job = Manifest(prepared.store)
             for _ in range(MAX_ATTEMPTS):
                 attempts.record_failure(job, prepared.items[0], "rank 0 died")
             attempts.record_failure(job, prepared.items[1], "rank 0 died")
-            assert render.perform(prepared) == 3
+            assert render.run(config).failed == 1
             rows = [job.receipt(item) for item in prepared.items]
             samples = scraped(expected(rows))
             lines = leader_lines(Path(cluster.address_info["session_dir"]))

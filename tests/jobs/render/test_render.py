@@ -16,8 +16,10 @@ from cluster.results import attempts, verification
 from cluster.results.manifest import Manifest
 from cluster.store import open_store
 from cluster.work.plan import WorkItem
-from jobs.render import workflow as render
+from jobs.render import __main__ as render
+from jobs.render.workflow import prepare
 from tests.jobs.conftest import PROMPTS
+from tests.support.configs import configured
 
 pytestmark = pytest.mark.usefixtures("shared_cluster")
 
@@ -141,13 +143,12 @@ def fail(root: str, item: WorkItem) -> None:
 
 
 def planned(command: list[str]) -> list[WorkItem]:
-    return render.prepare(render.parser().parse_args(command)).items
+    return prepare(configured("render", command)).items
 
 
 def test_compiled_blocks_make_no_other_job(command):
     eager, compiled = (
-        render.prepare(render.parser().parse_args([*command, *more]))
-        for more in ([], ["--compile"])
+        prepare(configured("render", [*command, *more])) for more in ([], ["--compile"])
     )
     assert (compiled.spec, compiled.items) == (eager.spec, eager.items)
     assert (compiled.gangs.build_rank.compiled, eager.gangs.build_rank.compiled) == (True, False)
@@ -158,7 +159,7 @@ def test_ranks_are_built_for_the_largest_row(tmp_path, command):
     sizes = ({}, {"width": 128}, {"num_frames": 5})
     rows.write_text("\n".join(json.dumps({"prompt": "a", **size}) for size in sizes))
     command[command.index("--prompts") + 1] = str(rows)
-    gangs = render.prepare(render.parser().parse_args([*command, "--gang-size", "2"])).gangs
+    gangs = prepare(configured("render", [*command, "--gang-size", "2"])).gangs
     assert gangs.build_rank.largest == gangs.build_encoders.largest
     assert gangs.build_encoders.largest["width"] == 128
     assert gangs.build_encoders.gang_size == 2
@@ -247,8 +248,8 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path, command, c
 def test_a_codec_has_the_gangs_ranks_only_where_there_are_tiles_to_share(command):
     sizes = []
     for frames in ("9", "37"):
-        options = render.parser().parse_args([*command, "--gang-size", "2", "--num-frames", frames])
-        sizes.append(render.prepare(options).gangs.encoders_size)
+        config = configured("render", [*command, "--gang-size", "2", "--num-frames", frames])
+        sizes.append(prepare(config).gangs.encoders_size)
     assert sizes == [1, 2]
 
 

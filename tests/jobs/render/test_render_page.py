@@ -18,8 +18,8 @@ from cluster.store import Store, open_store
 from cluster.work.plan import SHARD_SIZE, SPEC_KEY, plan_items, specification
 from cluster.work.prompts import Prompt
 from jobs.render import page as render_page
-from jobs.render import workflow as render
 from jobs.render.page import REPORT_KEY, SAMPLES, plain
+from jobs.render.schedules import SHIPPED
 from meancache import Schedule
 from meancache.json_values import canonical_json
 from meancache.tiny.captions import HELD_OUT
@@ -44,7 +44,7 @@ def moving(hue: int, height: int = 64, width: int = 64, frames: int = 9) -> np.n
 
 def many(store: Store, model, rows: int, failed: int = 30) -> None:
     """A finished root of so many rows, as a large job leaves it, in fewer parts and no receipts."""
-    schedule = Schedule.load(render.SHIPPED / "tiny" / "fitted-b10.json")
+    schedule = Schedule.load(SHIPPED / "tiny" / "fitted-b10.json")
     store.put_new(
         SPEC_KEY, canonical_json(specification("render", [], model, model.defaults, schedule))
     )
@@ -104,7 +104,7 @@ def large(model, tmp_path_factory) -> Store:
     """A finished root of 100,000 rows with its page."""
     store = open_store(str(tmp_path_factory.mktemp("large") / "it's large"))
     many(store, model, MANY)
-    render_page.write(store)
+    render_page.write_page(store)
     return store
 
 
@@ -120,7 +120,7 @@ def small(model, tmp_path) -> Store:
 
 
 def page_of(store: Store) -> str:
-    render_page.write(store)
+    render_page.write_page(store)
     return store.get(REPORT_KEY).decode()
 
 
@@ -201,7 +201,7 @@ def test_pictures_are_shown_as_pictures(model, tmp_path):
 
 def test_a_job_that_has_not_finished_has_none(tmp_path):
     with pytest.raises(Exception, match="finish the job first"):
-        render_page.write(open_store(str(tmp_path)))
+        render_page.write_page(open_store(str(tmp_path)))
 
 
 def test_text_of_any_origin_becomes_one_short_line():

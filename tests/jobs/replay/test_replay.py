@@ -14,9 +14,11 @@ from cluster.results.manifest import Manifest
 from cluster.store import open_store
 from cluster.work.plan import SPEC_KEY, plan_items, specification
 from cluster.work.prompts import Prompt
-from jobs.render import workflow as render
-from jobs.replay import workflow as replay
+from jobs.render import __main__ as render
+from jobs.replay import __main__ as replay
+from jobs.replay.workflow import Prepared, compare, prepare
 from meancache.json_values import canonical_json
+from tests.support.configs import configured
 from tests.support.rows import finish, row_of
 
 OVERRIDE = {"negative_prompt": "blur", "guidance_scale": 3.0, "true_cfg_scale": 2.0}
@@ -53,8 +55,8 @@ def test_a_row_that_overrides_arguments_is_rendered_again_to_the_same_bytes(
     assert output.read_bytes() == (rendered / row["key"]).read_bytes()
 
 
-def prepared(root: Path, item_id: str, *more: str) -> replay.Prepared:
-    return replay.prepare(replay.parser().parse_args([str(root), item_id, *more]))
+def prepared(root: Path, item_id: str, *more: str) -> Prepared:
+    return prepare(configured("replay", [str(root), item_id, *more]))
 
 
 def test_a_row_that_overrides_sizes_alone_needs_no_receipt(root):
@@ -179,7 +181,7 @@ def stored(model, tmp_path) -> tuple:
 
 def test_equal_bytes_match(stored):
     store, row, frames = stored
-    assert replay.compare(store, row, video.encode(frames, 8)) == (
+    assert compare(store, row, video.encode(frames, 8)) == (
         True,
         f"the same: {row['bytes']} bytes of sha256 {row['sha256']}",
     )
@@ -188,23 +190,23 @@ def test_equal_bytes_match(stored):
 def test_equal_bytes_match_even_where_the_stored_video_is_gone(stored):
     store, row, frames = stored
     store.delete(row["key"])
-    assert replay.compare(store, row, video.encode(frames, 8))[0]
+    assert compare(store, row, video.encode(frames, 8))[0]
 
 
 def test_equal_pixels_in_other_bytes_match(stored):
     store, row, frames = stored
     padded = video.encode(frames, 8) + b"\0\0\0\x08free"  # an empty box, which players skip
-    same, verdict = replay.compare(store, row, padded)
+    same, sentence = compare(store, row, padded)
     assert same
-    assert "the same pixels in other bytes" in verdict
+    assert "the same pixels in other bytes" in sentence
 
 
 def test_other_pixels_are_told_in_decibels(stored):
     store, row, frames = stored
     other = np.clip(frames.astype(int) + 20, 0, 255).astype(np.uint8)
-    same, verdict = replay.compare(store, row, video.encode(other, 8))
+    same, sentence = compare(store, row, video.encode(other, 8))
     assert not same
-    decibels = float(verdict.split("PSNR ")[1].split(" dB")[0])
+    decibels = float(sentence.split("PSNR ")[1].split(" dB")[0])
     # 20 levels of 255 are 22.1 dB, and 8 bits clip some of it.
     assert 21.5 < decibels < 24
 
@@ -216,7 +218,7 @@ def test_a_stored_video_that_is_damaged_or_gone_is_said(stored, spoil):
     store.delete(row["key"])
     if data is not None:
         store.put(row["key"], data)
-    same, verdict = replay.compare(store, row, video.encode(255 - frames, 8))
+    same, sentence = compare(store, row, video.encode(255 - frames, 8))
     assert not same
-    assert "not to be compared" in verdict
+    assert "not to be compared" in sentence
     assert hashlib.sha256(b"").hexdigest() != row["sha256"]

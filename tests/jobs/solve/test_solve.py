@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from jobs.calibrate import workflow as calibrate
-from jobs.solve import workflow as solve
-from jobs.solve.fitting import LIMIT_VIDEOS, Fitting, requests, rollout_forwards
+from jobs._shared.predictions import smallest_budget
+from jobs.calibrate import __main__ as calibrate
+from jobs.solve import __main__ as solve
+from jobs.solve.fitting import LIMIT_VIDEOS, FitAnswer, Fitting, requests, rollout_forwards
+from jobs.solve.workflow import gain
 from meancache import Schedule
+from meancache.errors import SolverError
 from meancache.methods import candidate_paths, paper_schedules, secant_schedules
 from tests.jobs.conftest import PROMPTS
 
@@ -182,13 +185,13 @@ def test_what_beginnings_paths_share_is_counted_once():
 
 def test_a_fidelity_that_is_not_known_is_never_chosen(graph):
     schedules = list(secant_schedules(graph, [5, 6]).values())
-    with pytest.raises(solve.SolverError, match="none has a known fidelity"):
-        solve.smallest_budget(schedules, 20.0)
+    with pytest.raises(SolverError, match="none has a known fidelity"):
+        smallest_budget(schedules, 20.0)
 
 
 def test_the_gain_is_said_in_a_sentence():
-    answer = solve.FitAnswer(8, (), (40.0, 42.0, 44.0), (30.0, 32.0), 100)
-    assert solve.gain([answer]) == (
+    answer = FitAnswer(8, (), (40.0, 42.0, 44.0), (30.0, 32.0), 100)
+    assert gain([answer]) == (
         "against the paper's schedules, PSNR on 2 calibration runs: +10.0 dB at B = 8 (from 31.0)"
     )
-    assert "no forwards were left" in solve.gain([solve.FitAnswer(8, (), (40.0,), (), 100)])
+    assert "no forwards were left" in gain([FitAnswer(8, (), (40.0,), (), 100)])

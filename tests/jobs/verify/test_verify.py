@@ -8,7 +8,7 @@ from cluster.results.manifest import Manifest
 from cluster.store import open_store
 from cluster.work.plan import plan_items
 from cluster.work.prompts import Prompt
-from jobs.verify import workflow as verify
+from jobs.verify import __main__ as verify
 from tests.support.rows import finish
 
 

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 from PIL import Image
 
-from jobs.render.workflow import SHIPPED
+from jobs.render.schedules import SHIPPED
 from meancache.tiny.captions import HELD_OUT
 from meancache.tiny.training import compare
 

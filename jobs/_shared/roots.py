@@ -1,0 +1,74 @@
+"""The roots that jobs read and write, and what a store's failure means before a job has begun."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cluster.store import MissingKey, Store, StoreError, open_store
+from meancache.calibration import Calibration
+from meancache.errors import CalibrationError, InputError
+
+# Set by `ray job submit` in the environment of the job's driver.
+SUBMITTED_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+class RefusedError(InputError):
+    """A store cannot be used for what was asked, and nothing was begun."""
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Until here nothing is begun: a store that fails is an input that cannot be used.
+
+    Raises:
+        RefusedError: for each StoreError.
+    """
+    try:
+        yield
+    except StoreError as error:
+        raise RefusedError(str(error)) from error
+
+
+@contextmanager
+def begun() -> Iterator[None]:
+    """The opposite: a part of a larger job is refused by its store, and the job can be resumed.
+
+    Raises:
+        StoreError: for each RefusedError.
+    """
+    try:
+        yield
+    except RefusedError as error:
+        raise StoreError(str(error)) from error
+
+
+def open_output(output: str) -> Store:
+    """The store of an --output, after a probe.
+
+    Raises:
+        StoreError: it cannot be used, or would be gone when the job ends.
+    """
+    local = not output.startswith("s3:")
+    if local and not os.path.isabs(output) and SUBMITTED_MARK in os.environ:
+        raise StoreError(
+            f"--output {output!r} is a relative path, but a submitted job runs in a "
+            "temporary copy of its working directory: give s3://bucket/prefix, or an absolute "
+            "path that all nodes share"
+        )
+    store = open_store(output)
+    store.probe()
+    return store
+
+
+def read_graph(folder: str) -> Calibration:
+    """The graph that a calibration finished, of its ROOT/graph. Raises CalibrationError."""
+    store = open_store(folder)
+    try:
+        return Calibration.from_parquet(store.get("statistics.parquet"))
+    except MissingKey as error:
+        raise CalibrationError(
+            f"{store.uri('statistics.parquet')} does not exist; give the ROOT/graph that "
+            "jobs.calibrate finished"
+        ) from error

@@ -1,0 +1,36 @@
+"""What is asked of an evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jobs._shared.configs import DEFAULT_FLEET, FleetConfig, ModelConfig
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is compared, on what.
+
+    Attributes:
+        output: the root that the table and the page go to.
+        prompts: a file of held-out prompts.
+        model: what renders them.
+        schedules: a folder of schedules.
+        graph: the ROOT/graph of a calibration, for the methods that need one; or None.
+        baselines: compare with other acceleration methods too.
+        seeds: videos a prompt.
+        reference_steps: of a fine solution to measure against too, or None.
+        fleet: the gangs.
+        dry_run: say what would be done, and stop.
+    """
+
+    output: str
+    prompts: str
+    model: ModelConfig
+    schedules: str
+    graph: str | None = None
+    baselines: bool = False
+    seeds: int = 1
+    reference_steps: int | None = None
+    fleet: FleetConfig = DEFAULT_FLEET
+    dry_run: bool = False

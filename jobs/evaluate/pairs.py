@@ -1,0 +1,160 @@
+"""What the fleet does with each pair: the full run, every method's video, and what they are worth.
+
+A pair is a prompt and a seed. One gang renders its full run and then every method's video from the
+same noise, and measures them before any video encoder; a pair's rows are committed as one small
+file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cluster.fleet.gang import TASK_DEADLINE_S, Gang, GangTaskError
+from cluster.store import AlreadyExists, Store
+from cluster.work.plan import WorkItem
+from jobs.evaluate.captions import caption_score
+from jobs.evaluate.methods import (
+    CalibrationRequest,
+    Method,
+    MethodVideo,
+    VideoRequest,
+    calibrate_baselines,
+    fine_request,
+    full_run,
+    render_video,
+)
+from jobs.evaluate.table import FULL, schema_of, scoreboard, to_parquet
+from meancache.baselines import Baseline
+from meancache.quality import LpipsAbsentError, lpips_metric, psnr, ssim
+from meancache.schedule import Schedule
+
+PAIRS = "evaluation/pairs/"
+# A baseline's compute varies little between pairs, and counting it takes a run of its own.
+COUNTED_PAIRS = 2
+# What it may take, in deadlines of a full video: runs of all of them, many times over.
+CALIBRATION_VIDEOS = 100
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the fleet does with each pair; a `fleet.Work`.
+
+    Attributes:
+        store: where rows are committed.
+        methods: what is compared with the full run.
+        fine: the schedule of the fine solution, or None where there is none to compare with.
+        captioned: whether the prompts are captions whose facts can be counted.
+    """
+
+    store: Store
+    methods: Sequence[Method]
+    fine: Schedule | None
+    captioned: bool = False
+
+    @property
+    def counting(self) -> bool:
+        """Whether a share of compute has to be counted: that of schedules is known."""
+        return any(one.schedule is None for one in self.methods)
+
+    def __call__(self, gang: Gang, item: WorkItem) -> str | None:
+        """Commits one pair's rows; returns what went wrong, if anything did."""
+        if self.store.exists(pair_key(item)):
+            return None  # by another driver, or a leader that died a moment later
+        try:
+            rows = self._rows(gang, item)
+            self.store.put_new(
+                pair_key(item), to_parquet(scoreboard(rows, schema_of(self.captioned)))
+            )
+        except GangTaskError as error:
+            return f"{item.prompt_id}, seed {item.seed}: {error}"
+        except AlreadyExists:
+            return None  # another driver was first; its rows differ in seconds alone
+        return None
+
+    def _rows(self, gang: Gang, item: WorkItem) -> list[dict[str, Any]]:
+        steps = item.arguments["num_inference_steps"]
+        counted = self.counting and item.index < COUNTED_PAIRS
+        full_method = full_run(steps)
+        full = _video(gang, VideoRequest(item, full_method, counted))
+        fine = None if self.fine is None else _video(gang, fine_request(item, self.fine)).frames
+        rows = [self._row(item, full_method, full, full, fine)]
+        for one in self.methods:
+            request = VideoRequest(item, one, counted and one.schedule is None)
+            rows.append(self._row(item, one, _video(gang, request), full, fine))
+        return rows
+
+    def _row(
+        self,
+        item: WorkItem,
+        method: Method,
+        video: MethodVideo,
+        full: MethodVideo,
+        fine: np.ndarray | None,
+    ) -> dict[str, Any]:
+        """One method's row; the full run is not compared with itself."""
+        frames = video.frames
+        reference = None if video is full else full.frames
+        return {
+            "method": method.method,
+            "setting": method.setting,
+            "source": method.source,
+            "prompt_id": item.prompt_id,
+            "prompt": item.prompt,
+            "schedule_id": None if method.schedule is None else method.schedule.id,
+            "budget": method.budget if method.budget is not None else video.steps,
+            "nfe": video.rendering.nfe,
+            "seed": item.seed,
+            "share": _share(method, video, full),
+            "seconds": video.rendering.loop_s,
+            "psnr": None if reference is None else psnr(frames, reference),
+            "ssim": None if reference is None else ssim(frames, reference),
+            "lpips": None if reference is None else _lpips(frames, reference),
+            "psnr_fine": None if fine is None else psnr(frames, fine),
+            "caption": caption_score(frames, item.prompt) if self.captioned else None,
+        }
+
+
+def pair_key(item: WorkItem) -> str:
+    """Where a pair's rows lie."""
+    return f"{PAIRS}{item.id}.parquet"
+
+
+def _video(gang: Gang, request: VideoRequest) -> MethodVideo:
+    try:
+        video, _ = gang.run_with_retries(render_video, request)
+    except GangTaskError as error:
+        raise GangTaskError(f"{request.method.name}: {error}") from error
+    return video
+
+
+def _share(one: Method, video: MethodVideo, full: MethodVideo) -> float | None:
+    """The method's share of the full run's transformer FLOPs, where it is known."""
+    if one.method == FULL:
+        return 1.0
+    if one.schedule is not None:  # every forward of a transformer costs the same
+        return video.rendering.nfe / full.rendering.nfe
+    return video.flops / full.flops if video.flops is not None and full.flops else None
+
+
+def _lpips(video: np.ndarray, full: np.ndarray) -> float | None:
+    try:
+        return lpips_metric()(video, full)
+    except LpipsAbsentError:
+        return None
+
+
+@dataclass(frozen=True)
+class BaselineCalibration:
+    """What the fleet does once, where baselines ask for calibration runs; a `fleet.Work`."""
+
+    request: CalibrationRequest
+
+    def __call__(self, gang: Gang, item: None) -> list[Baseline | Schedule]:
+        """The calibrated baselines. Raises GangError."""
+        deadline_s = CALIBRATION_VIDEOS * TASK_DEADLINE_S
+        found, _ = gang.run_with_retries(calibrate_baselines, self.request, deadline_s)
+        return list(found)

@@ -1,0 +1,104 @@
+"""What a render says before it begins: how much there is to do, and how long a dry run thinks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from itertools import islice
+
+from cluster.models import cost_model
+from cluster.models.memory_plan import Demand
+from cluster.models.sizes import component_bytes
+from cluster.results import audit, manifest
+from cluster.results.manifest import Manifest
+from cluster.store import MissingKey
+from cluster.work.plan import WorkItem
+from jobs._shared.progress import duration
+from jobs.render.request import Prepared
+from meancache.json_values import shown
+
+# How many receipts are read to know the rate of a job that ran before.
+RATE_SAMPLE = 20
+# How many of the rows that repeat another are named.
+NAMED = 5
+# Of an H100.
+MEMORY_GIB = 80
+
+
+def announce(prepared: Prepared, items: Sequence[WorkItem], todo: Sequence[WorkItem]) -> None:
+    """Says how much there is to do; of a dry run, also how long that is expected to take."""
+    forwards = sum(_forwards(prepared, item) for item in todo)
+    done = len(items) - len(todo)
+    print(f"render: {len(todo)} videos to do ({forwards} forwards), {done} already done")
+    repeated = prepared.repeated
+    if repeated:
+        some = ", ".join(map(shown, repeated[:NAMED])) + ", ..." * (len(repeated) > NAMED)
+        print(
+            f"{len(repeated)} rows repeat another row, seed and all, and are not rendered twice: "
+            f"prompt_id {some}"
+        )
+    if prepared.config.dry_run and todo:
+        seconds = _known_seconds(prepared, todo) if done else None
+        if seconds is None:
+            print("time: unknown until a first video of this job is rendered")
+            _print_estimates(prepared, todo[0], forwards / len(todo))
+        else:
+            total = duration(seconds * len(todo))
+            print(f"time: {total} of gang time at the last known rate of {seconds:.1f} s a video")
+
+
+def _print_estimates(prepared: Prepared, item: WorkItem, forwards: float) -> None:
+    """What a video as large as this one is expected to take on gangs of some sizes."""
+    model = prepared.model
+    if model.transformer is None or model.dtype != "bfloat16":
+        return
+    tokens = model.tokens(item.arguments)
+    sizes = component_bytes(model)
+    if sizes is None:
+        return
+    demand = Demand(model, sizes, item.arguments, 1, encoders_size=1)
+
+    def memory(gang_size: int) -> float:
+        return sum(replace(demand, gang_size=gang_size).parts(rank=0).values())
+
+    choices = [
+        one
+        for one in cost_model.estimates(model.transformer, tokens, forwards, memory)
+        if model.takes_gang(item.arguments, one.gang_size)
+    ]
+    print("estimated for H100s, denoising alone:")
+    for one in choices:
+        print(
+            f"  --gang-size {one.gang_size}: {duration(one.seconds)} a video, "
+            f"{one.videos_a_gpu_day:.0f} videos a GPU and day, about {one.gib:.0f} GiB a GPU"
+        )
+    best = cost_model.recommended(choices, MEMORY_GIB)
+    if best is None:
+        print(f"no gang holds it in {MEMORY_GIB} GiB: make the video smaller")
+    else:
+        print(
+            f"for bulk work use --gang-size {best.gang_size}, the smallest that fits "
+            f"{MEMORY_GIB} GiB; larger ones only for a deadline"
+        )
+
+
+def _forwards(prepared: Prepared, item: WorkItem) -> int:
+    """What an item takes, its audit included."""
+    steps = item.arguments["num_inference_steps"]
+    computed = steps if prepared.schedule is None else prepared.schedule.nfe
+    audited = audit.is_chosen(item.id, prepared.config.audit)
+    return (computed + (steps if audited else 0)) * prepared.model.calls(item.arguments)
+
+
+def _known_seconds(prepared: Prepared, todo: Sequence[WorkItem]) -> float | None:
+    """Mean seconds of gang time a video took, over some receipts of this job."""
+    left = {item.id for item in todo}
+    done = islice((item for item in prepared.items if item.id not in left), RATE_SAMPLE)
+    seconds = []
+    for item in done:
+        with suppress(MissingKey):
+            row = Manifest(prepared.store).receipt(item)
+            if row["status"] == manifest.OK:
+                seconds.append(row["metrics"]["gang_s"])
+    return sum(seconds) / len(seconds) if seconds else None

@@ -1,0 +1,41 @@
+"""What is asked of a render."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jobs._shared.configs import DEFAULT_FLEET, FleetConfig, ModelConfig
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is rendered, and how.
+
+    Attributes:
+        output: the root that videos and manifest go to.
+        prompts: the prompts file.
+        model: what renders them.
+        schedule: a file, or 'current' for that of the registry; None for every step, unless one of
+            the next two is given.
+        target_psnr: dB that a shipped schedule must be predicted to reach, or None.
+        budget: forwards of a shipped schedule, or of the registry's.
+        registry: the root of a refresh, for 'current'.
+        audit: share of the items that are rendered in full too.
+        compile: compile the blocks of the transformer.
+        retry_failed: render the rows again that a finished job gave up.
+        fleet: the gangs.
+        dry_run: say what would be done, and stop.
+    """
+
+    output: str
+    prompts: str
+    model: ModelConfig
+    schedule: str | None = None
+    target_psnr: float | None = None
+    budget: int | None = None
+    registry: str | None = None
+    audit: float = 0.0
+    compile: bool = False
+    retry_failed: bool = False
+    fleet: FleetConfig = DEFAULT_FLEET
+    dry_run: bool = False
