@@ -192,7 +192,7 @@ def test_what_was_not_measured_is_left_out():
     assert charts(page) == ["Fidelity against time", "Fidelity against compute"]
     assert "could not run" not in page
     assert "caption, %" not in page
-    assert "No fitted schedule competed" in page
+    assert "No fitted schedule is among them" in page
 
 
 def test_an_evaluation_of_the_full_run_alone_is_still_a_page():
