@@ -113,7 +113,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--negative-prompt",
         metavar="TEXT",
-        help="what not to draw; HunyuanVideo, FLUX.1 and Qwen-Image need it, be it ' ', for "
+        help="what not to show; HunyuanVideo, FLUX.1 and Qwen-Image need one, at least ' ', for "
         "guidance in two forwards a step",
     )
     group.add_argument(

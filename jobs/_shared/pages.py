@@ -1,8 +1,15 @@
-"""Jinja environments of the HTML pages: each self-contained, nothing fetched from anywhere."""
+"""What the HTML pages share: a Jinja environment each, and numbers as cells show them.
+
+Pages are self-contained: nothing is fetched from anywhere.
+"""
 
 from __future__ import annotations
 
+import math
+
 import jinja2
+
+from meancache.quality import Summary
 
 
 def environment(room: str) -> jinja2.Environment:
@@ -15,3 +22,25 @@ def environment(room: str) -> jinja2.Environment:
     return jinja2.Environment(
         loader=jinja2.ChoiceLoader(loaders), autoescape=True, undefined=jinja2.StrictUndefined
     )
+
+
+def plus_minus(summary: Summary | None, digits: int = 1, scale: float = 1.0) -> str:
+    """'38.7 ± 0.6': the mean and its standard error; the mean alone where the error is unknown."""
+    if summary is None:
+        return "–"
+    error = summary.standard_error * scale
+    mean = number(summary.mean * scale, digits)
+    return f"{mean} ± {error:.{digits}f}" if math.isfinite(error) else mean
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """A number for a cell; infinite where two videos are identical."""
+    if value is None or math.isnan(value):
+        return "–"
+    text = "∞" if math.isinf(value) else f"{abs(value):.{digits}f}"
+    return f"−{text}" if value < 0 and text.strip("0.") else text
+
+
+def percent(share: float | None, digits: int = 0) -> str:
+    """A share as a percentage."""
+    return "–" if share is None else f"{number(100 * share, digits)}%"

@@ -1,4 +1,4 @@
-"""python -m jobs.calibrate: full trajectories -> stability statistics -> ROOT/graph/*.parquet
+"""Full trajectories -> stability statistics -> ROOT/graph/*.parquet
 
 Each trajectory is run in full on a gang, measured where it is, and committed as a file of a few
 kilobytes. A restarted job runs those that are missing.
@@ -10,25 +10,23 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cluster.fleet import driver as fleet
-from cluster.fleet.gang import Gang, GangTaskError
 from cluster.ranks import rank_builder
-from cluster.store import AlreadyExists, Store
+from cluster.store import Store
 from cluster.work import plan
 from cluster.work.plan import WorkItem, plan_items, specification
 from cluster.work.prompts import Prompt, read_prompts
 from jobs._shared.configs import DEFAULT_FLEET, FleetConfig, ModelConfig
 from jobs._shared.progress import progress
 from jobs._shared.roots import open_output, refusing
-from meancache.calibration import Calibration, trajectory_statistics
+from jobs.calibrate.trajectories import TRAJECTORIES, MeasureTrajectory, trajectory_key
+from meancache.calibration import Calibration
 
-if TYPE_CHECKING:
-    from cluster.ranks.renderer import Renderer
+__all__ = ["Config", "Outcome", "prepare", "run", "trajectory_key"]
 
 SPEC_KEY = "graph/job.json"
-TRAJECTORIES = "graph/trajectories/"
 STATISTICS_KEY = "graph/statistics.parquet"
 MULTIGRAPH_KEY = "graph/multigraph.parquet"
 
@@ -65,61 +63,6 @@ class Outcome:
 
     graph: Calibration | None
     failed: int = 0
-
-
-@dataclass(frozen=True)
-class TrajectoryRequest:
-    """What every rank of a gang gets to run and measure one trajectory."""
-
-    item: WorkItem
-    graph: Calibration
-
-
-def measure_trajectory(renderer: Renderer, request: TrajectoryRequest) -> bytes | None:
-    """The gang's task: a full run, reduced to its statistics on rank 0; Parquet.
-
-    Every rank has the whole output of every step, so one of them is enough to measure it.
-    """
-    from meancache.trajectory import record_trajectory  # with diffusers, which ranks alone need
-
-    item, graph = request.item, request.graph
-    if renderer.rank != 0:
-        renderer.latents(item.prompt, item.seed, item.arguments)
-        return None
-    with record_trajectory(renderer.pipeline) as trajectory:
-        renderer.latents(item.prompt, item.seed, item.arguments)
-    velocities = trajectory.velocities(graph.grid.num_inference_steps)
-    statistics = trajectory_statistics(
-        velocities, graph.grid, item.prompt_id, item.seed, item.prompt
-    )
-    return graph.add([statistics]).statistics_parquet()
-
-
-@dataclass(frozen=True)
-class MeasureTrajectory:
-    """What the fleet does with each trajectory; a `fleet.Work`."""
-
-    store: Store
-    graph: Calibration
-
-    def __call__(self, gang: Gang, item: WorkItem) -> str | None:
-        """Commits one trajectory's statistics; returns what went wrong, if anything did."""
-        if self.store.exists(trajectory_key(item)):
-            return None  # by another driver, or a leader that died a moment later
-        request = TrajectoryRequest(item, self.graph)
-        try:
-            data, _ = gang.run_with_retries(measure_trajectory, request)
-            self.store.put_new(trajectory_key(item), data)
-        except GangTaskError as error:
-            return f"{item.prompt_id}, seed {item.seed}: {error}"
-        except AlreadyExists:
-            return None  # another driver was first, and its statistics are as good
-        return None
-
-
-def trajectory_key(item: WorkItem) -> str:
-    """Where a trajectory's statistics lie."""
-    return f"{TRAJECTORIES}{item.id}.parquet"
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class Result:
         psnr: dB against the full run; None for the full run.
         ssim: likewise.
         lpips: likewise, its worst the highest; None where LPIPS was absent.
-        psnr_fine: dB against the fine solution; None where none was drawn.
+        psnr_fine: dB against the fine solution; None where none was rendered.
         caption: share of the caption's facts shown; None for other models than the embedded one.
     """
 

@@ -91,6 +91,7 @@ def schedules_on_pairs(
         fine=None,
         unusable=[],
         calls=model.calls(arguments),
+        # The name of the key is part of the format.
         spec={**spec, "contenders": {name: one.id for name, one in schedules.items()}},
         gangs=gangs.recruit(rank_builder(model, arguments)),
         captioned=model.id == CAPTIONED,

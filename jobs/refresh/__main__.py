@@ -71,21 +71,26 @@ def parser() -> argparse.ArgumentParser:
         help="date of this run, YYYY-MM-DD (default: the unfinished run of this command, else "
         "today, UTC); a command has one run a date",
     )
-    result.add_argument(
+    _add_looking_back(result)
+    cli.add_model(result)
+    cli.add_fleet(result)
+    return result
+
+
+def _add_looking_back(parser: argparse.ArgumentParser) -> None:
+    """--audits and --rollback."""
+    parser.add_argument(
         "--audits",
         nargs="+",
         metavar="ROOT",
         help="roots of jobs.render --audit: the report says whether their fidelity is falling",
     )
-    result.add_argument(
+    parser.add_argument(
         "--rollback",
         action="store_true",
         help="restore the previous schedule of each budget, and stop; needs the model's flags, and "
         "no --prompts",
     )
-    cli.add_model(result)
-    cli.add_fleet(result)
-    return result
 
 
 def configured(options: argparse.Namespace) -> Config:

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from cluster.results.registry import Setting
-from jobs._shared import figures, pages
-from jobs.evaluate.page import number, plus_minus
+from jobs._shared import pages
+from jobs._shared.pages import number, plus_minus
 from jobs.refresh.audits import Trend
 from jobs.refresh.decision import Decision
 from jobs.refresh.drift import Drift
+from jobs.refresh.figure import cost_drift
 from meancache.calibration import Calibration
 
 
@@ -43,6 +44,6 @@ def refresh_page(
         decisions=decisions,
         promoted=[decision for decision in decisions if decision.promoted],
         drift=drift,
-        picture=None if drift is None else Markup(figures.cost_drift(drift)),
+        picture=None if drift is None else Markup(cost_drift(drift)),
         trends=trends,
     )

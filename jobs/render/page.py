@@ -1,4 +1,4 @@
-"""The page of a render job: what it drew, how fast, what failed, how to draw any row again.
+"""The page of a render job: what it rendered, how fast, what failed, how to render any row again.
 
 A pure function of the manifest and the videos, so that a resumed job writes the same page. It is
 derived and may be replaced; nothing that is committed is. However many rows there are, it holds a
@@ -120,7 +120,7 @@ def render_page(
         rows: of the videos there are, the columns that are summed up.
         samples: the gallery.
         failed: rows that were given up.
-        failed_attempts: (item id, reason) of attempts that failed, be it that a later one did not.
+        failed_attempts: (item id, reason) of attempts that failed, even if a later one did not.
     """
     environment = pages.environment("render")
     environment.filters.update(plain=plain, seconds=seconds, size=size)

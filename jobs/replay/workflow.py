@@ -83,8 +83,8 @@ class Replay:
         """The item's mp4 or png, rendered again as a render job does. Raises GangError."""
         (texts, _), _ = staged.codec.run_with_retries(encode_prompt, item)
         request = RenderRequest(item, self.schedule, texts)
-        drawing, _ = staged.gang.run_with_retries(denoise_item, request)
-        (frames, _), _ = staged.codec.run_with_retries(decode_item, (drawing.latents, item))
+        denoised, _ = staged.gang.run_with_retries(denoise_item, request)
+        (frames, _), _ = staged.codec.run_with_retries(decode_item, (denoised.latents, item))
         return encoded(self.model, frames)
 
 

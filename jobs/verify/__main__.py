@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
         type=share,
         default=1.0,
         metavar="SHARE",
-        help="read this share of the receipts and videos, drawn at random, such as 0.01 "
+        help="read this share of the receipts and videos, chosen at random, such as 0.01 "
         "(default: all; the manifest's own files are always read)",
     )
     result.add_argument(

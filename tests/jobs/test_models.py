@@ -194,6 +194,6 @@ def test_peers_are_refused_for_other_pipelines(tmp_path, folder, model, capsys):
     arguments = {**here.defaults, "height": 64, "width": 96}
     Schedule.from_edges(here.grid(STEPS, arguments).sigmas, edges).save(tmp_path / "s" / "x.json")
     command = [*model, "--prompts", str(tmp_path / "p.txt"), "--output", str(tmp_path / "o")]
-    command += ["--schedules", str(tmp_path / "s"), "--peers"]
+    command += ["--schedules", str(tmp_path / "s"), "--baselines"]
     assert evaluate.main(command) == _cli.EXIT_REFUSED
-    assert "--peers are set up for a HunyuanVideoPipeline" in capsys.readouterr().err
+    assert "--baselines are set up for a HunyuanVideoPipeline" in capsys.readouterr().err

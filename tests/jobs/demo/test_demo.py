@@ -11,10 +11,12 @@ import pytest
 
 from cluster.media import video
 from cluster.store import open_store
+from jobs.demo.workflow import steps
 from meancache import Schedule
 from meancache.calibration import Calibration
 from tests.support.browser import needs_browser, views
 from tests.support.commands import run, simple_commands
+from tests.support.configs import configured
 from tests.test_docs import README, TYPED, blocks, commands
 
 FEW = 3
@@ -37,6 +39,13 @@ def demo_arguments() -> list[str]:
         if words[2] == "jobs.demo"
     )
     return words[3:]
+
+
+def test_the_commands_that_it_prints_do_what_it_does():
+    for step in steps("s3://bucket/a root", gang_size=2):
+        (words,) = simple_commands(step.command)
+        assert words[:3] == ["python", "-m", f"jobs.{step.job}"]
+        assert configured(step.job, words[3:]) == step.config
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +140,7 @@ def test_verify_finds_a_changed_byte_and_a_missing_video(demo, run_job, tmp_path
 @needs_browser
 def test_the_report_shows_everything_in_a_real_browser(demo):
     for page in views((demo / "report.html").as_uri()):
-        assert page.locator("h1").inner_text() == "10 forwards draw the video of 50"
+        assert page.locator("h1").inner_text() == "10 forward passes give the video of 50"
         assert page.locator(".cells").count() == 4
         assert page.locator(".cells").nth(1).locator("i.on").count() == 10
         images = page.locator("img")

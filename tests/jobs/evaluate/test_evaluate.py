@@ -1,4 +1,4 @@
-"""The evaluation on a real Ray cluster: every contender's row of every pair, each once."""
+"""The evaluation on a real Ray cluster: every method's row of every pair, each once."""
 
 import shutil
 from collections.abc import Iterator

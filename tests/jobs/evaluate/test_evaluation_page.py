@@ -12,8 +12,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs._shared import figures
-from jobs.evaluate.page import evaluation_page, number, plus_minus
+from jobs._shared.pages import number, plus_minus
+from jobs.evaluate import figures
+from jobs.evaluate.figures.fidelity import Point, front, spread
+from jobs.evaluate.figures.velocity import relative_change
+from jobs.evaluate.page import evaluation_page
 from jobs.evaluate.results import results
 from jobs.evaluate.table import TINY_SCHEMA, scoreboard
 from meancache import Schedule
@@ -310,8 +313,8 @@ costs = st.lists(st.tuples(st.floats(0.01, 1), st.floats(5, 60)), max_size=20)
 
 @given(costs)
 def test_the_front_is_what_no_cheaper_point_beats(pairs):
-    points = [figures.Point(cost, Summary(decibels, 0.0, decibels)) for cost, decibels in pairs]
-    kept = figures.front(points)
+    points = [Point(cost, Summary(decibels, 0.0, decibels)) for cost, decibels in pairs]
+    kept = front(points)
     for point in points:
         matched = [one for one in kept if one.cost <= point.cost]
         assert max(one.fidelity.mean for one in matched) >= point.fidelity.mean
@@ -322,7 +325,7 @@ def test_the_front_is_what_no_cheaper_point_beats(pairs):
 
 @given(st.lists(st.floats(0, 100), max_size=10).map(sorted))
 def test_labels_keep_their_order_their_distance_and_the_frame(wanted):
-    heights = figures.spread(wanted, 10.0, 0.0, 100.0)
+    heights = spread(wanted, 10.0, 0.0, 100.0)
     assert len(heights) == len(wanted)
     assert all(b - a >= 10.0 - 1e-9 for a, b in itertools.pairwise(heights))
     assert all(-1e-9 <= height <= 100.0 + 1e-9 for height in heights)
@@ -330,9 +333,9 @@ def test_labels_keep_their_order_their_distance_and_the_frame(wanted):
 
 def test_a_constant_velocity_does_not_change_and_a_reversed_one_changes_twofold():
     same = np.ones((3, 3))
-    assert figures.relative_change(np.eye(3), same) == pytest.approx([0, 0])
+    assert relative_change(np.eye(3), same) == pytest.approx([0, 0])
     sign = np.array([1.0, -1.0, 1.0])
-    assert figures.relative_change(np.eye(3), np.outer(sign, sign)) == pytest.approx([2, 2])
+    assert relative_change(np.eye(3), np.outer(sign, sign)) == pytest.approx([2, 2])
 
 
 def test_numbers_are_written_for_people():

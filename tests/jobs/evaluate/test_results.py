@@ -55,7 +55,7 @@ def test_the_order_in_which_rows_come_changes_nothing(shuffle: random.Random, sc
 
 
 @given(st.lists(DECIBELS, min_size=2, max_size=9))
-def test_a_standing_is_the_mean_its_standard_error_and_the_worst_of_its_pairs(scores):
+def test_a_result_is_the_mean_its_standard_error_and_the_worst_of_its_pairs(scores):
     rows = [row("full"), *(row("euler", pair, psnr=score) for pair, score in enumerate(scores))]
     found = result(rows, "euler")
     assert found.pairs == len(scores)

@@ -33,7 +33,7 @@ def planned(model) -> list[WorkItem]:
 
 
 def render(root: str, items: list[WorkItem], ending: str = "mp4") -> None:
-    """A finished root: item 2 was given up and healed, item 5 given up for good."""
+    """A finished root: item 2 was given up and retried, item 5 given up for good."""
     store = open_store(root)
 
     def committed(job: Manifest, some: list[WorkItem], failed: set[int], before=None):
@@ -111,7 +111,7 @@ def load(*arguments, cache: Path, **named):
     return found
 
 
-def test_ok_rows_alone_are_exported_healed_ones_at_their_place(expected, exported):
+def test_ok_rows_alone_are_exported_retried_ones_at_their_place(expected, exported):
     assert [row["index"] for row in expected] == [0, 1, 2, 3, 4, 6, 7, 8]
     metadata = pq.read_table(exported("videofolder") / "metadata.parquet")
     assert metadata.drop_columns(["file_name"]).to_pylist() == expected
@@ -191,8 +191,8 @@ def test_pictures_make_an_imagefolder(model, tmp_path, capsys):
     assert "load_dataset('imagefolder'" in capsys.readouterr().out
     found = load("imagefolder", data_dir=str(tmp_path / "dataset"), cache=tmp_path / "cache")
     for sample in found:
-        with Image.open(io.BytesIO(picture(sample["index"]))) as drawn:
-            assert np.array_equal(np.asarray(sample["image"]), np.asarray(drawn))
+        with Image.open(io.BytesIO(picture(sample["index"]))) as shown:
+            assert np.array_equal(np.asarray(sample["image"]), np.asarray(shown))
 
 
 def test_tars_tell_nothing_of_the_machine(exported):

@@ -85,8 +85,8 @@ def test_a_finished_job_has_a_page_and_writes_it_again_only_where_it_is_gone(
     root, rendered, command
 ):
     page = root / "report.html"
-    drawn = page.read_bytes().replace(str(rendered).encode(), str(root).encode())
-    assert drawn.count(b"<figure") == len(PROMPTS)
+    written = page.read_bytes().replace(str(rendered).encode(), str(root).encode())
+    assert written.count(b"<figure") == len(PROMPTS)
     page.write_bytes(b"the reader's own")
     assert render.main(command) == 0
     assert page.read_bytes() == b"the reader's own"
@@ -94,7 +94,7 @@ def test_a_finished_job_has_a_page_and_writes_it_again_only_where_it_is_gone(
     assert render.main([*command, "--dry-run"]) == 0
     assert not page.exists()
     assert render.main(command) == 0
-    assert page.read_bytes() == drawn
+    assert page.read_bytes() == written
 
 
 @pytest.mark.parametrize("lost", ["_SUCCESS", "part-*.parquet"])
@@ -165,7 +165,7 @@ def test_ranks_are_built_for_the_largest_row(tmp_path, command):
     assert gangs.build_encoders.gang_size == 2
 
 
-def test_what_has_failed_is_said_and_healed_on_demand_and_nothing_is_rewritten(
+def test_what_has_failed_is_said_and_retried_on_demand_and_nothing_is_rewritten(
     tmp_path, command, capsys
 ):
     root = tmp_path / "out"
@@ -245,7 +245,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path, command, c
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
-def test_a_codec_has_the_gangs_ranks_only_where_there_are_tiles_to_share(command):
+def test_encoders_have_the_gangs_ranks_only_where_there_are_tiles_to_share(command):
     sizes = []
     for frames in ("9", "37"):
         config = configured("render", [*command, "--gang-size", "2", "--num-frames", frames])

@@ -34,12 +34,12 @@ MANY = 100_000
 def moving(hue: int, height: int = 64, width: int = 64, frames: int = 9) -> np.ndarray:
     """A coloured disc that crosses the picture."""
     y, x = np.mgrid[:height, :width]
-    drawn = np.full((frames, height, width, 3), 28 if hue % 2 else 235, np.uint8)
-    for number, frame in enumerate(drawn):
+    video_frames = np.full((frames, height, width, 3), 28 if hue % 2 else 235, np.uint8)
+    for number, frame in enumerate(video_frames):
         centre = width * (0.25 + 0.5 * number / max(1, frames - 1))
         disc = (x - centre) ** 2 + (y - height / 2) ** 2 < (height / 5) ** 2
         frame[disc] = np.roll([220, 60 + 20 * hue % 160, 40], hue)
-    return drawn
+    return video_frames
 
 
 def many(store: Store, model, rows: int, failed: int = 30) -> None:
