@@ -1,4 +1,4 @@
-"""Delivers one item: prompt -> texts -> latents -> frames -> mp4 -> store -> receipt.
+"""Delivers one item of a render job: prompt -> embeddings -> latents -> frames -> mp4 -> receipt.
 
 The order is the promise: the video is in the store before its receipt, so a receipt implies its
 mp4, and a leader killed anywhere in between leaves at worst an unreferenced file.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from cluster.fleet import logs
-from cluster.fleet.gang import MAX_ATTEMPTS, GangTaskError, TryAgainError
+from cluster.fleet.giving_up import CountedWork
 from cluster.fleet.staged_gang import StagedGang
 from cluster.models.model import Model
 from cluster.ranks import (
@@ -28,34 +28,35 @@ from cluster.ranks import (
     encode_prompt,
     encoded,
 )
-from cluster.results import attempts, audit, manifest
+from cluster.results import audit, manifest
+from cluster.results.attempts import Attempts
 from cluster.results.manifest import Manifest
 from cluster.store import MissingKey
 from cluster.work.plan import WorkItem
 from meancache import Schedule
 
-# Of a shard's receipts, how many tell a new gang how long a video takes.
+# How many of a shard's receipts tell a new gang how long a video takes.
 PACE_SAMPLE = 10
 
 
 Committed = Callable[[Mapping[str, Any], int], None]
-"""Told of a row that this process has committed, and of its store's `retries`. Must pickle."""
+"""Called with a row that this process has committed, and its store's `retries`. Must pickle."""
 
 
 def _nobody(row: Mapping[str, Any], store_retries: int) -> None:
-    """Is told of rows where no job counts them."""
+    """For jobs that count no rows."""
 
 
 @dataclass(frozen=True)
-class Delivery:
-    """What the fleet does with each item of a render job; a `fleet.Work`.
+class Delivery(CountedWork):
+    """What the fleet does with each item of a render job.
 
     Attributes:
         manifest: where items are committed.
         model: what renders them.
         schedule: which steps to compute; None for all.
-        audit_share: of the items, how many are rendered in full too, to measure the others by.
-        told: of each row that is committed here.
+        audit_share: share of the items that are rendered in full too, to measure the others by.
+        told: called with each row that is committed here.
     """
 
     manifest: Manifest
@@ -64,45 +65,31 @@ class Delivery:
     audit_share: float = 0.0
     told: Committed = _nobody
 
-    def __call__(self, studio: StagedGang, item: WorkItem) -> dict[str, Any]:
-        """Renders and commits one item; one that failed MAX_ATTEMPTS times is committed too.
+    @property
+    def attempts(self) -> Attempts:
+        """Where failed attempts are counted."""
+        return Attempts(self.manifest.store, retry_round=self.manifest.healing)
 
-        Returns:
-            The row that counts, as its receipt holds it.
-
-        Raises:
-            TryAgainError: this attempt failed, and is counted.
-            GangStartError: the gang's ranks do not start; the item stays open.
-            StoreError: the store failed; nothing is committed and the item stays open.
-        """
-        # Another driver, or a leader that died a moment too late, may have committed it.
+    def committed(self, item: WorkItem) -> dict[str, Any] | None:
+        """The item's row, as its receipt holds it, if there is one."""
         with suppress(MissingKey):
             return self.manifest.receipt(item)
-        failures = attempts.failures(self.manifest, item)
-        if len(failures) >= MAX_ATTEMPTS:
-            return self._commit(
-                studio, item, len(failures), status=manifest.FAILED, error=failures[-1]
-            )
-        try:
-            return self._deliver(studio, item, len(failures) + 1)
-        except GangTaskError as error:
-            attempts.record_failure(self.manifest, item, str(error))
-            raise TryAgainError(str(error)) from error
+        return None
 
-    def lost(self, item: WorkItem, how: str) -> None:
-        """Counts the attempt of a leader that died with the item; a `fleet.Lost`."""
-        attempts.record_failure(self.manifest, item, how)
+    def give_up(self, gang: StagedGang, item: WorkItem, reasons: Sequence[str]) -> dict[str, Any]:
+        """Commits a failed row, with the last reason."""
+        return self._commit(gang, item, len(reasons), status=manifest.FAILED, error=reasons[-1])
 
-    def _deliver(self, studio: StagedGang, item: WorkItem, attempt: int) -> dict[str, Any]:
-        """One attempt. Raises GangTaskError where it fails, perhaps by the item's own fault."""
-        if not studio.gang.pace.known:
-            self._learn_pace(studio, item)
-        # Longer every time: what is slow for a reason should not be killed three times.
-        patience = 2 ** (attempt - 1)
-        codec = studio.codec
-        texts, text_s = codec.run(encode_prompt, item, codec.pace.deadline_s(0) * patience)
+    def attempt(self, gang: StagedGang, item: WorkItem, number: int) -> dict[str, Any]:
+        """Renders, uploads and commits one item; returns its row, as its receipt holds it."""
+        if not gang.gang.pace.known:
+            self._learn_pace(gang, item)
+        # Doubled by each attempt: what is slow for a reason should not be killed three times.
+        patience = 2 ** (number - 1)
+        encoders = gang.encoders
+        texts, text_s = encoders.run(encode_prompt, item, encoders.pace.deadline_s(0) * patience)
         request = RenderRequest(item, self.schedule, texts)
-        drawing, frames, decode_s = self._draw(studio, request, patience)
+        denoised, frames, decode_s = self._render(gang, request, patience)
         rendered = time.perf_counter()
         data = encoded(self.model, frames)
         written = time.perf_counter()
@@ -111,45 +98,45 @@ class Delivery:
         store = self.manifest.store
         store.put_new(key, data)
         uploaded = time.perf_counter()
-        fidelity = self._audited(studio, request, frames) if attempt == 1 else {}
+        fidelity = self._audited(gang, request, frames) if number == 1 else {}
         return self._commit(
-            studio,
+            gang,
             item,
-            attempt,
+            number,
             status=manifest.OK,
             uri=store.uri(key),
             key=key,
             sha256=sha256,
             bytes=len(data),
-            nfe=drawing.nfe,
-            render_s=text_s + drawing.loop_s + decode_s,
+            nfe=denoised.nfe,
+            render_s=text_s + denoised.loop_s + decode_s,
             encode_s=written - rendered,
             upload_s=uploaded - written,
             metrics={
                 "text_s": text_s,
-                "denoise_s": drawing.loop_s,
+                "denoise_s": denoised.loop_s,
                 "decode_s": decode_s,
-                "gang_s": drawing.gang_s,
+                "gang_s": denoised.gang_s,
                 **fidelity,
             },
         )
 
-    def _draw(
-        self, studio: StagedGang, request: RenderRequest, patience: int
+    def _render(
+        self, gang: StagedGang, request: RenderRequest, patience: int
     ) -> tuple[Denoised, np.ndarray, float]:
-        """Draws and decodes: the drawing, its frames and the seconds that decoding took."""
-        item, gang, codec = request.item, studio.gang, studio.codec
+        """Denoises and decodes: the latents, the frames and the seconds that decoding took."""
+        item, denoisers, encoders = request.item, gang.gang, gang.encoders
         size = self._size(item, request.schedule)
-        drawing = gang.run(denoise_item, request, gang.pace.deadline_s(size) * patience)
-        gang.pace.observe(size, drawing.loop_s)
+        denoised = denoisers.run(denoise_item, request, denoisers.pace.deadline_s(size) * patience)
+        denoisers.pace.observe(size, denoised.loop_s)
         pixels = _size(self._shape(item), 1)
-        deadline_s = codec.pace.deadline_s(pixels) * patience
-        frames, decode_s = codec.run(decode_item, (drawing.latents, item), deadline_s)
-        codec.pace.observe(pixels, decode_s)
-        return drawing, frames, decode_s
+        deadline_s = encoders.pace.deadline_s(pixels) * patience
+        frames, decode_s = encoders.run(decode_item, (denoised.latents, item), deadline_s)
+        encoders.pace.observe(pixels, decode_s)
+        return denoised, frames, decode_s
 
     def _audited(
-        self, studio: StagedGang, request: RenderRequest, frames: np.ndarray
+        self, gang: StagedGang, request: RenderRequest, frames: np.ndarray
     ) -> dict[str, float]:
         """An audited item's fidelity to its full run.
 
@@ -158,19 +145,19 @@ class Delivery:
         chosen = audit.is_chosen(request.item.id, self.audit_share)
         if self.schedule is None or not chosen:
             return {}
-        _, full, _ = self._draw(studio, replace(request, schedule=None), patience=1)
+        _, full, _ = self._render(gang, replace(request, schedule=None), patience=1)
         return audit.fidelity(frames, full)
 
-    def _learn_pace(self, studio: StagedGang, item: WorkItem) -> None:
-        """A new studio's memory: what others have delivered of the item's shard."""
+    def _learn_pace(self, gang: StagedGang, item: WorkItem) -> None:
+        """A new gang's memory: what others have delivered of the item's shard."""
         store = self.manifest.store
         folder = self.manifest.receipt_key(item.shard, "").rpartition("/")[0]
         for key, _ in zip(store.list(f"{folder}/"), range(PACE_SAMPLE), strict=False):
             row = json.loads(store.get(key))
-            if row["status"] == manifest.OK and row["world_size"] == studio.world_size:
+            if row["status"] == manifest.OK and row["world_size"] == gang.world_size:
                 took = row["metrics"]
-                studio.gang.pace.observe(_size(row, row["nfe"]), took["denoise_s"])
-                studio.codec.pace.observe(_size(row, 1), took["decode_s"])
+                gang.gang.pace.observe(_size(row, row["nfe"]), took["denoise_s"])
+                gang.encoders.pace.observe(_size(row, 1), took["decode_s"])
 
     def _size(self, item: WorkItem, schedule: Schedule | None) -> float:
         steps = item.arguments["num_inference_steps"]
@@ -182,7 +169,7 @@ class Delivery:
         return dict(zip(("num_frames", "height", "width"), shape, strict=True))
 
     def _commit(
-        self, studio: StagedGang, item: WorkItem, attempts_: int, **known: Any
+        self, gang: StagedGang, item: WorkItem, attempts_: int, **known: Any
     ) -> dict[str, Any]:
         empty = dict.fromkeys(manifest.SCHEMA.names)
         row = {
@@ -198,7 +185,7 @@ class Delivery:
             "shard": item.shard,
             **self._shape(item),
             "num_inference_steps": item.arguments["num_inference_steps"],
-            "world_size": studio.world_size,
+            "world_size": gang.world_size,
             "attempts": attempts_,
             "fps": self.model.fps,
             "metrics": {},
@@ -215,5 +202,5 @@ class Delivery:
 
 
 def _size(of: Mapping[str, Any], forwards: int) -> float:
-    """What a video's time grows with: the pixels of all its forwards."""
+    """The pixels of all forwards of a video, with which its time grows."""
     return float(of["num_frames"] * of["height"] * of["width"] * forwards)

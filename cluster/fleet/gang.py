@@ -8,21 +8,18 @@ remedy is the same for all: kill every rank and start anew. Knows nothing of wha
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
-import signal
 import threading
 import time
-import traceback
 from collections.abc import Callable
-from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from types import TracebackType
 from typing import Any
 
 from cluster.fleet.pace import TASK_DEADLINE_S, Pace
+from cluster.fleet.rank_process import Answer, serve
 
 # Loading tens of gigabytes of weights from a cold disk takes a while.
 START_DEADLINE_S = 1800.0
@@ -31,7 +28,6 @@ MOST_DEADLINE_S = 20 * 24 * 3600.0
 # For the last message itself, beyond the deadline of the work.
 MESSAGE_S = 10.0
 MAX_ATTEMPTS = 3
-_PR_SET_PDEATHSIG = 1
 
 BuildRank = Callable[[int, int, str], Any]
 """Called on each rank. Where it has an attribute `needs`, a tuple of names of modules, they are
@@ -50,6 +46,10 @@ class GangTaskError(GangError):
 
 class GangStartError(GangError):
     """The ranks do not start: the fault of the machine or the model, never of an item."""
+
+
+class NodeFaultError(GangError):
+    """A rank met a fault of its node, such as a full disk: no fault of the item."""
 
 
 class TryAgainError(Exception):
@@ -100,10 +100,22 @@ class Gang:
         return [rank.pid for rank in self._ranks if rank.pid is not None]
 
     def launch(self) -> None:
-        """Starts the ranks where they do not run; `start` waits for them to be ready."""
+        """Starts the ranks where they do not run; `start` waits for them to be ready.
+
+        Raises:
+            NodeFaultError: the node has no room for processes, or for the sockets that they need.
+        """
         if self._ranks and (self._starting or self._all_there()):
             return
         self.close()
+        try:
+            self._fork()
+        except OSError as error:
+            self.close()
+            raise NodeFaultError(f"the gang's processes cannot be started: {error}") from error
+        self._starting = True
+
+    def _fork(self) -> None:
         # Ranks are forks of a process that has nothing but imports, and no thread or GPU.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(getattr(self._build_rank, "needs", ())))
@@ -116,7 +128,7 @@ class Gang:
         for rank in range(self.world_size):
             ours, theirs = context.Pipe()
             process = context.Process(
-                target=_serve,
+                target=serve,
                 args=(theirs, self._build_rank, rank, self.world_size, init_method),
                 name=f"rank-{rank}",
             )
@@ -124,7 +136,6 @@ class Gang:
             theirs.close()
             self._ranks.append(process)
             self._pipes.append(ours)
-        self._starting = True
 
     def start(self) -> None:
         """Starts the ranks and waits until all are ready; nothing happens when all run.
@@ -133,6 +144,7 @@ class Gang:
 
         Raises:
             GangStartError: a rank failed to start.
+            NodeFaultError: its process could not be started.
         """
         with self._turn:
             self.launch()
@@ -140,7 +152,7 @@ class Gang:
                 return
             try:
                 self._answers(START_DEADLINE_S)
-            except GangTaskError as error:
+            except GangError as error:
                 raise GangStartError(str(error)) from error
             self._starting = False
 
@@ -157,6 +169,7 @@ class Gang:
         Raises:
             GangStartError: the ranks had to be started, and were not.
             GangTaskError: a rank died, raised or hung. The ranks are gone; the next call rebuilds.
+            NodeFaultError: likewise, by a fault of the node.
         """
         with self._turn:
             self.start()
@@ -224,7 +237,7 @@ class Gang:
             rank.kill()
 
     def _answers(self, deadline_s: float) -> list[Any]:
-        """One answer a rank, by rank; kills the gang on the first sign of trouble."""
+        """One result a rank, by rank; kills the gang on the first sign of trouble."""
         answers: list[Any] = [None] * self.world_size
         waiting = dict(zip(self._pipes, range(self.world_size), strict=True))
         ends = {process.sentinel: rank for rank, process in enumerate(self._ranks)}
@@ -244,62 +257,22 @@ class Gang:
                 if not pipes:
                     rank = min(ends[sentinel] for sentinel in ready if isinstance(sentinel, int))
                     raise GangTaskError(self._death(rank))
-        except GangTaskError:
+        except GangError:
             self.close()
             raise
         return answers
 
     def _receive(self, pipe: Connection, rank: int) -> Any:
         try:
-            failure, answer = pipe.recv()
+            answer: Answer = pipe.recv()
         except (EOFError, OSError) as error:
             raise GangTaskError(self._death(rank)) from error
-        if failure is not None:
-            raise GangTaskError(f"rank {rank} failed: {failure}")
-        return answer
+        if answer.failure is not None:
+            kind = NodeFaultError if answer.node_fault else GangTaskError
+            raise kind(f"rank {rank} failed: {answer.failure}")
+        return answer.result
 
     def _death(self, rank: int) -> str:
         process = self._ranks[rank]
         process.join()  # its pipe closes a moment before its exit code is known
         return f"rank {rank} died with exit code {process.exitcode}"
-
-
-def _serve(
-    pipe: Connection,
-    build_rank: BuildRank,
-    rank: int,
-    world_size: int,
-    init_method: str,
-) -> None:
-    """A rank's whole life: build, then answer tasks until the leader closes the pipe."""
-    _die_with_leader()
-    built = _report(pipe, partial(build_rank, rank, world_size, init_method), answer=False)
-    while True:
-        try:
-            task, payload = pipe.recv()
-        except EOFError:
-            return
-        _report(pipe, partial(task, built, payload), answer=True)
-
-
-def _report(pipe: Connection, work: Callable[[], Any], answer: bool) -> Any:
-    """Does the work and tells the leader that it is done, or how it failed."""
-    try:
-        result = work()
-    except Exception as error:
-        traceback.print_exc()  # before the leader hears of it, and kills this rank
-        pipe.send(("".join(traceback.format_exception_only(error)).strip(), None))
-        return None
-    pipe.send((None, result if answer else None))
-    return result
-
-
-def _die_with_leader() -> None:
-    """Asks the kernel to kill this process when its leader ends, in whatever way.
-
-    Its parent is the process that it was forked from, which ends with the leader.
-    """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    leader = multiprocessing.parent_process()
-    if leader is None or not leader.is_alive():  # it ended before the kernel was asked
-        os._exit(1)

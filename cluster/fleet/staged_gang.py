@@ -1,9 +1,9 @@
-"""A gang, and beside it a codec that reads prompts and decodes latents: no stage waits idly.
+"""A gang with the text encoders and the VAE beside it, so that no stage waits idly.
 
-While the gang denoises one video, the codec has the text of the next and the frames of the one
+While the gang denoises one video, the encoders have the text of the next and the frames of the one
 before. Threads of the leader carry a video each from stage to stage, and wait for their turn at
 both. The text encoders are in memory once, and not on every rank. Where a VAE decodes in tiles the
-codec is a gang itself, of as many ranks, which share them; else it is one process.
+encoders are a gang themselves, of as many ranks, which share the tiles; else one process.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from types import TracebackType
 
 from cluster.fleet.gang import Gang
 
-# Videos in a leader's hands: one at each stage, and one whose file is written and uploaded.
+# Videos in flight at a leader: one at each stage, and one whose file is written and uploaded.
 DEPTH = 4
 
 
@@ -20,16 +20,16 @@ class StagedGang:
     """What a leader renders with.
 
     Args:
-        gang: whose ranks draw latents.
-        codec: of one rank, or of as many as the gang; on GPUs each shares that of the gang's rank.
+        gang: its ranks denoise latents.
+        encoders: of one rank, or of as many as the gang; each shares the GPU of a rank of the gang.
 
     Use it as a context manager, or call `close`. A process that died is started anew by the next
     task that needs it.
     """
 
-    def __init__(self, gang: Gang, codec: Gang) -> None:
+    def __init__(self, gang: Gang, encoders: Gang) -> None:
         self.gang = gang
-        self.codec = codec
+        self.encoders = encoders
 
     def __enter__(self) -> StagedGang:
         self.start()
@@ -50,15 +50,20 @@ class StagedGang:
 
     @property
     def pids(self) -> list[int]:
-        """Process ids of the gang's ranks and the codec's; empty while they are down."""
-        return self.gang.pids + self.codec.pids
+        """Process ids of the ranks, the gang's first; empty while they are down."""
+        return self.gang.pids + self.encoders.pids
 
     def start(self) -> None:
-        """Starts all processes at once, and waits until they are ready. Raises GangStartError."""
+        """Starts all processes at once, and waits until they are ready.
+
+        Raises:
+            GangStartError: a rank failed to start.
+            NodeFaultError: its process could not be started.
+        """
         try:
-            self.codec.launch()
+            self.encoders.launch()
             self.gang.start()
-            self.codec.start()
+            self.encoders.start()
         except BaseException:
             self.close()
             raise
@@ -66,4 +71,4 @@ class StagedGang:
     def close(self) -> None:
         """Kills all processes and waits until they are gone."""
         self.gang.close()
-        self.codec.close()
+        self.encoders.close()

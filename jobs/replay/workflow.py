@@ -81,10 +81,10 @@ class Replay:
 
     def __call__(self, staged: StagedGang, item: WorkItem) -> bytes:
         """The item's mp4 or png, rendered again as a render job does. Raises GangError."""
-        (texts, _), _ = staged.codec.run_with_retries(encode_prompt, item)
+        (texts, _), _ = staged.encoders.run_with_retries(encode_prompt, item)
         request = RenderRequest(item, self.schedule, texts)
         denoised, _ = staged.gang.run_with_retries(denoise_item, request)
-        (frames, _), _ = staged.codec.run_with_retries(decode_item, (denoised.latents, item))
+        (frames, _), _ = staged.encoders.run_with_retries(decode_item, (denoised.latents, item))
         return encoded(self.model, frames)
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import psutil
 
-LEADER = "ray::_Leader"
+LEADER = "ray::LeaderActor"
 # The process that ranks are forked from, and hence they too.
 FORKS = "multiprocessing.forkserver"
 GONE_WITHIN_S = 60

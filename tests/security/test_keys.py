@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.models.model import find_model
-from cluster.results import attempts
+from cluster.results.attempts import Attempts
 from cluster.results.manifest import Manifest, video_key
 from cluster.store import open_store
 from cluster.store.base import is_key
@@ -58,6 +58,6 @@ def test_keys_hold_hex_digits_alone(store, prompt, prompt_id, negative, seed, he
 def test_a_failed_attempt_is_counted_under_hex_digits_too(store):
     row = Prompt(1, ESCAPE, "../../etc/passwd")
     (item,) = plan_items([row], MODEL, MODEL.defaults)
-    attempts.record_failure(Manifest(store), item, f"{ESCAPE} \ud800")
+    Attempts(store).record(item, f"{ESCAPE} \ud800")
     (key,) = store.list("attempts/")
     assert re.fullmatch(r"attempts/0{6}/[0-9a-f]{32}\.r0\.1\.json", key)

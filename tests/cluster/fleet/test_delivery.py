@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
-from tests.cluster.test_gang import gone
 
 from cluster.fleet.delivery import Delivery
 from cluster.fleet.gang import Gang, GangStartError, TryAgainError
@@ -19,7 +18,8 @@ from cluster.fleet.staged_gang import StagedGang
 from cluster.media import video
 from cluster.models.model import find_model
 from cluster.ranks import RenderRequest, rank_builder, render_item
-from cluster.results import attempts, manifest
+from cluster.results import manifest
+from cluster.results.attempts import Attempts
 from cluster.results.manifest import Manifest
 from cluster.store import open_store
 from cluster.work.plan import plan_items
@@ -27,6 +27,7 @@ from cluster.work.prompts import Prompt
 from meancache import Schedule, tiny
 from meancache.quality import psnr, ssim
 from tests.support import ranks
+from tests.support.processes import gone
 
 
 def planned(model):
@@ -35,11 +36,11 @@ def planned(model):
     return plan_items([prompt], model, arguments)[0]
 
 
-def delivered(delivery: Delivery, studio: StagedGang, item) -> dict:
-    """The item's row, tried in the one studio until it is done or given up."""
+def delivered(delivery: Delivery, gang: StagedGang, item) -> dict:
+    """The item's row, tried in the one gang until it is done or given up."""
     while True:
         with suppress(TryAgainError):
-            return delivery(studio, item)
+            return delivery(gang, item)
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def test_an_audited_item_tells_how_close_it_is_to_its_full_run(
 def test_what_failed_before_is_not_audited_so_an_audit_never_costs_a_row(
     job, model, item, schedule, gang_of_one
 ):
-    attempts.record_failure(job, item, "rank 0 ran out of memory in the full run")
+    Attempts(job.store).record(item, "rank 0 ran out of memory in the full run")
     row = Delivery(job, model, schedule, audit_share=1.0)(
         StagedGang(gang_of_one, gang_of_one), item
     )
@@ -122,7 +123,7 @@ def test_a_rank_that_died_between_two_items_costs_neither_an_attempt(job, model,
         assert gone(gang.pids[0])
         row = delivered(Delivery(job, model, None), StagedGang(gang, gang_of_one), item)
     assert (row["status"], row["attempts"]) == ("ok", 1)
-    assert attempts.failures(job, item) == []
+    assert Attempts(job.store).failures(item) == []
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def test_a_rank_killed_during_an_item_costs_one_attempt_and_no_row(
         row = delivered(Delivery(job, model, schedule), StagedGang(gang, gang_of_one), item)
     assert (row["status"], row["attempts"], row["nfe"]) == ("ok", 2, 1)
     assert len(list(job.store.list("receipts/"))) == len(list(job.store.list("videos/"))) == 1
-    assert attempts.failures(job, item) == ["rank 0 died with exit code -9"]
+    assert Attempts(job.store).failures(item) == ["rank 0 died with exit code -9"]
 
 
 def test_an_item_that_fails_three_times_is_committed_as_failed_with_the_reason(job, model, item):
@@ -166,7 +167,7 @@ def test_an_item_that_fails_three_times_is_committed_as_failed_with_the_reason(j
 def test_an_item_that_has_failed_elsewhere_has_only_the_attempts_left_over(job, model, item):
     delivery = Delivery(job, model, None)
     delivery.lost(item, "the gang's leader died: killed")
-    attempts.record_failure(job, item, "rank 0 did not answer within 60 s")
+    Attempts(job.store).record(item, "rank 0 did not answer within 60 s")
     with Gang(ranks.build, 1) as gang:
         row = delivered(delivery, StagedGang(gang, gang), item)
     assert row["attempts"] == 3
@@ -252,7 +253,7 @@ def test_ranks_that_do_not_start_use_up_no_item(job, model, item):
     with pytest.raises(GangStartError, match="no weights here"):
         Delivery(job, model, None)(StagedGang(*[Gang(ranks.build_fails, 1)] * 2), item)
     assert job.open_shards([item]) == {item.shard: [item]}
-    assert attempts.failures(job, item) == []
+    assert Attempts(job.store).failures(item) == []
 
 
 def test_an_item_that_is_committed_is_not_paid_for_again(job, model, item, gang_of_one):
@@ -271,4 +272,4 @@ def test_a_new_gang_learns_from_receipts_how_long_a_video_takes(job, model, gang
     delivery._learn_pace(new, second)
     pixels = 9 * 64 * 64
     assert list(new.gang.pace._known) == [(pixels * 4, row["metrics"]["denoise_s"])]
-    assert list(new.codec.pace._known) == [(pixels, row["metrics"]["decode_s"])]
+    assert list(new.encoders.pace._known) == [(pixels, row["metrics"]["decode_s"])]

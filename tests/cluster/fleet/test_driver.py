@@ -12,6 +12,7 @@ import ray
 from cluster.fleet import driver as fleet
 from cluster.fleet.draining import Stopped
 from cluster.fleet.gang import Gang, GangError, GangStartError, GangTaskError
+from cluster.fleet.gangs import parse_count
 from cluster.fleet.staged_gang import StagedGang
 from cluster.store import StoreError
 from tests.support import ranks
@@ -42,8 +43,8 @@ def die_once(gang: Gang, item) -> int:
 _busy: set[int] = set()
 
 
-def die_in_company(studio: StagedGang, item) -> tuple[int, int]:
-    """Items 0 and 1 meet on their leader, and 1 kills it; later how many it has in its hands."""
+def die_in_company(gang: StagedGang, item) -> tuple[int, int]:
+    """Items 0 and 1 meet on their leader, and 1 kills it; later how many are in flight."""
     number, folder = item
     _busy.add(number)
     mark = folder / "died"
@@ -54,7 +55,7 @@ def die_in_company(studio: StagedGang, item) -> tuple[int, int]:
             os.kill(os.getpid(), signal.SIGKILL)
         (folder / "never").open()  # nobody opens the other end
     most = len(_busy)
-    studio.gang.run(ranks.who, None)
+    gang.gang.run(ranks.who, None)
     most = max(most, len(_busy))
     _busy.discard(number)
     return number, most
@@ -105,7 +106,7 @@ def test_a_fleet_grows_while_items_wait(tmp_path):
 
 
 @pytest.mark.usefixtures("shared_cluster")
-def test_a_leader_with_a_codec_has_several_items_in_its_hands(tmp_path):
+def test_a_leader_with_encoders_has_several_items_in_flight(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     items = [(tmp_path / "pipe", "r"), (tmp_path / "pipe", "w")]
     gangs = fleet.Gangs(ranks.build, 1, 1, 1, ranks.build)
@@ -145,7 +146,7 @@ def test_a_leader_that_is_killed_loses_no_item_and_its_death_is_told(tmp_path):
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared_cluster")
 def test_an_item_that_kills_every_leader_ends_and_is_told_each_time(monkeypatch):
-    monkeypatch.setattr(fleet, "MAX_ATTEMPTS", 1)  # each takes a leader's start
+    monkeypatch.setattr("cluster.fleet.items.MAX_ATTEMPTS", 1)  # each takes a leader's start
     told = []
     results = fleet.run(
         die, ["poison"], fleet.Gangs(ranks.build, 1, 1, 1), lambda item, how: told.append(item)
@@ -170,7 +171,7 @@ def test_ranks_that_cannot_start_end_the_job_with_their_reason():
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared_cluster")
 def test_leaders_that_die_before_their_ranks_are_ready_end_the_job(monkeypatch):
-    monkeypatch.setattr(fleet, "MAX_ATTEMPTS", 2)
+    monkeypatch.setattr("cluster.fleet.nodes.MAX_ATTEMPTS", 2)
     with pytest.raises(GangStartError, match="leader died before its ranks were ready"):
         list(fleet.run(identify, [1], fleet.Gangs(build_dies, 1, 1, 1)))
 
@@ -196,7 +197,7 @@ def break_machine(gang: Gang, item: tuple[int, Path]) -> int:
 def test_a_gang_that_does_not_start_again_is_tried_elsewhere_and_blames_no_item(
     monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(fleet, "MAX_ATTEMPTS", 2)
+    monkeypatch.setattr("cluster.fleet.nodes.MAX_ATTEMPTS", 2)
     told = []
     gangs = fleet.Gangs(partial(build_until, tmp_path / "broken"), 1, 1, 1)
     items = [(number, tmp_path / "broken") for number in (0, 1)]
@@ -238,13 +239,13 @@ def test_no_items_need_no_cluster():
 
 @pytest.mark.parametrize(("text", "count"), [("4", (4, 4)), ("2:8", (2, 8))])
 def test_counts_of_gangs(text, count):
-    assert fleet.parse_count(text) == count
+    assert parse_count(text) == count
 
 
 @pytest.mark.parametrize("text", ["0", "3:2", "two", "1:2:3", "-1", ""])
 def test_what_is_no_count_of_gangs_is_refused(text):
     with pytest.raises(fleet.FleetError, match="must be A or A:B"):
-        fleet.parse_count(text)
+        parse_count(text)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """A gang answers as one, or is killed and built anew as one; real processes throughout."""
 
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -11,18 +10,7 @@ import pytest
 
 from cluster.fleet.gang import Gang, GangError
 from tests.support import ranks
-
-GONE_WITHIN_S = 30
-
-
-def gone(pid: int) -> bool:
-    """Whether a process ends within GONE_WITHIN_S; waits for its end, not for time to pass."""
-    try:
-        handle = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    with os.fdopen(handle):
-        return bool(select.select([handle], [], [], GONE_WITHIN_S)[0])
+from tests.support.processes import gone
 
 
 def test_every_rank_gets_every_task_and_rank_0_answers(tmp_path):
@@ -108,8 +96,8 @@ def test_the_process_that_ranks_are_forked_from_may_die_too():
         """
         import os, signal
         from cluster.fleet.gang import Gang
-        from tests.cluster import ranks
-        from tests.cluster.test_gang import gone
+        from tests.support import ranks
+        from tests.support.processes import gone
 
         with Gang(ranks.build, 2) as gang:
             pid = gang.run(ranks.who, None)[2]
@@ -146,7 +134,7 @@ def test_ranks_die_with_a_leader_that_is_killed():
         """
         import sys
         from cluster.fleet.gang import Gang
-        from tests.cluster import ranks
+        from tests.support import ranks
         if __name__ == "__main__":
             gang = Gang(ranks.build, 2)
             gang.start()

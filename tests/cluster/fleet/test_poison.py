@@ -15,10 +15,10 @@ from jobs.benchmark.null import NullRenderer
 class Poisoned(Delivery):
     """A delivery in which one item kills its leader, every time."""
 
-    def _deliver(self, gang, item, attempt):
+    def attempt(self, gang, item, number):
         if item.prompt_id == "id-3":
             os.kill(os.getpid(), signal.SIGKILL)
-        return super()._deliver(gang, item, attempt)
+        return super().attempt(gang, item, number)
 
 
 @pytest.mark.slow

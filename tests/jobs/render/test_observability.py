@@ -14,7 +14,8 @@ import ray
 from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.fleet.gang import MAX_ATTEMPTS
-from cluster.results import attempts, manifest
+from cluster.results import manifest
+from cluster.results.attempts import Attempts
 from cluster.results.manifest import Manifest
 from jobs.render import workflow as render
 from tests.jobs.conftest import PROMPTS
@@ -72,8 +73,8 @@ def rendered(tmp_path_factory, new_s3_root, s3_endpoint) -> Rendered:
             prepared = render.prepare(config)
             job = Manifest(prepared.store)
             for _ in range(MAX_ATTEMPTS):
-                attempts.record_failure(job, prepared.items[0], "rank 0 died")
-            attempts.record_failure(job, prepared.items[1], "rank 0 died")
+                Attempts(job.store).record(prepared.items[0], "rank 0 died")
+            Attempts(job.store).record(prepared.items[1], "rank 0 died")
             assert render.run(config).failed == 1
             rows = [job.receipt(item) for item in prepared.items]
             samples = scraped(expected(rows))

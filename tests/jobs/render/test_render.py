@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.media import video
-from cluster.results import attempts, verification
+from cluster.results import verification
+from cluster.results.attempts import Attempts
 from cluster.results.manifest import Manifest
 from cluster.store import open_store
 from cluster.work.plan import WorkItem
@@ -139,7 +140,7 @@ def test_a_damaged_video_is_rendered_again_as_the_readme_says(root, command):
 def fail(root: str, item: WorkItem) -> None:
     """Leaves the item as three leaders that it killed would."""
     for _ in range(3):
-        attempts.record_failure(Manifest(open_store(root)), item, "the gang's leader died: killed")
+        Attempts(open_store(root)).record(item, "the gang's leader died: killed")
 
 
 def planned(command: list[str]) -> list[WorkItem]:

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.media import image, video
-from cluster.results import attempts, manifest
+from cluster.results import manifest
+from cluster.results.attempts import Attempts
 from cluster.results.manifest import Manifest, Success
 from cluster.store import Store, open_store
 from cluster.work.plan import SHARD_SIZE, SPEC_KEY, plan_items, specification
@@ -94,7 +95,7 @@ def many(store: Store, model, rows: int, failed: int = 30) -> None:
         data = store.get(job.failures_key(0))
         failures = [(job.failures_key(0), hashlib.sha256(data).hexdigest())]
     for item in shard[: failed + 10]:
-        attempts.record_failure(job, item, "rank 0 did not answer within 60 s")
+        Attempts(job.store).record(item, "rank 0 did not answer within 60 s")
     success = Success(rows, len(lost), tuple(parts), tuple(failures))
     store.put_new(job.success_key, success.to_json())
 

@@ -1,0 +1,116 @@
+"""Room on the cluster: which nodes can hold a gang, and what is free of how much."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray._private import state as ray_state
+
+from cluster.fleet.errors import FleetError
+
+# On a machine without GPUs a leader reserves little: the ranks' cores are not Ray's to count.
+CPU_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where gangs of one size may be.
+
+    Attributes:
+        gang_size: ranks in a gang.
+        on_gpus: each rank has a GPU; else gangs share the cores of CPU nodes.
+    """
+
+    gang_size: int
+    on_gpus: bool
+
+    def options(self, excluded: Collection[str]) -> dict[str, Any]:
+        """Ray's options for a leader that is to be on none of the excluded nodes."""
+        amount = {"num_gpus": self.gang_size} if self.on_gpus else {"num_cpus": CPU_SHARE}
+        # Spread over the nodes, so that the loss of one costs as few gangs as can be.
+        options: dict[str, Any] = {**amount, "scheduling_strategy": "SPREAD"}
+        if excluded:
+            options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(excluded))})"}
+        return options
+
+    def gangs_by_node(self) -> dict[str, int]:
+        """How many gangs each node can hold that can hold one, by its id, free or not."""
+        kind, size = ("GPU", self.gang_size) if self.on_gpus else ("CPU", CPU_SHARE)
+        able = {
+            one["NodeID"]: one["Resources"][kind]
+            for one in alive_nodes()
+            if one["Resources"].get(kind, 0) >= size
+        }
+        return {node: max(1, int(amount) // self.gang_size) for node, amount in able.items()}
+
+    def need(self) -> str:
+        """What a gang needs, in words."""
+        if self.on_gpus:
+            return f"{self.gang_size} GPU{'s' * (self.gang_size > 1)} on one node"
+        return f"a share of a CPU ({CPU_SHARE:g})"
+
+    def free(self) -> str:
+        """What is free of how much, in words."""
+        kind = "GPU" if self.on_gpus else "CPU"
+        nodes = {one["NodeID"]: one["Resources"].get(kind, 0) for one in alive_nodes()}
+        total = sum(nodes.values())
+        if not total:
+            return f"no node of the cluster has a {kind}"
+        available = ray_state.available_resources_per_node()
+        free = {node: available.get(node, {}).get(kind, 0) for node in nodes}
+        most = f", and on no node more than {max(free.values()):g}" if len(nodes) > 1 else ""
+        return f"{sum(free.values()):g} of {total:g} {kind}s are free{most}"
+
+
+def placement(gang_size: int) -> Placement:
+    """Where gangs of this size may be on the cluster that this process has joined.
+
+    Raises:
+        FleetError: nowhere, and the cluster does not scale.
+    """
+    sizes = [int(one["Resources"].get("GPU", 0)) for one in alive_nodes()]
+    scaled = scaled_gpus()
+    largest = max([*sizes, *scaled], default=0)
+    if not largest:
+        return Placement(gang_size, on_gpus=False)
+    if largest < gang_size:
+        raise FleetError(
+            f"gang size {gang_size} needs {gang_size} GPUs on one node, but the largest node "
+            f"has {largest}: use a smaller --gang-size"
+        )
+    return Placement(gang_size, on_gpus=True)
+
+
+def scaled_gpus() -> list[int]:
+    """GPUs of each kind of node that the cluster's autoscaler may start, as far as it says so."""
+    config = ray_state.state.get_cluster_config()
+    groups = [] if config is None else config.node_group_configs
+    return [int(group.resources.get("GPU", 0)) for group in groups if group.max_count]
+
+
+def alive_nodes() -> list[Mapping[str, Any]]:
+    """Ray's records of the nodes that are there."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def node_of(actor: Any) -> str:
+    """The id of the node where Ray placed an actor, also after its end; '' where it has none."""
+    record = ray_state.actors(actor._actor_id.hex())
+    return record.get("Address", {}).get("NodeID", "") if record.get("Pid") else ""
+
+
+def node_name(node: str) -> str:
+    """A node as people know it: its host, its address and the beginning of its id."""
+    for one in ray.nodes():
+        if one["NodeID"] == node:
+            return f"{one['NodeManagerHostname']} ({one['NodeManagerAddress']}, {node[:8]})"
+    return node[:8] or "unknown"
+
+
+def this_host() -> str:
+    """The name of this machine, for logs."""
+    return os.uname().nodename

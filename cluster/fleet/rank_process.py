@@ -1,0 +1,84 @@
+"""A rank's whole life: built once, then it answers tasks until its leader closes the pipe."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any
+
+from cluster.fleet.node_faults import is_node_fault
+
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a rank says of a task.
+
+    Attributes:
+        result: of the task, from the rank that has one.
+        failure: the exception's class and message; None where there was none.
+        node_fault: the exception is about the node, see `is_node_fault`.
+    """
+
+    result: Any = None
+    failure: str | None = None
+    node_fault: bool = False
+
+
+def serve(
+    pipe: Connection,
+    build_rank: Callable[[int, int, str], Any],
+    rank: int,
+    world_size: int,
+    init_method: str,
+) -> None:
+    """Builds the rank, and answers tasks.
+
+    Args:
+        pipe: to the leader, which sends (task, payload) and gets an `Answer` for each, and one
+            more when the rank is built.
+        build_rank: called as (rank, world_size, init_method).
+        rank: which this is.
+        world_size: of how many.
+        init_method: where the ranks meet, for torch.distributed.
+    """
+    _die_with_leader()
+    built = _report(pipe, partial(build_rank, rank, world_size, init_method), silent=True)
+    while True:
+        try:
+            task, payload = pipe.recv()
+        except EOFError:
+            return
+        _report(pipe, partial(task, built, payload), silent=False)
+
+
+def _report(pipe: Connection, work: Callable[[], Any], silent: bool) -> Any:
+    """Does the work and answers the leader, without the result where that is to stay here."""
+    try:
+        result = work()
+    except Exception as error:
+        traceback.print_exc()  # before the leader hears of it, and kills this rank
+        failure = "".join(traceback.format_exception_only(error)).strip()
+        pipe.send(Answer(failure=failure, node_fault=is_node_fault(error)))
+        return None
+    pipe.send(Answer(None if silent else result))
+    return result
+
+
+def _die_with_leader() -> None:
+    """Asks the kernel to kill this process when its leader ends, in whatever way.
+
+    Its parent is the process that it was forked from, which ends with the leader.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    leader = multiprocessing.parent_process()
+    if leader is None or not leader.is_alive():  # it ended before the kernel was asked
+        os._exit(1)
