@@ -20,7 +20,7 @@ from cluster.results.manifest import stage_seconds
 class ItemMetrics:
     """Counts the items of this process; `of_this_process` returns the one that there is.
 
-    Leaders have several items in their hands at once, so threads may share it.
+    Leaders have several items in flight at once, so threads may share it.
     """
 
     def __init__(self) -> None:

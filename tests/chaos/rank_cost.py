@@ -43,20 +43,20 @@ def main() -> int:
         tempfile.TemporaryDirectory() as folder,
         StagedGang(
             Gang(denoiser_builder(model), options.gang_size), Gang(encoders_builder(model), 1)
-        ) as studio,
+        ) as gang,
     ):
         deliver = Delivery(Manifest(open_store(folder)), model, None)
-        deliver(studio, items[0])  # the first video of a gang is slower
+        deliver(gang, items[0])  # the first video of a gang is slower
         for number, item in enumerate(items[1:]):
             started = time.monotonic()
             if number % 2:
-                victim = draw.choice(studio.gang.pids)
+                victim = draw.choice(gang.gang.pids)
                 delay = draw.uniform(0.1, 0.7) * statistics.median(calm)
                 threading.Timer(delay, os.kill, (victim, signal.SIGKILL)).start()
             try:
-                row = deliver(studio, item)
+                row = deliver(gang, item)
             except TryAgainError:
-                row = deliver(studio, item)
+                row = deliver(gang, item)
             (struck if number % 2 else calm).append(time.monotonic() - started)
             assert (row["status"], row["attempts"]) == ("ok", 1 + number % 2), row
     lost = [seconds - statistics.median(calm) for seconds in struck]
