@@ -21,10 +21,11 @@ from cluster.fleet.actor import Work
 from cluster.fleet.connection import connect
 from cluster.fleet.dispatch import hand_out
 from cluster.fleet.draining import Drain, Stopped, draining
-from cluster.fleet.errors import FleetError, setup_error
+from cluster.fleet.errors import FleetError
 from cluster.fleet.gangs import Gangs
 from cluster.fleet.items import Done, Items, Lost
 from cluster.fleet.placement import Placement, placement
+from cluster.fleet.ray_errors import setup_error
 from cluster.fleet.shared_output import SharedOutput
 from cluster.fleet.supervisor import Supervisor
 from cluster.fleet.waiting import Waiting

@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from cluster.fleet.actor import LeaderActor, Work, kill_process
-from cluster.fleet.errors import FleetError, setup_error, told
+from cluster.fleet.errors import FleetError
 from cluster.fleet.gang import MAX_ATTEMPTS, GangStartError, NodeFaultError, TryAgainError
 from cluster.fleet.gangs import Gangs
 from cluster.fleet.items import Done, Returned
@@ -20,6 +20,7 @@ from cluster.fleet.leaders import Leader, State
 from cluster.fleet.node_faults import is_node_fault
 from cluster.fleet.nodes import Nodes
 from cluster.fleet.placement import Placement, node_of
+from cluster.fleet.ray_errors import setup_error, told
 from cluster.fleet.shared_output import SharedOutput
 from cluster.store import StoreError
 

@@ -73,7 +73,7 @@ class FleetConfig:
 
     def recruit(self, build_rank: BuildRank, build_encoders: BuildRank | None = None) -> Gangs:
         """The gangs as the fleet takes them. Raises FleetError."""
-        from cluster.fleet.driver import Gangs, parse_count  # with Ray
+        from cluster.fleet.gangs import Gangs, parse_count  # with Ray
 
         least, most = (None, None) if self.gangs is None else parse_count(self.gangs)
         return Gangs(build_rank, self.gang_size, least, most, build_encoders)

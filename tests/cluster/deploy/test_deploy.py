@@ -17,7 +17,7 @@ import yaml
 from packaging.requirements import Requirement
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from cluster.fleet.driver import parse_count
+from cluster.fleet.gangs import parse_count
 from tests.support.commands import PROJECT, SETTINGS, check
 from tests.support.kubernetes import SCHEMAS
 
