@@ -23,9 +23,9 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from tests.cluster.test_store import probe_fails, sentence
 
 from cluster.store import Store, StoreError, open_store, read, s3_client
+from tests.cluster.store.test_store import probe_fails, sentence
 from tests.support.faults import Fault, FaultProxy, Request
 from tests.support.s3_server import serve_s3
 
