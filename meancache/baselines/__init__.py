@@ -5,7 +5,8 @@
 ...         video = pipe(prompt, **{**arguments, **overrides}).frames
 
 What libraries ship is run from there (diffusers; cache-dit where it is installed); what only
-papers have is written from them, and its `source` says so. Knows nothing of metrics or tables.
+papers have is written from them, and its `source` says so. Other packages add theirs by an entry
+point of the group `meancache.baselines` (`table.ENTRY_POINTS`). Knows nothing of metrics.
 """
 
 from typing import TYPE_CHECKING, Any

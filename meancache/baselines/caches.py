@@ -84,7 +84,7 @@ def magnitude_ratios(
     found = []
     for run in runs:
         # Printing is the one way in which diffusers gives them out.
-        with _enabled(pipeline.transformer, config), redirect_stdout(io.StringIO()) as said:
+        with enabled(pipeline.transformer, config), redirect_stdout(io.StringIO()) as said:
             run()
         lists = re.findall(r"^\[[-+.e\d, ]+\]$", said.getvalue(), flags=re.MULTILINE)
         if len(lists) != 1:
@@ -104,12 +104,12 @@ def _baseline(method: str, setting: str, config: Callable[..., Any], *knobs: Any
 def _cached(
     config: Callable[..., Any], knobs: tuple[Any, ...], pipeline: Any
 ) -> Iterator[dict[str, Any]]:
-    with _enabled(pipeline.transformer, config(pipeline, *knobs)):
+    with enabled(pipeline.transformer, config(pipeline, *knobs)):
         yield {}
 
 
 @contextmanager
-def _enabled(transformer: Any, config: Any) -> Iterator[None]:
+def enabled(transformer: Any, config: Any) -> Iterator[None]:
     if not hasattr(transformer, "enable_cache"):
         raise BaselineError(
             f"{type(transformer).__name__} has no enable_cache, so diffusers has no caches for it; "

@@ -8,15 +8,15 @@ it changes the model's input, which a schedule does not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 
+from meancache.baselines.calibration_data import CalibrationData, Velocity
 from meancache.schedule import Edge, Schedule
 
 SOURCE = "written from arXiv:2503.21774"
-Velocity = Callable[[torch.Tensor, float], torch.Tensor]
 
 
 def optimal_steps(
@@ -53,35 +53,20 @@ def optimal_steps(
     return found
 
 
-def optimal_schedules(
-    field: Velocity, reference: torch.Tensor, schedules: Mapping[int, Schedule]
-) -> list[Schedule]:
-    """A schedule of plain Euler steps for the budget of each of the given schedules.
-
-    Args:
-        field: v(latents, sigma) of N calibration trajectories.
-        reference: (T + 1, N, ...) their latents at every noise level.
-        schedules: {budget: schedule}, from which all but the edges are taken.
-
-    Returns:
-        Schedules with method 'optimal-stepsize' and weights {start: 1}.
-    """
-    sigmas = next(iter(schedules.values())).grid.sigmas
+def optimal_schedules(data: CalibrationData) -> list[Schedule]:
+    """Optimal Stepsize at each budget: plain Euler steps, {start: 1}, in every jump."""
+    if not data.budgets:
+        return []
+    sigmas, total = data.grid.sigmas, data.grid.num_inference_steps
     with torch.no_grad():
-        steps = optimal_steps(field, reference, sigmas, max(schedules))
+        steps = optimal_steps(data.field, data.reference, sigmas, max(data.budgets))
     return [
-        replace(
-            schedule,
-            method="optimal-stepsize",
-            edges=tuple(
-                Edge(start, stop, weights={start: 1.0})
-                for start, stop in zip(
-                    steps[budget], (*steps[budget][1:], len(sigmas) - 1), strict=True
-                )
-            ),
-            gamma=None,
-            predicted_cost=None,
-            calibration={"source": SOURCE, "trajectories": reference.shape[1]},
+        data.schedule(
+            "optimal-stepsize",
+            budget,
+            [Edge(t, s, weights={t: 1.0}) for t, s in pairwise((*steps[budget], total))],
+            SOURCE,
+            "without amplitude calibration",
         )
-        for budget, schedule in schedules.items()
+        for budget in data.budgets
     ]

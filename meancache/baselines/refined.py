@@ -7,17 +7,24 @@ goes down the error of the final latents, through the whole rollout.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
+from meancache.baselines.calibration_data import CalibrationData, Velocity
 from meancache.schedule import Edge, Schedule
 
 SOURCE = "written from arXiv:2403.01329"
 ITERATIONS = 24
 LEARNING_RATE = 2e-3
-Velocity = Callable[[torch.Tensor, float], torch.Tensor]
+
+
+def refined_schedules(data: CalibrationData) -> list[Schedule]:
+    """The `fitted` schedule of each budget, refined on the calibration runs."""
+    return [
+        refine(data.field, data.field.noise, data.reference[-1], data.schedules[budget])
+        for budget in data.budgets
+    ]
 
 
 def refine(

@@ -8,7 +8,16 @@ import torch
 from diffusers import SeaCacheConfig
 
 from meancache import Schedule, apply_mean_cache, remove_mean_cache
-from meancache.baselines import Baseline, BaselineError, calibrated, sweep, unusable
+from meancache.baselines import (
+    Baseline,
+    BaselineError,
+    budcache,
+    calibrated,
+    sweep,
+    table,
+    unusable,
+)
+from meancache.baselines.calibration_data import CalibrationData, roll_out
 from meancache.grid import Grid
 
 FULL_STEPS = 50
@@ -22,7 +31,7 @@ each_method = pytest.mark.parametrize("method", CURVES)
 def test_the_sweep_has_every_baseline_that_needs_no_calibration():
     assert set(CURVES) >= {
         "euler", "unipc", "dpm-solver++", "first-block-cache", "taylorseer",
-        "pyramid-attention-broadcast", "fastercache", "teacache",
+        "pyramid-attention-broadcast", "fastercache", "teacache", "seacache",
     }  # fmt: skip
     assert all(5 <= len(curve) <= 8 for curve in CURVES.values())
 
@@ -114,8 +123,9 @@ def test_a_pipeline_with_a_cache_on_it_is_refused(pipe):
     assert not pipe.transformer.is_cache_enabled
 
 
-def test_seacache_skips_nothing_on_this_pipeline_as_the_table_says(pipe, latents, flops):
-    assert "step index" in dict(unusable())["seacache"]
+def test_seacache_is_told_the_step_without_which_diffusers_own_computes_every_step(
+    pipe, latents, flops
+):
     plain, most = latents(), flops()
     look = SeaCacheConfig(
         threshold=1e9, raw_vision_callback=lambda _, __, given: [given["hidden_states"][0]]
@@ -126,6 +136,8 @@ def test_seacache_skips_nothing_on_this_pipeline_as_the_table_says(pipe, latents
         assert flops() == most
     finally:
         pipe.transformer.disable_cache()
+    with CURVES["seacache"][-1].applied(pipe):
+        assert flops() < 0.8 * most
 
 
 def test_without_cache_dit_its_baselines_are_left_out_and_the_table_tells_how_to_get_it(
@@ -138,20 +150,23 @@ def test_without_cache_dit_its_baselines_are_left_out_and_the_table_tells_how_to
 
 @pytest.fixture(scope="module")
 def schedules(pipe, draw) -> dict[int, Schedule]:
-    """A schedule of 4 Euler steps on the grid of 12, to start from."""
+    """A schedule of 6 Euler steps on the grid of 12, to start from."""
     draw()
-    edges = [(0, 3), (3, 6), (6, 9), (9, 12)]
-    return {
-        4: Schedule.from_edges(
-            Grid.from_scheduler(pipe.scheduler).sigmas,
-            [{"start": start, "stop": stop, "weights": {start: 1.0}} for start, stop in edges],
-        )
-    }
+    sigmas = Grid.from_scheduler(pipe.scheduler).sigmas
+    edges = [{"start": k, "stop": k + 2, "weights": {k: 1.0}} for k in range(0, 12, 2)]
+    return {6: Schedule.from_edges(sigmas, edges)}
+
+
+CALIBRATED = {
+    "dpcache", "l2p", "spectrum", "hicache", "freecache", "paper-forced", "optimal-stepsize",
+    "budcache", "refined",
+}  # fmt: skip
 
 
 def test_calibrated_baselines_and_schedules_run_in_the_pipeline(
-    pipe, latents, flops, runs, schedules
+    pipe, latents, flops, runs, schedules, monkeypatch
 ):
+    monkeypatch.setattr(budcache, "TRIES", 5)  # the search itself is tested in test_paths
     plain, most, before = latents(), flops(), state(pipe)
     found = calibrated(pipe, runs, schedules)
     assert state(pipe) == before
@@ -162,29 +177,84 @@ def test_calibrated_baselines_and_schedules_run_in_the_pipeline(
         again = pickle.loads(pickle.dumps(baseline))
         with again.applied(pipe) as overrides:
             assert flops(**overrides) < most
+    solved = {each.method: each for each in found if isinstance(each, Schedule)}
+    assert set(solved) == CALIBRATED
     errors = {}
-    for schedule in [schedules[4], *(each for each in found if isinstance(each, Schedule))]:
-        assert schedule.nfe == 4
-        apply_mean_cache(pipe.transformer, schedule)
+    data = CalibrationData(pipe, runs, schedules)
+    for method, schedule in {"euler": schedules[6], **solved}.items():
+        assert schedule.nfe <= schedule.budget == 6
+        hook = apply_mean_cache(pipe.transformer, schedule)
         try:
-            errors[schedule.method] = float((latents(seed=0) - plain).norm())
+            end = latents(seed=0)  # of the first prompt: the first of the calibration runs
         finally:
             remove_mean_cache(pipe.transformer)
-    # Seed 0 of the first prompt is one of the calibration runs.
-    assert set(errors) == {"fitted", "optimal-stepsize", "refined"}
-    assert errors["optimal-stepsize"] < errors["fitted"]
+        assert hook.forwards == schedule.nfe
+        errors[method] = float((end - plain).norm())
+        with torch.no_grad():
+            batched = roll_out(data.field, data.field.noise, schedule)[:1]
+        torch.testing.assert_close(batched, end, atol=2e-4, rtol=1e-3)
+    assert all(errors[method] < errors["euler"] for method in ("optimal-stepsize", "refined"))
     assert torch.equal(latents(), plain)
 
 
-def test_runs_on_another_grid_than_the_schedules_are_refused(pipe, runs, schedules):
-    short = [lambda run=run: run(num_inference_steps=5) for run in runs]
-    with pytest.raises(BaselineError, match="one grid"):
-        calibrated(pipe, short, schedules)
+# --- other packages' baselines ---
 
 
-def test_schedules_without_weights_are_refused(pipe, runs, schedules):
-    spans = Schedule.from_edges(
-        schedules[4].grid.sigmas, [{"start": k, "stop": k + 1, "span": 1} for k in range(12)]
-    )
-    with pytest.raises(BaselineError, match="fitted"):
-        calibrated(pipe, runs, {12: spans})
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """Installs a package with one baseline, whose module holds the given text."""
+
+    def install(text: str) -> None:
+        (tmp_path / "elsewhere.py").write_text(text)
+        about = tmp_path / "elsewhere-1.0.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1.0\n")
+        (about / "entry_points.txt").write_text("[meancache.baselines]\nhalf = elsewhere:half\n")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.delitem(sys.modules, "elsewhere", raising=False)
+
+    return install
+
+
+HALF = """
+from meancache.schedule import Edge
+
+def half(data):
+    total = data.grid.num_inference_steps
+    edges = [Edge(k, k + 2, weights={k: 1.0}) for k in range(0, total, 2)]
+    return [data.schedule("half", 6, edges, "elsewhere 1.0", "every second step")]
+"""
+
+
+def test_a_baseline_of_another_package_is_calibrated_with_the_others(
+    pipe, runs, schedules, installed, monkeypatch
+):
+    monkeypatch.setattr(table, "METHODS", ())
+    assert calibrated(pipe, runs, schedules) == []
+    installed(HALF)
+    (found,) = calibrated(pipe, runs, schedules)
+    assert (found.method, found.nfe) == ("half", 6)
+    assert found.calibration["source"] == "elsewhere 1.0"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import nothing_of_that_name", "cannot be imported .*nothing_of_that_name.*uninstall"),
+        ("def half(data): return 1 / 0", "failed on the calibration runs: division by zero"),
+        ("def half(data): return ['fast']", "returned a str; return a sequence of Baseline"),
+        (
+            "from meancache import Schedule\n"
+            "def half(data): return [Schedule.from_edges([1.0, 0.0], [dict(start=0, stop=1, "
+            "weights={0: 1.0})])]",
+            "use `data.schedule`",
+        ),
+    ],
+)
+def test_a_baseline_of_another_package_that_fails_is_named(
+    pipe, runs, schedules, installed, monkeypatch, text, message
+):
+    monkeypatch.setattr(table, "METHODS", ())
+    installed(text)
+    with pytest.raises(BaselineError, match=f"'half'.*{message}"):
+        calibrated(pipe, runs, schedules)
