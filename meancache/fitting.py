@@ -17,7 +17,7 @@ weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -111,6 +111,7 @@ class Fitter:
         runs: at least one.
         fine_grid: aim at the flow itself, by a run on these noise levels (`reference`), which cut
             the grid's steps evenly. None aims at the run of the grid's own steps.
+        prompts: which prompt each of `runs` is of; None where each has its own.
 
     Raises:
         FittingError: there is no run, or the fine grid does not cut the grid's steps evenly.
@@ -123,9 +124,16 @@ class Fitter:
         grid: Grid,
         runs: Sequence[Run],
         fine_grid: Grid | None = None,
+        prompts: Sequence[Hashable] | None = None,
     ) -> None:
         if not runs:
             raise FittingError("there is no trajectory to fit on; give at least one")
+        self.prompts: list[Hashable] = list(range(len(runs)) if prompts is None else prompts)
+        if len(self.prompts) != len(runs):
+            raise FittingError(
+                f"{len(runs)} trajectories come with {len(self.prompts)} prompts: name the prompt "
+                "of each"
+            )
         self.transformers = transformers_of(transformer)
         self.grid = grid
         self.runs = list(runs)
@@ -134,16 +142,20 @@ class Fitter:
             check_refines(grid, fine_grid)
         self.references = [self._reference(run, fine_grid or grid) for run in self.runs]
 
-    def fit(self, paths: Sequence[Steps], count: int | None = None) -> dict[Steps, Fit]:
+    def fit(
+        self, paths: Sequence[Steps], count: int | None = None, fitted_on: int | None = None
+    ) -> dict[Steps, Fit]:
         """Weights for several choices of computed steps; what paths begin with alike is run once.
 
         Args:
             paths: computed steps, each from 0, ascending.
-            count: how many of the trajectories to fit on, the first ones; None for all.
+            count: how many of the trajectories to roll out, the first ones; None for all.
+            fitted_on: how many of those the weights are fitted on, the first ones; the others'
+                errors are then of runs that the weights have not seen. None for all.
         """
         return {
             path: Fit(edges, tuple(self._errors(states)))
-            for path, edges, states in self._rollouts(paths, count)
+            for path, edges, states in self._rollouts(paths, count, fitted_on)
         }
 
     def fit_and_draw(self, path: Steps) -> tuple[Fit, list[float]]:
@@ -152,12 +164,56 @@ class Fitter:
         The rollout's own estimates draw the videos, so that they cost no further forward. NaN on
         ranks that do not decode.
         """
-        ((_, edges, states),) = self._rollouts([path], None)
-        schedule = self._schedule(edges)
-        scores = []
-        for run, state, reference in zip(self.runs, states, self.references, strict=True):
-            with self._following(schedule, dict(state.outputs)):
-                scores.append(_psnr(run(decode=True), reference))
+        ((_, edges, states),) = self._rollouts([path])
+        scores = [self._drawn(run, edges, state) for run, state in enumerate(states)]
+        return Fit(edges, tuple(self._errors(states))), scores
+
+    def fit_held_out(self, path: Steps) -> tuple[Fit, list[float]]:
+        """Weights fitted on all trajectories, and the PSNR in dB of runs left out of a fit.
+
+        Each trajectory is rolled out a second time, under weights fitted without any trajectory of
+        its prompt, so the scores are those of prompts that a fit has not seen. For these fits the
+        other trajectories are where the fit on all has led them, which spares rolling all of them
+        out again for each that is left out. Costs twice the forwards of `fit`, less one a
+        trajectory. NaN on ranks that do not decode.
+
+        Raises:
+            FittingError: all trajectories are of one prompt, so none is left without it.
+        """
+        if len(set(self.prompts)) < 2:
+            raise FittingError(
+                "all trajectories are of one prompt, so none can be left out: give some of another"
+            )
+        states, left_out = self._beginnings(None), self._beginnings(None)
+        edges: tuple[Edge, ...] = ()
+        own: list[tuple[Edge, ...]] = [() for _ in self.runs]
+        for start, stop in pairwise((*path, self.grid.num_inference_steps)):
+            states = self._all_computed(states, edges, start)
+            left_out = (
+                states
+                if start == 0
+                else [
+                    self._computed(run, state, before, start)
+                    for run, state, before in zip(self.runs, left_out, own, strict=True)
+                ]
+            )
+            length = self.grid.sigmas[stop] - self.grid.sigmas[start]
+            problems = self._problems(states, stop, length)
+            jumped = []
+            for run, prompt in enumerate(self.prompts):
+                others = [
+                    problem
+                    for problem, other in zip(problems, self.prompts, strict=True)
+                    if other != prompt
+                ]
+                weights = _solved(others, _known(left_out[run]))
+                own[run] = (*own[run], Edge(start, stop, weights=weights))
+                jumped.append(_jumped(left_out[run], weights, length))
+            left_out = jumped
+            weights = _solved(problems, _known(states[0]))
+            states = [_jumped(state, weights, length) for state in states]
+            edges = (*edges, Edge(start, stop, weights=weights))
+        scores = [self._drawn(run, own[run], state) for run, state in enumerate(left_out)]
         return Fit(edges, tuple(self._errors(states))), scores
 
     def fidelity(self, schedule: Schedule, count: int | None = None) -> list[float]:
@@ -181,64 +237,60 @@ class Fitter:
             frames = run(decode=True, num_inference_steps=steps)
         return Reference(walk.path, frames)
 
-    def _rollouts(self, paths: Sequence[Steps], count: int | None) -> Iterator[_Rollout]:
-        """The rollouts of all paths by the first `count` trajectories, in step with each other."""
+    def _drawn(self, run: int, edges: tuple[Edge, ...], state: _State) -> float:
+        """The PSNR of the video that a finished rollout draws, at no further forward."""
+        with self._following(self._schedule(edges), dict(state.outputs)):
+            return _psnr(self.runs[run](decode=True), self.references[run])
+
+    def _beginnings(self, count: int | None) -> list[_State]:
         zero = torch.zeros_like(self.references[0].path[0])
-        states = [_State(zero, {}, {}) for _ in self.runs[:count]]
-        return self._descend((0,), states, (), set(paths))
+        return [_State(zero, {}, {}) for _ in self.runs[:count]]
+
+    def _rollouts(
+        self, paths: Sequence[Steps], count: int | None = None, fitted_on: int | None = None
+    ) -> Iterator[_Rollout]:
+        """The rollouts of all paths by the first `count` trajectories, in step with each other."""
+        return self._descend((0,), self._beginnings(count), (), set(paths), fitted_on)
 
     def _descend(
-        self, prefix: Steps, states: list[_State], edges: tuple[Edge, ...], paths: set[Steps]
+        self,
+        prefix: Steps,
+        states: list[_State],
+        edges: tuple[Edge, ...],
+        paths: set[Steps],
+        fitted_on: int | None,
     ) -> Iterator[_Rollout]:
         """Runs the model at the newest step of `prefix`, then every jump that some path makes."""
         start, end = prefix[-1], self.grid.num_inference_steps
-        states = [
-            self._computed(run, state, edges, start)
-            for run, state in zip(self.runs, states, strict=False)
-        ]
+        states = self._all_computed(states, edges, start)
         stops = {(*path, end)[len(prefix)] for path in paths}
         for stop in sorted(stops):
-            weights, jumped = self._jump(states, start, stop)
+            length = self.grid.sigmas[stop] - self.grid.sigmas[start]
+            problems = self._problems(states[:fitted_on], stop, length)
+            weights = _solved(problems, _known(states[0]))
+            jumped = [_jumped(state, weights, length) for state in states]
             onward = (*edges, Edge(start, stop, weights=weights))
             if stop == end:
                 yield prefix, onward, jumped
             else:
                 longer = (*prefix, stop)
                 follow = {path for path in paths if path[: len(longer)] == longer}
-                yield from self._descend(longer, jumped, onward, follow)
+                yield from self._descend(longer, jumped, onward, follow, fitted_on)
 
-    def _jump(
-        self, states: list[_State], start: int, stop: int
-    ) -> tuple[dict[int, float], list[_State]]:
-        """Fits u_hat of the jump over all trajectories, and takes it."""
-        length = self.grid.sigmas[stop] - self.grid.sigmas[start]
-        known = sorted(states[0].velocities, reverse=True)[:ORDER]
-        normal, right = np.zeros((len(known), len(known))), np.zeros(len(known))
-        for state, reference in zip(states, self.references, strict=False):
-            target = reference.path[stop].to(state.position) - state.position
-            features = torch.stack([state.velocities[step].flatten() for step in known]).double()
-            # Beyond v_t itself, so that the ridge pulls towards holding the velocity.
-            missing = target.flatten().double() / length - features[0]
-            normal += (features @ features.T).cpu().numpy()
-            right += (features @ missing).cpu().numpy()
-        ridge = RIDGE * np.trace(normal) / len(known) * np.eye(len(known))
-        solution = np.linalg.solve(normal + ridge, right)
-        solution[0] += 1.0
-        weights = {step: float(weight) for step, weight in zip(known, solution, strict=True)}
-        jumped = []
-        for state in states:
-            estimate = sum(
-                (state.velocities[step] * weight for step, weight in weights.items()),
-                torch.zeros_like(state.position),
-            )
-            jumped.append(
-                _State(
-                    position=state.position + length * estimate,
-                    velocities={step: state.velocities[step] for step in known[: ORDER - 1]},
-                    outputs=state.outputs,
-                )
-            )
-        return weights, jumped
+    def _problems(self, states: list[_State], stop: int, length: float) -> list[_Problem]:
+        """The least-squares problem of the jump to `stop`, one a trajectory; they add up."""
+        return [
+            _problem(state, reference.path[stop].to(state.position), length)
+            for state, reference in zip(states, self.references, strict=False)
+        ]
+
+    def _all_computed(
+        self, states: list[_State], edges: tuple[Edge, ...], step: int
+    ) -> list[_State]:
+        return [
+            self._computed(run, state, edges, step)
+            for run, state in zip(self.runs, states, strict=False)
+        ]
 
     def _errors(self, states: list[_State]) -> Iterator[float]:
         for state, reference in zip(states, self.references, strict=False):
@@ -282,6 +334,48 @@ class Fitter:
             for transformer in self.transformers:
                 remove_mean_cache(transformer)
             self.forwards += hooks[0].forwards
+
+
+_Problem = tuple[np.ndarray, np.ndarray]
+"""The normal matrix (J, J) and the right-hand side (J,) of one trajectory's jump."""
+
+
+def _known(state: _State) -> list[int]:
+    """The computed steps whose velocities a jump may use, the newest first."""
+    return sorted(state.velocities, reverse=True)[:ORDER]
+
+
+def _problem(state: _State, target: torch.Tensor, length: float) -> _Problem:
+    """Least squares of the velocity that leads to `target`, beyond v_t itself.
+
+    Beyond it, so that the ridge pulls towards holding the velocity.
+    """
+    features = torch.stack([state.velocities[step].flatten() for step in _known(state)]).double()
+    missing = (target - state.position).flatten().double() / length - features[0]
+    return (features @ features.T).cpu().numpy(), (features @ missing).cpu().numpy()
+
+
+def _solved(problems: Sequence[_Problem], known: Sequence[int]) -> dict[int, float]:
+    """The weights of the known velocities that suit all of the problems together best."""
+    normal = np.sum([normal for normal, _ in problems], axis=0)
+    right = np.sum([right for _, right in problems], axis=0)
+    ridge = RIDGE * np.trace(normal) / len(known) * np.eye(len(known))
+    solution = np.linalg.solve(normal + ridge, right)
+    solution[0] += 1.0
+    return {step: float(weight) for step, weight in zip(known, solution, strict=True)}
+
+
+def _jumped(state: _State, weights: Mapping[int, float], length: float) -> _State:
+    """The state at the end of the jump; it keeps what later weights may name."""
+    estimate = sum(
+        (state.velocities[step] * weight for step, weight in weights.items()),
+        torch.zeros_like(state.position),
+    )
+    return _State(
+        position=state.position + length * estimate,
+        velocities={step: state.velocities[step] for step in list(weights)[: ORDER - 1]},
+        outputs=state.outputs,
+    )
 
 
 class _ReachedError(Exception):

@@ -1,4 +1,4 @@
-"""How close a video is to its reference: PSNR, SSIM and LPIPS over all frames, and their means."""
+"""How close a video is to its reference: PSNR, SSIM, FLIP and LPIPS over all frames, and means."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ ALEXNET = "alexnet-owt-7be5be79.pth"
 # What stands for the infinite PSNR of a video that equals its reference to the last bit.
 MOST_DECIBELS = 100.0
 
+# Percent of the videos that lie in the tail of a score.
+TAIL = 10
+
 Metric = Callable[[np.ndarray, np.ndarray], float]
 
 
@@ -32,11 +35,13 @@ class Summary:
         mean: of the videos' scores.
         standard_error: of the mean; NaN for one video, or where a score is infinite.
         worst: the lowest score, or the highest where low scores are good.
+        tail: the 10th percentile of the scores, or the 90th where low scores are good.
     """
 
     mean: float
     standard_error: float
     worst: float
+    tail: float = math.nan
 
     @classmethod
     def of(
@@ -45,7 +50,10 @@ class Summary:
         """Summarises at least one score; `worst` picks the worst of them."""
         known = len(scores) > 1 and bool(np.isfinite(scores).all())
         error = float(np.std(scores, ddof=1)) / math.sqrt(len(scores)) if known else math.nan
-        return cls(float(np.mean(scores)), error, float(worst(scores)))
+        percentile = TAIL if worst is min else 100 - TAIL
+        # Without interpolation, which makes NaN of two infinite scores.
+        tail = np.percentile(scores, percentile, method="inverted_cdf")
+        return cls(float(np.mean(scores)), error, float(worst(scores)), float(tail))
 
     def __str__(self) -> str:
         return f"{self.mean:.1f} ± {self.standard_error:.1f}"
@@ -92,6 +100,32 @@ def ssim(video: np.ndarray, reference: np.ndarray) -> float:
         for frame, other in zip(_unit(video, reference), _unit(reference, video), strict=True)
     ]
     return float(np.mean(scores))
+
+
+def flip(video: np.ndarray, reference: np.ndarray) -> float:
+    """The mean error of LDR-FLIP (Andersson et al. 2020), mean over frames; 0 where identical.
+
+    The difference that a person sees who flips between the two, at 67 pixels a degree, in [0, 1].
+
+    Args:
+        video: (F, H, W, 3), uint8 or float in [0, 1].
+        reference: of the same shape and dtype.
+
+    Raises:
+        ValueError: shapes or dtypes differ.
+    """
+    import flip_evaluator  # with matplotlib, which PSNR and SSIM do without
+
+    errors = [
+        flip_evaluator.evaluate(
+            np.ascontiguousarray(other, dtype=np.float32),
+            np.ascontiguousarray(frame, dtype=np.float32),
+            "LDR",
+            applyMagma=False,
+        )[1]
+        for frame, other in zip(_unit(video, reference), _unit(reference, video), strict=True)
+    ]
+    return float(np.mean(errors))
 
 
 @functools.cache

@@ -21,7 +21,7 @@ from meancache.baselines.forecasts import Forecast, even_steps, forecast_edges
 from meancache.schedule import Schedule
 
 SOURCE = "written from arXiv:2508.16984"
-CONTRACTIONS = (0.3, 0.5, 0.6, math.sqrt(0.5))
+CONTRACTIONS = (0.5, math.sqrt(0.5))
 
 
 def hicache_schedules(data: CalibrationData) -> list[Schedule]:

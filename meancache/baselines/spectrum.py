@@ -23,7 +23,7 @@ SOURCE = "written from arXiv:2603.01623"
 DEGREE = 4
 RIDGE = 0.1
 WARM_UPS = (2, 3, 5)
-GROWTHS = (0.0, 0.25, 0.5, 1.0)
+GROWTHS = (0.0, 0.5, 1.0)
 BLENDS = (0.5, 1.0)
 
 

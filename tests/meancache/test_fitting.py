@@ -10,6 +10,7 @@ from meancache import Schedule, apply_mean_cache, remove_mean_cache
 from meancache.fitting import ORDER, RIDGE, Fitter, FittingError
 from meancache.grid import Grid
 from meancache.quality import psnr
+from meancache.schedule import Edge
 
 STEPS = 12
 PROMPTS = [
@@ -84,8 +85,8 @@ def fields(pipe, draw):
     return found
 
 
-def plain_fit(grid: Grid, fields, path):
-    """Section 4, step 3 of the method, as a loop over steps and trajectories."""
+def plain_references(grid: Grid, fields):
+    """The latents of each full run at every noise level."""
     sigmas = grid.sigmas
     references = []
     for noise, velocity in fields:
@@ -94,6 +95,13 @@ def plain_fit(grid: Grid, fields, path):
             z = z + (sigmas[k + 1] - sigmas[k]) * velocity(z, sigmas[k])
             states.append(z)
         references.append(states)
+    return references
+
+
+def plain_fit(grid: Grid, fields, path):
+    """Section 4, step 3 of the method, as a loop over steps and trajectories."""
+    sigmas = grid.sigmas
+    references = plain_references(grid, fields)
     latents = [noise for noise, _ in fields]
     histories: list[list[torch.Tensor]] = [[] for _ in fields]
     fitted = []
@@ -136,6 +144,58 @@ def test_the_weights_are_those_of_the_loop_in_the_method(fitter, grid, fields):
             newest_first = sorted(edge.weights, reverse=True)
             assert [edge.weights[step] for step in newest_first] == pytest.approx(weights, abs=2e-3)
         assert fit.errors == pytest.approx(errors, rel=2e-2)
+
+
+def test_runs_that_are_not_fitted_on_are_judged_by_weights_that_have_not_seen_them(fitter):
+    both = fitter.fit(PATHS, fitted_on=1)
+    alone = fitter.fit(PATHS, count=1)
+    for path in PATHS:
+        assert both[path].edges == alone[path].edges
+        assert both[path].errors[0] == alone[path].errors[0]
+        assert len(both[path].errors) == 2
+
+
+def test_a_run_left_out_follows_the_weights_that_its_absence_gives(fitter, grid, fields, runs):
+    path, sigmas = PATHS[0], grid.sigmas
+    before = fitter.forwards
+    fit, scores = fitter.fit_held_out(path)
+    assert fitter.forwards - before == len(runs) * (2 * len(path) - 1)
+    assert fit == fitter.fit([path])[path]
+    # The first of the two, by hand: its weights suit where the fit on both has led the second.
+    noise, velocity = fields[1]
+    reference, z = plain_references(grid, fields[1:])[0], noise
+    history: list[torch.Tensor] = []
+    edges = []
+    for edge in fit.edges:
+        length = sigmas[edge.stop] - sigmas[edge.start]
+        history = [velocity(z, sigmas[edge.start]), *history][:ORDER]
+        A = torch.stack([v.flatten() for v in history]).double()
+        missing = ((reference[edge.stop] - z) / length - history[0]).flatten().double()
+        ridge = RIDGE * (A @ A.T).diagonal().mean() * torch.eye(len(A), dtype=torch.float64)
+        weights = torch.linalg.solve(A @ A.T + ridge, A @ missing)
+        weights[0] += 1
+        steps = sorted(edge.weights, reverse=True)
+        left_out = dict(zip(steps, weights.tolist(), strict=True))
+        edges.append(Edge(edge.start, edge.stop, weights=left_out))
+        common = [edge.weights[step] for step in steps]
+        z = z + length * sum(w * v for w, v in zip(common, history, strict=True))
+    assert fitter.fidelity(Schedule.from_edges(sigmas, edges), 1) == pytest.approx(
+        scores[:1], abs=0.2
+    )
+    assert scores[0] < fitter.fit_and_draw(path)[1][0]
+
+
+def test_trajectories_of_one_prompt_are_left_out_together(pipe, grid, runs):
+    twins = Fitter(pipe.transformer, grid, [runs[0], runs[0], runs[1]], prompts=["a", "a", "b"])
+    _, scores = twins.fit_held_out(PATHS[0])
+    alone = Fitter(pipe.transformer, grid, [runs[0], runs[1]])
+    # With its twin in the fit, the first would come out closer than without.
+    assert scores[0] == scores[1]
+    assert scores[0] == pytest.approx(alone.fit_held_out(PATHS[0])[1][0], abs=1.5)
+    with pytest.raises(FittingError, match="one prompt"):
+        Fitter(pipe.transformer, grid, runs, prompts=["a", "a"]).fit_held_out(PATHS[0])
+    with pytest.raises(FittingError, match="2 trajectories come with 1 prompts"):
+        Fitter(pipe.transformer, grid, runs, prompts=["a"])
 
 
 def test_what_paths_begin_with_alike_is_run_once(fitter, calls):

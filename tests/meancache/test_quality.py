@@ -1,10 +1,12 @@
 """PSNR, SSIM and LPIPS on videos whose difference is known."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from meancache.quality import LpipsAbsentError, Summary, lpips_metric, psnr, ssim
+from meancache.quality import LpipsAbsentError, Summary, flip, lpips_metric, psnr, ssim
 
 RNG = np.random.default_rng(0)
 VIDEO = RNG.integers(0, 200, size=(3, 32, 32, 3), dtype=np.uint8)
@@ -32,8 +34,21 @@ def test_ssim_falls_with_noise_and_is_symmetric():
     assert ssim(heavy, VIDEO) == pytest.approx(ssim(VIDEO, heavy))
 
 
+def test_flip_grows_with_noise_and_is_zero_where_videos_are_identical():
+    slight = np.clip(VIDEO + RNG.normal(0, 5, VIDEO.shape), 0, 255).astype(np.uint8)
+    heavy = np.clip(VIDEO + RNG.normal(0, 60, VIDEO.shape), 0, 255).astype(np.uint8)
+    assert flip(VIDEO, VIDEO) == 0.0
+    assert 0 < flip(slight, VIDEO) < flip(heavy, VIDEO) < 1
+    assert flip(heavy / 255.0, VIDEO / 255.0) == pytest.approx(flip(heavy, VIDEO))
+
+
+def test_flip_of_black_and_white_is_as_large_as_it_can_be():
+    black = np.zeros((1, 16, 16, 3), np.uint8)
+    assert flip(black, black + np.uint8(255)) == pytest.approx(1.0, abs=0.05)
+
+
 def test_videos_of_different_shapes_cannot_be_compared():
-    for measure in (psnr, ssim):
+    for measure in (psnr, ssim, flip):
         with pytest.raises(ValueError, match="cannot be compared"):
             measure(VIDEO, VIDEO[:2])
         with pytest.raises(ValueError, match="cannot be compared"):
@@ -45,6 +60,13 @@ def test_the_worst_of_a_score_that_should_be_low_is_the_highest():
     assert Summary.of(scores).worst == 0.1
     assert Summary.of(scores, worst=max).worst == 0.3
     assert Summary.of(scores, worst=max).mean == pytest.approx(0.2)
+
+
+def test_the_tail_is_the_tenth_percentile_or_the_ninetieth_where_low_is_good():
+    scores = list(range(1, 21))
+    assert Summary.of(scores).tail == 2
+    assert Summary.of(scores, worst=max).tail == 18
+    assert Summary.of([math.inf, 30.0, math.inf]).tail == 30.0
 
 
 def test_lpips_without_its_weights_is_refused_in_a_sentence(tmp_path):

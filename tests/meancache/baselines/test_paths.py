@@ -81,7 +81,7 @@ def test_propagation_is_the_product_of_the_steps_of_a_linear_field():
 
 
 def curved(latents: torch.Tensor, sigma: float) -> torch.Tensor:
-    return torch.sin(9 * torch.tensor(sigma)) + 0.3 * latents
+    return torch.exp(-2 * torch.tensor(sigma)) + 0.3 * latents
 
 
 @pytest.fixture

@@ -1,0 +1,102 @@
+"""The search of computed steps, on errors that are known for every path."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meancache.errors import SolverError
+from meancache.search import REACH, decibels, moves, rollout_forwards, score, search
+from meancache.solver import pairs_cost
+
+TOTAL = 12
+BEST = (0, 3, 7, 10)
+START = (0, 2, 4, 6)
+COSTS = np.random.default_rng(0).uniform(0.1, 1.0, size=(TOTAL, TOTAL, TOTAL + 1))
+
+
+class Valley:
+    """Errors that grow with the distance from BEST; notes what was tried."""
+
+    def __init__(self, unseen_best=BEST) -> None:
+        self.unseen_best = unseen_best
+        self.asked: list[tuple[int, ...]] = []
+
+    def __call__(self, paths):
+        self.asked += paths
+        return {path: [*self._errors(path, BEST), *self._errors(path, self.unseen_best)]
+                for path in paths}  # fmt: skip
+
+    @staticmethod
+    def _errors(path, best) -> list[float]:
+        far = sum(abs(a - b) for a, b in zip(path, best, strict=True))
+        return [10 ** (0.1 * far) * spread for spread in (1e-4, 2e-4, 1e-3)]
+
+
+def test_it_climbs_to_the_best_path():
+    valley = Valley()
+    found = search(valley, COSTS, [START, (0, 1, 2, 3)], 6, 3, forwards=10**6)
+    assert found.steps == BEST
+    assert found.score == max(score(valley([path])[path], 3) for path in set(valley.asked))
+    assert found.score > found.first_score
+    assert found.held_out > found.first_held_out
+
+
+def test_what_only_the_runs_fitted_on_like_is_not_taken():
+    elsewhere = Valley(unseen_best=START)
+    found = search(elsewhere, COSTS, [START], 6, 3, forwards=10**6)
+    # Every move towards the one best is a move away from the other: both together gain nothing.
+    assert found.steps == START
+    assert found.score == found.first_score
+
+
+def test_no_path_is_tried_twice_and_the_cheapest_moves_come_first():
+    valley = Valley()
+    found = search(valley, COSTS, [START], 6, 3, forwards=10**6)
+    assert len(valley.asked) == len(set(valley.asked)) == found.tried
+    ranked = sorted(moves(START, TOTAL), key=lambda path: pairs_cost(COSTS, path, 2.0))
+    assert valley.asked[1:7] == ranked[:6]
+
+
+@pytest.mark.parametrize("forwards", [0, 24, 200, 400])
+def test_it_keeps_to_its_forwards(forwards):
+    valley = Valley()
+    found = search(valley, COSTS, [START], 6, 3, forwards)
+    assert found.forwards <= max(forwards, 6 * len(START))
+    assert found.score >= found.first_score
+    if forwards < 100:
+        assert valley.asked == [START]
+
+
+@given(st.sets(st.integers(1, TOTAL - 1), max_size=6))
+def test_moves_are_all_paths_that_differ_in_one_step_without_passing_another(inner):
+    steps = (0, *sorted(inner))
+    expected = {
+        path
+        for path in itertools.combinations(range(TOTAL), len(steps))
+        if path[0] == 0 and sum(a != b for a, b in zip(path, steps, strict=True)) == 1
+        and max(abs(a - b) for a, b in zip(path, steps, strict=True)) <= REACH
+    }  # fmt: skip
+    found = moves(steps, TOTAL)
+    assert set(found) == expected
+    assert len(found) == len(expected)
+
+
+def test_beginnings_are_counted_once():
+    assert rollout_forwards([(0, 2, 5), (0, 2, 6), (0, 3, 5)]) == 6
+
+
+def test_the_score_is_half_the_mean_and_half_the_worst_tenth_of_both_parts():
+    errors = 10.0 ** -np.arange(1, 6)
+    assert decibels(errors) == pytest.approx([10, 20, 30, 40, 50])
+    fitted, unseen = (20 + 12) / 2, (45 + 41) / 2
+    assert score(errors, 3) == pytest.approx((fitted + unseen) / 2)
+
+
+def test_a_search_that_cannot_judge_is_refused():
+    with pytest.raises(SolverError, match="at least one"):
+        search(Valley(), COSTS, [], 6, 3, 100)
+    with pytest.raises(SolverError, match="6 of 6 trajectories has none to judge by"):
+        search(Valley(), COSTS, [START], 6, 6, 100)
