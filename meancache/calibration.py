@@ -1,192 +1,34 @@
-"""How stable each possible jump is: per-trajectory statistics, and the multigraph made of them.
+"""One model's calibration: statistics of its reference trajectories, good for any of its runs.
 
-A reference trajectory of gigabytes shrinks to two small tables, in one streamed pass where the
-trajectory lies: the paper's L1 cost of every edge (t, s, K) (eq. 13), and the Gram matrix of
-the velocities, from which the squared cost of every linear estimator follows. Statistics are
-keyed by (prompt_id, seed) and only ever averaged, so they merge in any order, and merging the
-same trajectory twice changes nothing. Knows Parquet, but no store and no cluster.
+A reference trajectory of gigabytes shrinks to two small tables (`statistics`). They are keyed by
+(prompt_id, seed) and only ever averaged, so calibrations merge in any order, and merging the same
+trajectory twice changes nothing. `Calibration.on` carries them to another run's noise levels
+(`carrying`), and `Calibration.schedule` solves a schedule there: neither runs a model.
+
+>>> calibration = Calibration.load("calibration.parquet")
+>>> calibration.schedule(Grid.from_scheduler(pipe.scheduler), budget=10)
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from meancache.errors import CalibrationError
+from meancache import calibration_file, methods
+from meancache.carrying import carried_conditions, carrying_weights
+from meancache.errors import CalibrationError, SolverError
 from meancache.grid import Grid
-from meancache.json_values import MAX_DEPTH, canonical_json, is_deep, shown
-from meancache.schedule import MAX_SPAN
-from meancache.velocity import average_velocity, estimated_velocity
-
-if TYPE_CHECKING:
-    import torch
-
-SCHEMA = "2"
-# Bytes of residuals held at a time while streaming over a trajectory's elements.
-SLICE_BYTES = 24 * 2**20
-# What a graph file may unpack to; 30,000 trajectories of 50 steps.
-MAX_BYTES = 2 * 2**30
-# Trajectories unpacked at a time.
-BATCH = 64
-
-STATISTICS_SCHEMA = pa.schema(
-    [
-        pa.field("prompt_id", pa.string(), nullable=False),
-        pa.field("prompt", pa.string(), nullable=False),
-        pa.field("seed", pa.int64(), nullable=False),
-        pa.field("elements", pa.int64(), nullable=False),
-        pa.field("gram", pa.list_(pa.float64()), nullable=False),
-        pa.field("l1", pa.list_(pa.float64()), nullable=False),
-    ]
-)
-MULTIGRAPH_SCHEMA = pa.schema(
-    [
-        pa.field("start", pa.int32(), nullable=False),
-        pa.field("stop", pa.int32(), nullable=False),
-        pa.field("span", pa.int32(), nullable=False),
-        pa.field("cost_mean", pa.float64(), nullable=False),
-        pa.field("cost_max", pa.float64(), nullable=False),
-        pa.field("count", pa.int64(), nullable=False),
-    ]
-)
-
-
-@lru_cache(maxsize=4)
-def edge_list(steps: int) -> tuple[tuple[int, int, int], ...]:
-    """All edges (start, stop, span) of the multigraph over `steps` steps, in a fixed order.
-
-    Span 1 (hold the velocity) is possible everywhere; a longer one needs that much history.
-    """
-    return tuple(
-        (start, stop, span)
-        for span in range(1, MAX_SPAN + 1)
-        for start in range(0 if span == 1 else span, steps)
-        for stop in range(start + 1, steps + 1)
-    )
-
-
-def edge_count(steps: int) -> int:
-    """E, the length of `edge_list`, without making it."""
-    return sum(
-        left * (left + 1) // 2
-        for left in (max(0, steps - (0 if span == 1 else span)) for span in range(1, MAX_SPAN + 1))
-    )
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """What one reference trajectory says of every jump; under 200 KB for 50 steps.
-
-    Attributes:
-        prompt_id: whose trajectory it is; with `seed` its key.
-        prompt: the text, from which the trajectory can be run again (`fitting`).
-        seed: of the initial noise.
-        elements: D, the elements of one velocity.
-        gram: (T, T) float64, V V^T / D of the velocities V.
-        l1: (E,) float64, mean absolute error of u_hat over the elements (eq. 13), per edge in
-            the order of `edge_list`.
-
-    Raises:
-        CalibrationError: a table has the wrong shape, or holds a number that no trajectory gives.
-    """
-
-    prompt_id: str
-    prompt: str
-    seed: int
-    elements: int
-    gram: np.ndarray
-    l1: np.ndarray
-
-    def __post_init__(self) -> None:
-        whose = f"{shown(self.prompt_id)}, seed {self.seed}"
-        steps = len(self.gram)
-        if self.gram.shape != (steps, steps) or self.l1.shape != (edge_count(steps),):
-            raise CalibrationError(
-                f"the statistics of {whose}, have shapes {self.gram.shape} and {self.l1.shape}, "
-                "which do not belong together"
-            )
-        # Squares of what is summed must stay finite too.
-        bound = np.sqrt(np.finfo(np.float64).max)
-        if not ((np.abs(self.gram) < bound).all() and (np.abs(self.l1) < bound).all()):
-            raise CalibrationError(
-                f"the trajectory of {whose}, is not finite: its run diverged, so it says nothing "
-                "about stability"
-            )
-        if self.elements < 1 or (self.l1 < 0).any() or (self.gram.diagonal() < 0).any():
-            raise CalibrationError(
-                f"the statistics of {whose}, hold a negative mean of squares or sizes, or no "
-                "elements: they are of no trajectory"
-            )
-
-    @property
-    def key(self) -> tuple[str, int]:
-        """(prompt_id, seed): two statistics with one key are the same trajectory."""
-        return (self.prompt_id, self.seed)
-
-
-@lru_cache(maxsize=4)
-def _residuals(grid: Grid) -> np.ndarray:
-    """R (E, T) float64: row e times the velocities is u(t, s) - u_hat(t, s, K) of the edge e."""
-    sigmas = grid.array()
-    return np.stack(
-        [
-            average_velocity(sigmas, start, stop) - estimated_velocity(sigmas, start, stop, span)
-            for start, stop, span in edge_list(grid.num_inference_steps)
-        ]
-    )
-
-
-def trajectory_statistics(
-    velocities: torch.Tensor, grid: Grid, prompt_id: str, seed: int, prompt: str = ""
-) -> Statistics:
-    """The statistics of one reference trajectory, in one pass over its elements.
-
-    Every residual u(t, s) - u_hat(t, s, K) is a fixed combination of the velocities, so all of
-    them are rows of R V with R (E, T) from the grid alone; they are formed slice by slice and
-    never stored whole.
-
-    Args:
-        velocities: (T, D) float32 on any device, from `Trajectory.velocities`.
-        grid: the noise levels of the run.
-        prompt_id: whose trajectory it is.
-        seed: of its initial noise.
-        prompt: its text, where it is to be run again.
-
-    Raises:
-        CalibrationError: `velocities` has not T rows, or is not finite.
-    """
-    import torch  # which graphs are read, merged and solved without
-
-    steps, elements = velocities.shape
-    if steps != grid.num_inference_steps:
-        raise CalibrationError(f"{steps} velocities do not fit a grid of {grid}")
-    device = velocities.device
-    residual = torch.from_numpy(_residuals(grid)).to(device, torch.float32)
-    velocities = velocities.detach()
-    gram = torch.zeros(steps, steps, dtype=torch.float64, device=device)
-    l1 = torch.zeros(len(residual), dtype=torch.float64, device=device)
-    for part in velocities.split(max(1, SLICE_BYTES // (4 * len(residual))), dim=1):
-        wide = part.to(torch.float64)
-        gram += wide @ wide.T
-        # Short enough to be added up in float32, and to stay in a CPU's cache.
-        l1 += torch.linalg.vector_norm(residual @ part, 1, dim=1)
-    return Statistics(
-        prompt_id=prompt_id,
-        prompt=prompt,
-        seed=seed,
-        elements=elements,
-        gram=(gram / elements).cpu().numpy(),
-        l1=(l1 / elements).cpu().numpy(),
-    )
+from meancache.json_values import canonical_json, shown
+from meancache.prediction import predicted_psnr
+from meancache.schedule import MAX_SPAN, Schedule
+from meancache.statistics import Statistics, edge_list, paper_residuals
 
 
 @dataclass(frozen=True)
@@ -198,12 +40,15 @@ class Calibration:
         model: {id, revision, pipeline}.
         conditions: {height, width, num_frames, guidance_scale, dtype, lora}.
         trajectories: key -> statistics, one entry a (prompt_id, seed).
+        origin: the calibration that this one was carried from (`on`); None for one as it was
+            measured.
     """
 
     grid: Grid
     model: Mapping[str, Any] = field(default_factory=dict)
     conditions: Mapping[str, Any] = field(default_factory=dict)
     trajectories: Mapping[tuple[str, int], Statistics] = field(default_factory=dict)
+    origin: Calibration | None = None
 
     def __post_init__(self) -> None:
         steps = self.grid.num_inference_steps
@@ -211,45 +56,128 @@ class Calibration:
             if len(statistics.gram) != steps:
                 raise CalibrationError(
                     f"the trajectory of {shown(statistics.prompt_id)}, seed {statistics.seed}, has "
-                    f"{len(statistics.gram)} steps; the graph's grid has {steps}"
+                    f"{len(statistics.gram)} steps; the calibration's grid has {steps}"
                 )
 
     def add(self, statistics: Iterable[Statistics]) -> Calibration:
-        """This graph with more trajectories; those already in it stay as they are."""
+        """This calibration with more trajectories; those already in it stay as they are."""
         added = {item.key: item for item in statistics}
         merged = {**added, **self.trajectories}
         ordered = {key: merged[key] for key in sorted(merged)}
         return Calibration(self.grid, self.model, self.conditions, ordered)
 
     def merge(self, other: Calibration) -> Calibration:
-        """Both graphs' trajectories, each once.
+        """Both calibrations' trajectories, each once.
 
         Raises:
-            CalibrationError: the graphs differ in model, conditions or grid; names the field.
+            CalibrationError: they differ in model, conditions or grid, of which it names the
+                field; or one of them was carried to its grid.
         """
         for name in ("model", "conditions"):
             mine, theirs = getattr(self, name), getattr(other, name)
             for key in sorted({*mine, *theirs}):
                 if mine.get(key) != theirs.get(key):
                     raise CalibrationError(
-                        f"the graphs differ in {name}.{shown(key)[1:-1]}: "
+                        f"the calibrations differ in {name}.{shown(key)[1:-1]}: "
                         f"{shown(mine.get(key))} and {shown(theirs.get(key))}; only trajectories "
                         "of one setting can be merged"
                     )
         if not self.grid.matches(other.grid.sigmas):
-            raise CalibrationError(f"the graphs' grids differ: {self.grid} and {other.grid}")
+            raise CalibrationError(f"the calibrations' grids differ: {self.grid} and {other.grid}")
+        for one in (self, other):
+            one._refuse_carried("merged")
         return self.add(other.trajectories.values())
 
     @property
     def id(self) -> str:
-        """sha256 over the setting and all statistics, 64 hex digits."""
-        digest = hashlib.sha256(canonical_json(self._setting()))
-        for key in sorted(self.trajectories):
-            item = self.trajectories[key]
+        """sha256 over the setting and all statistics, 64 hex digits; carried, its origin's."""
+        if self.origin is not None:
+            return self.origin.id
+        digest = hashlib.sha256(canonical_json(self.setting()))
+        for item in self.ordered():
             digest.update(canonical_json([item.prompt_id, item.prompt, item.seed, item.elements]))
             digest.update(item.gram.tobytes())
             digest.update(item.l1.tobytes())
         return digest.hexdigest()
+
+    def on(self, grid: Grid | Sequence[float]) -> Calibration:
+        """This calibration at the noise levels of another run; itself where they are its own.
+
+        Args:
+            grid: the run's, or its sigmas with the final 0.
+
+        Returns:
+            A calibration for `grid` and under the same conditions, of the same trajectories. It
+            has no L1 costs, and cannot be merged or saved: that is for its origin.
+
+        Raises:
+            CalibrationError: a level lies outside of those calibrated (`carrying.check_range`), or
+                the sigmas are no grid.
+        """
+        if not isinstance(grid, Grid):
+            try:
+                grid = Grid.from_sigmas(grid)
+            except (TypeError, ValueError) as error:
+                raise CalibrationError(f"not a grid of noise levels: {error}") from error
+        if self.grid.matches(grid.sigmas):
+            return self
+        source = self.origin or self
+        if source.grid.matches(grid.sigmas):
+            return source
+        weights = carrying_weights(source.grid, grid)
+        carried = {key: item.carried(weights) for key, item in source.trajectories.items()}
+        return Calibration(grid, source.model, source.conditions, carried, origin=source)
+
+    def schedule(
+        self,
+        grid: Grid | Sequence[float],
+        budget: int | None = None,
+        method: str = "fitted",
+        *,
+        target_psnr: float | None = None,
+        conditions: Mapping[str, Any] | None = None,
+        strict: bool = False,
+    ) -> Schedule:
+        """A schedule for a run on `grid`, solved here: no model is run and no torch is needed.
+
+        What had to be carried to the run is noted in the schedule, `calibration.carried`.
+
+        Args:
+            grid: the run's noise levels, or its sigmas with the final 0.
+            budget: B, the forwards that the run may take, 1..T.
+            method: 'fitted' (weights by least squares on the calibration's velocities), 'secant'
+                or 'paper'.
+            target_psnr: in place of a budget: the smallest one whose estimate reaches so many dB.
+            conditions: of the run, {height, width, ...}; the schedule is refused under others.
+                None leaves them open, so that it runs under any.
+            strict: refuse every carrying but to another grid; conditions that are not given are
+                the calibration's then.
+
+        Raises:
+            CalibrationError: the grid reaches outside of the calibration's levels, it is strict
+                and the conditions are others, or there is no trajectory.
+            SolverError: the budget, the target or the method breaks a rule.
+        """
+        if (budget is None) == (target_psnr is None):
+            raise SolverError("give either a budget of forwards or a target PSNR in dB")
+        if strict and conditions is None:
+            conditions = self.conditions
+        here = self.on(grid)
+        carried = carried_conditions(self.conditions, conditions or {}, strict)
+        if here.origin is not None:
+            carried["grid"] = {"from": str(here.origin.grid), "to": str(here.grid)}
+        steps = here.grid.num_inference_steps
+        budgets = range(1, steps + 1) if budget is None else [budget]
+        solved = methods.solve(here, budgets, method)
+        gram, beyond_grid = here.gram(), bool(set(carried) - {"grid"})
+        for made in solved.values():
+            psnr = predicted_psnr(made, gram, beyond_grid)
+            if target_psnr is None or psnr >= target_psnr:
+                break
+        record = {**made.calibration, **({"carried": carried} if carried else {})}
+        if math.isfinite(psnr):
+            record["psnr_estimate"] = round(psnr, 1)
+        return replace(made, conditions=dict(conditions or {}), calibration=record)
 
     def costs(self) -> np.ndarray:
         """The paper's cost of every edge, averaged over the trajectories (eq. 13).
@@ -258,13 +186,24 @@ class Calibration:
             (MAX_SPAN, T, T + 1) float64: costs[span - 1, start, stop], inf where no edge is.
 
         Raises:
-            CalibrationError: the graph has no trajectory.
+            CalibrationError: the calibration has no trajectory, or was carried: means of absolute
+                values cannot be (`costs_in_rms` can).
         """
-        steps = self.grid.num_inference_steps
-        start, stop, span = np.array(edge_list(steps)).T
-        costs = np.full((MAX_SPAN, steps, steps + 1), np.inf)
-        costs[span - 1, start, stop] = np.mean([item.l1 for item in self._nonempty()], axis=0)
-        return costs
+        self._refuse_carried("asked for L1 costs")
+        return self._table(np.mean([item.l1 for item in self.nonempty()], axis=0))
+
+    def costs_in_rms(self) -> np.ndarray:
+        """The paper's costs with a root of mean squares in the place of the mean of eq. 13.
+
+        Returns:
+            (MAX_SPAN, T, T + 1) float64, as `costs`.
+
+        Raises:
+            CalibrationError: the calibration has no trajectory.
+        """
+        residuals = paper_residuals(self.grid)
+        squares = ((residuals @ self.gram()) * residuals).sum(axis=1)
+        return self._table(np.sqrt(np.maximum(squares, 0.0)))
 
     def gram(self) -> np.ndarray:
         """V V^T / D averaged over the trajectories: every squared cost follows (`costs`).
@@ -273,9 +212,9 @@ class Calibration:
             (T, T) float64.
 
         Raises:
-            CalibrationError: the graph has no trajectory.
+            CalibrationError: the calibration has no trajectory.
         """
-        return np.mean([item.gram for item in self._nonempty()], axis=0)
+        return np.mean([item.gram for item in self.nonempty()], axis=0)
 
     def spread(self, count: int) -> list[Statistics]:
         """Up to `count` trajectories that can be run again, evenly spread over all of them.
@@ -283,62 +222,56 @@ class Calibration:
         Raises:
             CalibrationError: no trajectory holds its prompt.
         """
-        known = [item for item in self._nonempty() if item.prompt]
+        known = [item for item in self.nonempty() if item.prompt]
         if not known:
             raise CalibrationError(
-                "the graph holds no prompts to run again: calibrate it anew, or solve with "
+                "the calibration holds no prompts to run again: calibrate anew, or solve with "
                 "--method secant, which runs no model"
             )
         count = min(count, len(known))
         return [known[index * len(known) // count] for index in range(count)]
 
-    def _nonempty(self) -> list[Statistics]:
-        if not self.trajectories:
-            raise CalibrationError("the graph has no trajectory; calibrate at least one prompt")
+    def ordered(self) -> list[Statistics]:
+        """The trajectories' statistics in the order of their keys."""
         return [self.trajectories[key] for key in sorted(self.trajectories)]
 
-    def _setting(self) -> dict[str, Any]:
+    def nonempty(self) -> list[Statistics]:
+        """As `ordered`. Raises CalibrationError where there is no trajectory."""
+        if not self.trajectories:
+            raise CalibrationError(
+                "the calibration has no trajectory; calibrate at least one prompt"
+            )
+        return self.ordered()
+
+    def setting(self) -> dict[str, Any]:
+        """Model, grid and conditions as JSON: what its trajectories have in common."""
         return {
             "model": dict(self.model),
             "grid": self.grid.to_json(),
             "conditions": dict(self.conditions),
         }
 
-    def _metadata(self) -> dict[bytes, bytes]:
-        return {
-            b"schema": SCHEMA.encode(),
-            b"setting": canonical_json(self._setting()),
-            b"id": self.id.encode(),
-        }
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Calibration:
+        """Reads a calibration file.
 
-    def statistics_parquet(self) -> bytes:
-        """The statistics, a row a trajectory (STATISTICS_SCHEMA); what `from_parquet` reads."""
-        rows = [
-            {
-                "prompt_id": item.prompt_id,
-                "prompt": item.prompt,
-                "seed": item.seed,
-                "elements": item.elements,
-                "gram": item.gram.ravel(),
-                "l1": item.l1,
-            }
-            for item in (self.trajectories[key] for key in sorted(self.trajectories))
-        ]
-        table = pa.Table.from_pylist(rows, STATISTICS_SCHEMA.with_metadata(self._metadata()))
-        return _parquet(table)
+        Raises:
+            CalibrationError: the file is missing or is not a calibration; names the file.
+        """
+        try:
+            return cls.from_parquet(Path(path).read_bytes())
+        except OSError as error:
+            raise CalibrationError(f"calibration {os.fspath(path)}: {error.strerror}") from error
+        except ValueError as error:
+            raise CalibrationError(f"calibration {os.fspath(path)!r}: {error}") from error
 
-    def multigraph_parquet(self) -> bytes:
-        """The merged multigraph as an edge table (MULTIGRAPH_SCHEMA), for people and plots."""
-        start, stop, span = np.array(edge_list(self.grid.num_inference_steps)).T
-        l1 = np.stack([item.l1 for item in self._nonempty()])
-        columns = [start, stop, span, l1.mean(axis=0), l1.max(axis=0)]
-        counts = np.full(len(start), len(l1))
-        arrays = [
-            pa.array(column, type=column_field.type)
-            for column, column_field in zip([*columns, counts], MULTIGRAPH_SCHEMA, strict=True)
-        ]
-        schema = MULTIGRAPH_SCHEMA.with_metadata(self._metadata())
-        return _parquet(pa.Table.from_arrays(arrays, schema=schema))
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the calibration file, which holds all there is.
+
+        Raises:
+            CalibrationError: this calibration was carried to another grid.
+        """
+        Path(path).write_bytes(self.statistics_parquet())
 
     @classmethod
     def from_parquet(cls, data: bytes) -> Calibration:
@@ -347,70 +280,28 @@ class Calibration:
         Raises:
             CalibrationError: the bytes are not such a file, or its content breaks a rule.
         """
-        try:
-            file = pq.ParquetFile(io.BytesIO(data))
-            metadata = file.schema_arrow.metadata or {}
-            if metadata.get(b"schema") != SCHEMA.encode():
-                raise CalibrationError(f"the graph's schema is not version {SCHEMA}")
-            if not file.schema_arrow.equals(STATISTICS_SCHEMA, check_metadata=False):
-                raise CalibrationError("the graph's columns are not those of trajectory statistics")
-            setting = json.loads(metadata[b"setting"])
-            if is_deep(setting):
-                raise CalibrationError(
-                    f"the graph's setting is nested in more than {MAX_DEPTH} levels"
-                )
-            for name in ("model", "grid", "conditions"):
-                if not isinstance(setting[name], dict):
-                    raise CalibrationError(f"the graph's {name} must be a JSON object")
-            grid = Grid.from_json(setting["grid"])
-            graph = cls(grid, setting["model"], setting["conditions"]).add(
-                _trajectories(file, grid.num_inference_steps)
-            )
-            if metadata.get(b"id") != graph.id.encode():
-                raise CalibrationError(
-                    "the graph's content does not have its id: the file is damaged"
-                )
-            return graph
-        except CalibrationError:
-            raise
-        except (*_UNREADABLE, pa.ArrowException) as error:
+        return calibration_file.read(cls, data)
+
+    def statistics_parquet(self) -> bytes:
+        """The bytes of the calibration file: a row a trajectory (STATISTICS_SCHEMA)."""
+        self._refuse_carried("saved")
+        return calibration_file.statistics_table(self)
+
+    def multigraph_parquet(self) -> bytes:
+        """The merged multigraph as an edge table (MULTIGRAPH_SCHEMA), for people and plots."""
+        self._refuse_carried("saved")
+        return calibration_file.multigraph_table(self)
+
+    def _table(self, costs: np.ndarray) -> np.ndarray:
+        steps = self.grid.num_inference_steps
+        start, stop, span = np.array(edge_list(steps)).T
+        table = np.full((MAX_SPAN, steps, steps + 1), np.inf)
+        table[span - 1, start, stop] = costs
+        return table
+
+    def _refuse_carried(self, wanted: str) -> None:
+        if self.origin is not None:
             raise CalibrationError(
-                f"not a graph of trajectory statistics: {shown(str(error))}"
-            ) from error
-
-
-def _trajectories(file: pq.ParquetFile, steps: int) -> Iterator[Statistics]:
-    """The rows of a statistics file. A few kilobytes can unpack to any size, so that is bounded."""
-    # Of the metadata no more than this: pyarrow 26 ends the process on a damaged column's.
-    values = file.metadata.num_rows * (steps**2 + edge_count(steps))
-    too_large = CalibrationError(
-        f"the graph unpacks to more than {MAX_BYTES} bytes; calibrate fewer"
-    )
-    if 8 * values > MAX_BYTES:
-        raise too_large
-    unpacked = 0
-    for batch in file.iter_batches(BATCH):
-        unpacked += batch.nbytes
-        if unpacked > MAX_BYTES:  # by its texts or lists, of which the file need not say the length
-            raise too_large
-        for row in batch.to_pylist():
-            if (len(row["gram"]), len(row["l1"])) != (steps**2, edge_count(steps)):
-                raise CalibrationError(f"a row does not hold the statistics of {steps} steps")
-            yield Statistics(
-                prompt_id=row["prompt_id"],
-                prompt=row["prompt"],
-                seed=row["seed"],
-                elements=row["elements"],
-                gram=np.array(row["gram"], dtype=np.float64).reshape(steps, steps),
-                l1=np.array(row["l1"], dtype=np.float64),
+                f"a calibration that was carried from {self.origin.grid} to {self.grid} cannot be "
+                f"{wanted}: do it with the one that it was carried from, as that is all there is"
             )
-
-
-# What a damaged file makes of its readers.
-_UNREADABLE = (OSError, LookupError, TypeError, ValueError, RecursionError)
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()

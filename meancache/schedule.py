@@ -14,7 +14,7 @@ import operator
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -257,6 +257,35 @@ class Schedule:
             budget=len(path),
             execution=execution or "jump" if spans else execution,
         )
+
+    def on(self, sigmas: Sequence[float]) -> Schedule:
+        """The same edges on other noise levels, for which they were not solved.
+
+        Spans are counts of steps, and the paper's rule takes its coefficients from the grid that it
+        runs on; weights are numbers for one grid, and stay there.
+
+        Args:
+            sigmas: T + 1 noise levels, the final 0 included, such as
+                `pipe.scheduler.sigmas.tolist()` after a call of the size in question.
+
+        Returns:
+            A schedule with its conditions and predicted cost left open, as neither holds there.
+
+        Raises:
+            ScheduleError: the schedule has weights, or the grid has another number of steps.
+        """
+        if self.execution is None:
+            raise ScheduleError(
+                f"a schedule of the method {self.method!r} has weights that hold on its own grid "
+                "only; solve one for the other grid, as Calibration.schedule does"
+            )
+        grid = _grid(lambda: Grid.from_sigmas(sigmas))
+        if grid.num_inference_steps != self.num_inference_steps:
+            raise ScheduleError(
+                f"the schedule is for {self.num_inference_steps} steps, but the grid has "
+                f"{grid.num_inference_steps}; give one of {self.num_inference_steps} steps"
+            )
+        return replace(self, grid=grid, conditions={}, predicted_cost=None)
 
     @cached_property
     def id(self) -> str:

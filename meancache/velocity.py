@@ -36,6 +36,14 @@ def average_velocity(sigmas: np.ndarray, start: int, stop: int) -> np.ndarray:
     return row
 
 
+def average_velocities(sigmas: np.ndarray, start: int) -> np.ndarray:
+    """u(t, s) for every s > t: (T - t, T) float64, a row of `average_velocity` each."""
+    steps = np.diff(sigmas)
+    rows = np.tri(len(steps) - start, len(steps), start) * steps
+    rows[:, :start] = 0.0
+    return rows / (sigmas[start + 1 :] - sigmas[start])[:, None]
+
+
 def estimated_velocity(sigmas: np.ndarray, start: int, stop: int, span: int) -> np.ndarray:
     """The paper's estimate of u(t, s) on a reference run, as a row over the steps.
 
@@ -51,8 +59,20 @@ def estimated_velocity(sigmas: np.ndarray, start: int, stop: int, span: int) -> 
     Returns:
         (T,) float64; the coefficient of each v_k.
     """
-    identity = np.eye(len(sigmas) - 1)
-    return _extrapolated(sigmas, identity, identity, start, stop, span)
+    return estimated_velocities(sigmas, start, span)[stop - start - 1]
+
+
+def estimated_velocities(sigmas: np.ndarray, start: int, span: int) -> np.ndarray:
+    """The paper's estimate for every s > t: (T - t, T) float64, as `estimated_velocity` has it."""
+    rows = np.zeros((len(sigmas) - 1 - start, len(sigmas) - 1))
+    rows[:, start] = 1.0
+    if span == 1:
+        return rows
+    r = start - span
+    jvp = average_velocity(sigmas, r, start)
+    jvp[r] -= 1.0
+    jvp /= sigmas[start] - sigmas[r]
+    return rows + (sigmas[start + 1 :] - sigmas[start])[:, None] * jvp
 
 
 def secant_velocity(sigmas: np.ndarray, previous: int, start: int, stop: int) -> np.ndarray:

@@ -29,8 +29,8 @@ from cluster.results.manifest import Manifest
 from cluster.store import open_store
 from cluster.work.plan import plan_items
 from cluster.work.prompts import Prompt
-from meancache.calibration import trajectory_statistics
 from meancache.schedule import Edge, Schedule
+from meancache.statistics import trajectory_statistics
 from meancache.trajectory import record_trajectory
 
 PROMPT = "a red circle moving left on a dark background"

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from cluster.fleet.gang import Gang, GangTaskError
 from cluster.store import AlreadyExists, Store
 from cluster.work.plan import WorkItem
-from meancache.calibration import Calibration, trajectory_statistics
+from meancache.calibration import Calibration
+from meancache.statistics import trajectory_statistics
 
 if TYPE_CHECKING:
     from cluster.ranks.renderer import Renderer

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
-from meancache.calibration import Calibration, edge_list
+from meancache.calibration import Calibration
+from meancache.statistics import edge_list
 
 # Runs that are looked back on.
 RUNS = 30

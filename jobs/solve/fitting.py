@@ -259,7 +259,7 @@ def fitted_schedule(fitting: Fitting, answer: FitAnswer) -> Schedule:
         "fitted",
         answer.budget,
         answer.edges,
-        calibration={
+        record={
             "fitted_on": len(answer.psnr),
             "reference_steps": target.num_inference_steps,
             "psnr": fidelity.mean,

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from cluster.models.model import Model, find_model
-from meancache.calibration import Calibration, trajectory_statistics
+from meancache.calibration import Calibration
+from meancache.statistics import trajectory_statistics
 
 PROMPTS = [
     "a red circle moving left on a dark background",

@@ -2,6 +2,8 @@
 
 import dataclasses
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -9,16 +11,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from meancache import calibration as stability
-from meancache.calibration import (
-    MULTIGRAPH_SCHEMA,
-    Calibration,
-    edge_count,
-    edge_list,
-    trajectory_statistics,
-)
-from meancache.errors import CalibrationError
+from meancache import statistics as measuring
+from meancache.calibration import Calibration
+from meancache.calibration_file import MULTIGRAPH_SCHEMA
+from meancache.carrying import carrying_weights
+from meancache.errors import CalibrationError, SolverError
 from meancache.grid import Grid
+from meancache.methods import fitted_schedules
+from meancache.schedule import Schedule
+from meancache.statistics import edge_count, edge_list, trajectory_statistics
+from meancache.velocity import average_velocity, estimated_velocity
 
 SIGMAS = 7 * np.linspace(1, 0, 13) / (1 + 6 * np.linspace(1, 0, 13))
 GRID = Grid.from_sigmas(SIGMAS.tolist())
@@ -58,7 +60,7 @@ def test_the_l1_cost_is_equation_13_of_every_edge(torch_velocities, statistics):
 
 
 def test_slices_change_nothing(torch_velocities, statistics, monkeypatch):
-    monkeypatch.setattr(stability, "SLICE_BYTES", 100_000)
+    monkeypatch.setattr(measuring, "SLICE_BYTES", 100_000)
     sliced = trajectory_statistics(torch_velocities(0), GRID, "p0", 0)
     np.testing.assert_allclose(sliced.l1, statistics[0].l1, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(sliced.gram, statistics[0].gram)
@@ -200,3 +202,131 @@ def test_trajectories_to_run_again_are_spread_over_those_with_a_prompt(torch_vel
     mute = Calibration(grid).add([trajectory_statistics(velocities, grid, "p", 0)])
     with pytest.raises(CalibrationError, match="holds no prompts"):
         mute.spread(1)
+
+
+ELSEWHERE = Grid.from_sigmas([1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.0])
+
+
+def test_a_saved_calibration_loads_as_it_was(statistics, tmp_path):
+    calibration = graph_of(statistics)
+    calibration.save(tmp_path / "calibration.parquet")
+    assert Calibration.load(tmp_path / "calibration.parquet").id == calibration.id
+
+
+def test_a_file_that_is_missing_or_no_calibration_is_named(tmp_path):
+    for content, sentence in ((None, "No such file"), (b"PAR1", "not a calibration")):
+        path = tmp_path / "calibration.parquet"
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(CalibrationError, match=sentence) as refusal:
+            Calibration.load(path)
+        assert str(path) in str(refusal.value)
+
+
+def test_on_its_own_grid_a_calibration_is_itself(statistics):
+    calibration = graph_of(statistics)
+    assert calibration.on(GRID) is calibration
+    assert calibration.on(list(GRID.sigmas)) is calibration
+    assert calibration.on(ELSEWHERE).on(GRID) is calibration
+
+
+def test_carried_it_stays_the_calibration_it_was_for_another_grid(statistics):
+    calibration = graph_of(statistics)
+    carried = calibration.on(ELSEWHERE)
+    assert carried.grid == ELSEWHERE
+    assert (carried.id, carried.origin) == (calibration.id, calibration)
+    assert carried.gram().shape == (8, 8)
+    weights = carrying_weights(GRID, ELSEWHERE)
+    np.testing.assert_allclose(carried.gram(), weights @ calibration.gram() @ weights.T)
+    there = Grid.from_sigmas([1.0, 0.8, 0.6, 0.4, 0.0])
+    np.testing.assert_array_equal(carried.on(there).gram(), calibration.on(there).gram())
+
+
+def test_costs_in_rms_are_those_of_the_residuals(torch_velocities, statistics):
+    """As eq. 13, with a root of mean squares: the same edges, from the velocities themselves."""
+    costs = graph_of(statistics[:1]).costs_in_rms()
+    v = torch_velocities(0).double().numpy()
+    for t, s, span in edge_list(12)[::17]:
+        residual = average_velocity(SIGMAS, t, s) - estimated_velocity(SIGMAS, t, s, span)
+        expected = np.sqrt(np.mean((residual @ v) ** 2))
+        assert costs[span - 1, t, s] == pytest.approx(expected, abs=1e-6)
+    assert np.isfinite(costs).sum() == len(edge_list(12))
+
+
+def test_what_was_carried_is_neither_saved_nor_merged_nor_asked_for_l1_costs(statistics, tmp_path):
+    carried = graph_of(statistics).on(ELSEWHERE)
+    for use in (
+        lambda: carried.save(tmp_path / "c.parquet"),
+        lambda: carried.merge(carried),
+        carried.costs,
+        carried.multigraph_parquet,
+    ):
+        with pytest.raises(CalibrationError, match="carried from 12 steps"):
+            use()
+
+
+def test_sigmas_that_are_no_grid_are_refused(statistics):
+    for sigmas in ([1.0, 1.0, 0.0], [1.0], ["a"], [1.0, 0.5]):
+        with pytest.raises(CalibrationError, match="not a grid"):
+            graph_of(statistics).on(sigmas)
+
+
+@pytest.mark.parametrize("method", ["fitted", "secant", "paper"])
+def test_a_schedule_is_solved_for_any_grid(statistics, method):
+    schedule = graph_of(statistics).schedule(ELSEWHERE, 4, method)
+    assert schedule.grid == ELSEWHERE
+    assert (schedule.method, schedule.nfe, schedule.budget) == (method, 4, 4)
+    assert schedule.calibration["graph"] == graph_of(statistics).id
+    assert schedule.calibration["carried"] == {
+        "grid": {"from": str(GRID), "to": "8 steps, sigma 1, 0.95, ..., 0.4, 0"}
+    }
+    assert Schedule.loads(schedule.dumps()).id == schedule.id
+
+
+def test_a_schedule_on_the_own_grid_was_carried_nowhere(statistics):
+    schedule = graph_of(statistics).schedule(GRID, 4)
+    assert "carried" not in schedule.calibration
+    assert schedule.edges == fitted_schedules(graph_of(statistics), [4])[4].edges
+
+
+def test_conditions_are_open_unless_they_are_given_and_then_say_what_was_carried(statistics):
+    calibration = graph_of(statistics)
+    assert calibration.schedule(GRID, 4).conditions == {}
+    schedule = calibration.schedule(GRID, 4, conditions={"height": 96, "width": 64})
+    assert schedule.conditions == {"height": 96, "width": 64}
+    assert schedule.calibration["carried"] == {"height": {"from": 64, "to": 96}}
+    known, carried = (calibration.schedule(GRID, 4, conditions={"height": h}) for h in (64, 96))
+    assert carried.calibration["psnr_estimate"] < known.calibration["psnr_estimate"]
+
+
+def test_strict_carries_to_another_grid_alone(statistics):
+    calibration = graph_of(statistics)
+    assert calibration.schedule(ELSEWHERE, 4, strict=True).conditions == {"height": 64}
+    with pytest.raises(CalibrationError, match="strict allows carrying to another grid alone"):
+        calibration.schedule(GRID, 4, conditions={"height": 96}, strict=True)
+
+
+def test_a_target_takes_the_smallest_budget_that_is_estimated_to_reach_it(statistics):
+    calibration = graph_of(statistics)
+    schedule = calibration.schedule(ELSEWHERE, target_psnr=20)
+    assert schedule.calibration["psnr_estimate"] >= 20
+    fewer = calibration.schedule(ELSEWHERE, schedule.budget - 1)
+    assert fewer.calibration["psnr_estimate"] < 20
+    assert calibration.schedule(ELSEWHERE, target_psnr=1e6).nfe == 8
+    for neither_nor_both in ({}, {"budget": 4, "target_psnr": 20}):
+        with pytest.raises(SolverError, match="either a budget of forwards or a target"):
+            calibration.schedule(ELSEWHERE, **neither_nor_both)
+
+
+def test_solving_needs_no_torch(statistics, tmp_path):
+    """In a process of its own, as this one has imported it."""
+    graph_of(statistics).save(tmp_path / "calibration.parquet")
+    script = (
+        "import sys; from meancache import Calibration; "
+        f"c = Calibration.load({str(tmp_path / 'calibration.parquet')!r}); "
+        "print(c.schedule([1.0, 0.8, 0.6, 0.4, 0.0], 3).nfe, 'torch' in sys.modules)"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout
+    assert said.split() == ["3", "False"]

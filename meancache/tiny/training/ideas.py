@@ -25,11 +25,12 @@ import torch
 
 from meancache import tiny
 from meancache.baselines.field import Field
-from meancache.calibration import Calibration, trajectory_statistics
+from meancache.calibration import Calibration
 from meancache.fitting import ORDER, RIDGE
 from meancache.methods import candidate_paths
 from meancache.quality import Summary, psnr
 from meancache.solver import Steps
+from meancache.statistics import trajectory_statistics
 from meancache.tiny.captions import CALIBRATION, HELD_OUT, Caption
 
 BUDGETS = (6, 8, 10, 12)

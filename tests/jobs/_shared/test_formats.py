@@ -15,7 +15,7 @@ from cluster.work.plan import plan_items
 from cluster.work.prompts import Prompt
 from jobs.evaluate.table import TINY_SCHEMA
 from meancache import Schedule
-from meancache.calibration import MULTIGRAPH_SCHEMA, STATISTICS_SCHEMA
+from meancache.calibration_file import MULTIGRAPH_SCHEMA, STATISTICS_SCHEMA
 from tests.support.commands import PROJECT
 from tests.support.rows import finish
 

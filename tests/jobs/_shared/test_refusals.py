@@ -253,4 +253,4 @@ def test_a_graph_without_prompts_to_run_again(tmp_path, refused, graph):
 def test_a_file_that_is_no_graph(tmp_path, refused):
     open_store(str(tmp_path)).put("statistics.parquet", b"PAR1")
     said = refused(solve.main, "--graph", str(tmp_path), "--output", str(tmp_path / "out"))
-    assert "not a graph of trajectory statistics" in said
+    assert "not a calibration of trajectory statistics" in said

@@ -24,7 +24,8 @@ from jobs.evaluate.results import results
 from jobs.evaluate.table import TINY_SCHEMA, from_parquet
 from meancache import Schedule, baselines
 from meancache.baselines import Baseline
-from meancache.calibration import Calibration, trajectory_statistics
+from meancache.calibration import Calibration
+from meancache.statistics import trajectory_statistics
 from meancache.trajectory import record_trajectory
 from tests.jobs.conftest import PROMPTS
 

@@ -20,9 +20,10 @@ from jobs.evaluate.page import evaluation_page
 from jobs.evaluate.results import results
 from jobs.evaluate.table import TINY_SCHEMA, scoreboard
 from meancache import Schedule
-from meancache.calibration import Calibration, trajectory_statistics
+from meancache.calibration import Calibration
 from meancache.grid import Grid
 from meancache.quality import Summary
+from meancache.statistics import trajectory_statistics
 from tests.support.browser import needs_browser, views
 
 EVIL = "<script>document.title = 'owned'</script> a red circle & a $x^{ \"square\""

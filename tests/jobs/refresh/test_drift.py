@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from jobs.refresh.drift import LEAST_COST, drift, log_costs
-from meancache.calibration import Calibration, Statistics, edge_count, edge_list
+from meancache.calibration import Calibration
 from meancache.grid import Grid
+from meancache.statistics import Statistics, edge_count, edge_list
 
 STEPS = 12
 GRID = Grid.from_sigmas(np.linspace(1.0, 0.0, STEPS + 1).tolist())

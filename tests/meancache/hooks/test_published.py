@@ -11,8 +11,6 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from meancache import Schedule, ScheduleError, apply_mean_cache, remove_mean_cache
 from meancache.grid import Grid
-from meancache.methods import PAPER_GAMMA
-from meancache.presets import PAPER, on_grid
 from tests.support.small_pipelines import Small, build
 
 FILES = sorted((Path(__file__).parents[3] / "schedules/published").glob("*/*.json"))
@@ -113,7 +111,7 @@ def fine_step_run(z, velocity, sigmas, edges) -> torch.Tensor:
     "path", [path for path in FILES if path.parent.name == "Qwen-Image"], ids=lambda path: path.stem
 )
 def test_a_published_schedule_in_a_pipeline_is_the_rule_written_as_a_loop(small, grid, path):
-    schedule = on_grid(Schedule.load(path), grid.sigmas)
+    schedule = Schedule.load(path).on(grid.sigmas)
     start, velocity = field_of(small)
     expected = fine_step_run(start, velocity, grid.sigmas, schedule.edges)
     hook = apply_mean_cache(small.pipe.transformer, schedule)
@@ -148,11 +146,11 @@ def test_under_renormalised_guidance_each_branch_follows_the_rule():
 
     full = guided.draw(num_inference_steps=50)
     grid = Grid.from_scheduler(guided.pipe.scheduler)
-    every = on_grid(all_steps(), grid.sigmas).edges
+    every = all_steps().on(grid.sigmas).edges
     replay = fine_step_run(start, combined, grid.sigmas, every)
     torch.testing.assert_close(full, replay, atol=2e-5, rtol=2e-5)
     path = next(path for path in FILES if path.parent.name == "Qwen-Image")
-    schedule = on_grid(Schedule.load(path), grid.sigmas)
+    schedule = Schedule.load(path).on(grid.sigmas)
     theirs = fine_step_run(start, combined, grid.sigmas, schedule.edges)
     apply_mean_cache(guided.pipe.transformer, schedule)
     ours = guided.draw(num_inference_steps=50)
@@ -166,23 +164,13 @@ def all_steps() -> Schedule:
 
 def test_edges_move_to_another_grid_of_as_many_steps_and_to_no_other(grid):
     schedule = Schedule.load(FILES[0])
-    moved = on_grid(schedule, grid.sigmas)
+    moved = schedule.on(grid.sigmas)
     assert moved.edges == schedule.edges
     assert moved.grid.sigmas == grid.sigmas
     with pytest.raises(ScheduleError, match="50 steps, but the grid has 12; give one of 50"):
-        on_grid(schedule, np.linspace(1, 0, 13))
+        schedule.on(np.linspace(1, 0, 13))
     with pytest.raises(ScheduleError, match="must fall strictly"):
-        on_grid(schedule, [1.0] * 51)
+        schedule.on([1.0] * 51)
     weighted = Schedule.from_edges([1, 0.5, 0], [{"start": 0, "stop": 2, "weights": {0: 1.0}}])
     with pytest.raises(ScheduleError, match="weights that hold on its own grid only"):
-        on_grid(weighted, [1, 0.6, 0])
-
-
-def test_the_papers_configurations_are_those_of_its_table():
-    assert {name: preset.gamma for name, preset in PAPER.items()} == {
-        "FluxPipeline": 4.0,
-        "QwenImagePipeline": 4.0,
-        "HunyuanVideoPipeline": 3.0,
-    }
-    assert all(preset.budgets == (10, 11, 12, 13, 14, 15) for preset in PAPER.values())
-    assert PAPER_GAMMA.items() <= {name: preset.gamma for name, preset in PAPER.items()}.items()
+        weighted.on([1, 0.6, 0])

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meancache import calibration as stability
-from meancache.calibration import Calibration, Statistics, edge_count
+from meancache import calibration_file
+from meancache.calibration import Calibration
 from meancache.errors import CalibrationError
 from meancache.grid import Grid
+from meancache.statistics import Statistics, edge_count
 from tests.support.hostile import ESCAPE, FUZZ, JSON, assert_sentence, damaged, mutated
 
 STEPS = 6
@@ -98,7 +99,9 @@ def test_a_setting_nested_without_end(depth):
 @pytest.mark.parametrize("name", ["model", "grid", "conditions"])
 def test_a_setting_whose_parts_are_not_objects(name):
     for value in ("", [], None, 1):
-        with pytest.raises(CalibrationError, match=f"the graph's {name} must be a JSON object"):
+        with pytest.raises(
+            CalibrationError, match=f"the calibration's {name} must be a JSON object"
+        ):
             Calibration.from_parquet(described(json.dumps({**SETTING, name: value})))
 
 
@@ -162,7 +165,7 @@ def test_columns_of_another_schema():
 def test_numbers_that_unpack_to_more_than_the_limit_are_refused_before_they_do(monkeypatch):
     rows = [{**TABLE.to_pylist()[0], "seed": seed} for seed in range(200)]
     bomb = parquet(pa.Table.from_pylist(rows, TABLE.schema), compression="zstd")
-    monkeypatch.setattr(stability, "MAX_BYTES", 100_000)
+    monkeypatch.setattr(calibration_file, "MAX_BYTES", 100_000)
     assert len(bomb) < 10_000
     with pytest.raises(CalibrationError, match="unpacks to more than 100000 bytes"):
         Calibration.from_parquet(bomb)
@@ -171,7 +174,7 @@ def test_numbers_that_unpack_to_more_than_the_limit_are_refused_before_they_do(m
 def test_texts_that_unpack_to_more_than_the_limit_are_refused(monkeypatch):
     rows = [{**TABLE.to_pylist()[0], "seed": seed, "prompt": "x" * 10_000} for seed in range(200)]
     bomb = parquet(pa.Table.from_pylist(rows, TABLE.schema), compression="zstd")
-    monkeypatch.setattr(stability, "MAX_BYTES", 600_000)
+    monkeypatch.setattr(calibration_file, "MAX_BYTES", 600_000)
     with pytest.raises(CalibrationError, match="unpacks to more than 600000 bytes"):
         Calibration.from_parquet(bomb)
 
