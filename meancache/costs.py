@@ -62,7 +62,7 @@ def least_squares_costs(gram: np.ndarray, sigmas: np.ndarray, terms: int) -> np.
 
 
 class _Jumps:
-    """All jumps p -> t -> s from one step t: how far u(t, s) is from v_t, and what brings it nearer.
+    """All jumps p -> t -> s from one step t, and how far an estimate is from u(t, s).
 
     Attributes:
         averages: (S, T) the rows of u(t, s), for every s.

@@ -112,7 +112,7 @@ def test_the_papers_gamma_is_that_of_its_table(graph, pipeline, gamma):
 
 
 def test_carried_the_paper_has_costs_in_rms_and_says_so(graph):
-    here = graph.on(np.linspace(1, 0.1, 9).tolist() + [0.0])
+    here = graph.on([*np.linspace(1, 0.1, 9).tolist(), 0.0])
     for schedule in paper_schedules(here, [4], 3.0, "jump").values():
         path = [(edge.start, edge.stop, edge.span) for edge in schedule.edges]
         assert schedule.predicted_cost == path_cost(here.costs_in_rms(), path, 3.0)
