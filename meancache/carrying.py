@@ -22,6 +22,21 @@ from meancache.errors import CalibrationError
 from meancache.grid import SIGMA_TOLERANCE, Grid
 from meancache.json_values import shown
 
+# Levels below the last one of a run that a calibration is recorded on, each half of the one before.
+LEVELS_BELOW = 3
+
+
+def times_to_calibrate(steps: int) -> list[float]:
+    """The times tau, before the shift, of a run that is recorded for a calibration.
+
+    Those of a plain run, 1, ..., 1 / T, and LEVELS_BELOW more, down to 1 / (8 T): a run of more
+    steps or a smaller shift ends at lower levels than this one, and beyond its own levels a
+    calibration knows nothing. On `tiny` 50 steps and three levels carried further, and as well, as
+    100 steps did, for 6% more forwards instead of 100% (docs/calibration.md).
+    """
+    plain = [1 - step / steps for step in range(steps)]
+    return plain + [1 / (steps * 2**number) for number in range(1, LEVELS_BELOW + 1)]
+
 
 def carrying_weights(known: Grid, wanted: Grid) -> np.ndarray:
     """P, from the velocities at the levels of `known` to those at the levels of `wanted`.
