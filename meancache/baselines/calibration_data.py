@@ -16,9 +16,10 @@ import torch
 
 from meancache.baselines.baseline import BaselineError
 from meancache.baselines.field import Field
-from meancache.calibration import Calibration, trajectory_statistics
+from meancache.calibration import Calibration
 from meancache.grid import Grid
 from meancache.schedule import Edge, Schedule
+from meancache.statistics import trajectory_statistics
 from meancache.velocity import velocities_in_use
 
 Velocity = Callable[[torch.Tensor, float], torch.Tensor]
