@@ -31,6 +31,7 @@ __all__ = [
     "S3Store",
     "Store",
     "StoreError",
+    "local_path",
     "open_store",
     "read",
 ]

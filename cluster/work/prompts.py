@@ -1,4 +1,4 @@
-"""Reads a prompts file: .txt, .jsonl, .csv or .parquet, local or s3://.
+"""Reads prompts: a file, a folder or a glob of .txt, .jsonl, .csv, .tsv and .parquet files.
 
 Rows come from outside, so each is checked here and the bad ones are named with their line
 numbers before any rank starts.
@@ -6,28 +6,27 @@ numbers before any rank starts.
 
 from __future__ import annotations
 
-import codecs
-import csv
 import hashlib
-import io
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from cluster.store import StoreError, read
-from meancache.errors import InputError
+from cluster.work import csv_rows, extra, text_rows, values
+from cluster.work.extra import ExtraError
+from cluster.work.parquet_rows import BATCH, parquet_batches
+from cluster.work.prompt_files import PromptFile, find_files
+from cluster.work.text_rows import Row
+from cluster.work.values import PromptsError
 from meancache.json_values import canonical_json, shown
 
+__all__ = ["COLUMNS", "MAX_SEED", "Prompt", "Prompts", "PromptsError", "read_prompts"]
+
 MAX_SEED = 2**63 - 1
-MAX_PROMPT_ID = 256
 NAMED_ROWS = 5
-# Rows of a Parquet file unpacked at a time.
-BATCH = 1024
 
 # Pipeline arguments that a row may override, and what makes a value of each.
 OVERRIDES: dict[str, type] = {
@@ -39,12 +38,17 @@ OVERRIDES: dict[str, type] = {
     "num_frames": int,
     "num_inference_steps": int,
 }
-COLUMNS = ("prompt", "prompt_id", "seed", *OVERRIDES)
-
-
-class PromptsError(InputError):
-    """A prompts file cannot be used; the message names the rows and the rule."""
-
+PROMPT = "prompt"
+COLUMNS = (PROMPT, "prompt_id", "seed", *OVERRIDES)
+_VALUES: dict[type, Callable[[str, Any], Any]] = {
+    str: values.text,
+    float: values.number,
+    int: values.whole,
+}
+# How programs spell a value left out; in a column of numbers it can be nothing else.
+_NULLS = ("", "NULL", "null", "NaN", "nan", "None", "NA", "N/A", "<NA>", "\\N")
+_NUMBERS = {"seed", *(name for name, kind in OVERRIDES.items() if kind is not str)}
+ColumnsProblem = Callable[[Sequence[str]], str | None]
 
 # Shared by the rows that override nothing: a million dictionaries would be most of their memory.
 NO_OVERRIDES: Mapping[str, Any] = {}
@@ -60,6 +64,8 @@ class Prompt:
         prompt_id: the user's, or one made from the row's content.
         seed: of the noise, or None where the row leaves it open.
         overrides: pipeline arguments that differ from the job's.
+        repetition: how many rows before it have the same content, where the row has neither an id
+            nor a seed of its own: each is another video.
     """
 
     line: int
@@ -67,6 +73,20 @@ class Prompt:
     prompt_id: str
     seed: int | None = None
     overrides: Mapping[str, Any] = field(default_factory=lambda: NO_OVERRIDES)
+    repetition: int = 0
+
+
+class Prompts(list[Prompt]):
+    """The rows of the prompts that a job was given, in their order.
+
+    Attributes:
+        extra: what else the rows hold, a typed column for each column that is not a prompt's, and
+            as many rows as prompts where there is one.
+    """
+
+    def __init__(self, rows: Sequence[Prompt], extra: pa.Table) -> None:
+        super().__init__(rows)
+        self.extra = extra
 
 
 def stable_seed(prompt_id: str, draw: int = 0) -> int:
@@ -80,217 +100,188 @@ def stable_seed(prompt_id: str, draw: int = 0) -> int:
     return int(digest[:8], 16) >> 1
 
 
-def read_prompts(uri: str) -> list[Prompt]:
-    """All rows of a prompts file, in its order, their text as it is written there.
+def read_prompts(uri: str, column: str = PROMPT) -> Prompts:
+    """All rows of a prompts file, or of the files of a folder or a glob, text as it is written.
 
     In a .txt file white space at both ends of a line is not part of the prompt.
+
+    Args:
+        uri: a path or s3:// uri; a folder's files and a glob's are read in the order of their
+            names.
+        column: the one that holds the prompts; a column `prompt` beside it is carried along.
 
     Raises:
         PromptsError: the file is missing, empty, of an unknown kind, or has bad rows.
     """
-    named_file = f"prompts {uri if uri.isprintable() else shown(uri)}"
-    ending = uri.rpartition(".")[2].lower()
-    if ending not in _READERS:
-        raise PromptsError(f"{named_file}: the file's ending must be one of {_known(_READERS)}")
+    rows: list[Prompt] = []
+    others: list[extra.Batch] = []
+    problems = _Problems(f"prompts {uri if uri.isprintable() else shown(uri)}")
+    seen: Counter[str] = Counter()
+    files = find_files(uri)
+    for file in files:
+        where = f"{file.name} " if len(files) > 1 or file.name != uri else ""
+        for lines, batch, table in _batches(file, column):
+            others.append(extra.Batch(f"{where}line {lines[0]}", len(lines), table))
+            for line, row in zip(lines, batch, strict=True):
+                try:
+                    rows.append(_prompt(line, row, column, seen))
+                except PromptsError as error:
+                    problems.add(f"{where}line {line}: {error}")
+    problems.refuse()
+    if not rows:
+        raise PromptsError(f"{problems.file}: there is no prompt in it; write one a line")
     try:
-        data = read(uri)
-    except StoreError as error:
-        raise PromptsError(f"{named_file}: {error}") from error
-    prompts: list[Prompt] = []
-    named: list[str] = []
-    bad = 0
-    for line, row in _READERS[ending](data):
-        try:
-            if isinstance(row, str):
-                raise PromptsError(row)
-            prompts.append(_prompt(line, row))
-        except PromptsError as error:
-            bad += 1
-            if bad <= NAMED_ROWS:
-                named.append(f"line {line}: {error}")
-    if bad:
-        more = f" and {bad - NAMED_ROWS} more" if bad > NAMED_ROWS else ""
-        raise PromptsError(f"{named_file}: {'; '.join(named)}{more}")
-    if not prompts:
-        raise PromptsError(f"{named_file}: there is no prompt in it; write one a line")
-    return prompts
+        return Prompts(rows, extra.joined(others))
+    except PromptsError as error:
+        raise PromptsError(f"{problems.file}: {error}") from None
 
 
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-_SURROGATE = re.compile("[\ud800-\udfff]")
+class _Problems:
+    """What is wrong with the rows: the first few, and how many more."""
 
-# A row as read: its columns, or a sentence that says what is wrong with the line.
-Row = dict[str, Any] | str
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self._named: list[str] = []
+        self._count = 0
 
+    def add(self, sentence: str) -> None:
+        self._count += 1
+        if len(self._named) < NAMED_ROWS:
+            self._named.append(sentence)
 
-def _text(data: bytes) -> Iterator[tuple[int, Row]]:
-    lines = (raw for piece in io.BytesIO(data) for raw in piece.splitlines())
-    for line, raw in enumerate(lines, start=1):
-        try:
-            text = (raw.removeprefix(codecs.BOM_UTF8) if line == 1 else raw).decode().strip()
-        except UnicodeDecodeError as error:
-            yield line, f"not UTF-8 at byte {error.start}"
-            continue
-        if text:
-            yield line, {"prompt": text}
-
-
-def _jsonl(data: bytes) -> Iterator[tuple[int, Row]]:
-    for line, raw in enumerate(io.BytesIO(data), start=1):
-        if not raw.strip():
-            continue
-        try:
-            row = json.loads(raw, object_pairs_hook=_refuse_repetition)
-        except PromptsError as error:
-            yield line, str(error)
-            continue
-        except (ValueError, RecursionError):
-            yield line, "not JSON"
-            continue
-        yield line, row if isinstance(row, dict) else "not a JSON object"
+    def refuse(self) -> None:
+        """Raises PromptsError where anything was wrong."""
+        if self._count:
+            more = self._count - len(self._named)
+            raise PromptsError(
+                f"{self.file}: {'; '.join(self._named)}{f' and {more} more' if more else ''}"
+            )
 
 
-def _csv(data: bytes) -> Iterator[tuple[int, Row]]:
-    try:
-        text = data.removeprefix(codecs.BOM_UTF8).decode()
-    except UnicodeDecodeError as error:
-        yield error.object.count(b"\n", 0, error.start) + 1, f"not UTF-8 at byte {error.start}"
+def _batches(file: PromptFile, column: str) -> Iterator[tuple[list[int], list[Row], pa.Table]]:
+    """The file's rows in batches: their lines, their known columns, and a table of the others."""
+    known = {column, *COLUMNS[1:]}
+
+    def problem(names: Sequence[str]) -> str | None:
+        return _columns_problem(names, column)
+
+    if file.ending == "parquet":
+        first = 1
+        for rows, table in parquet_batches(file.read(), problem, known.__contains__):
+            yield list(range(first, first + len(rows))), rows, table
+            first += len(rows)
         return
-    csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(io.StringIO(text, newline=""))
-    names: list[str] = []
-    while True:
-        line = reader.line_num + 1  # where the row begins: a quoted field may hold more lines
-        try:
-            fields = next(reader, None)
-        except csv.Error as error:
-            yield line, f"not CSV ({error})"
-            return
-        if fields is None:
-            return
-        if not fields:
-            continue
-        if not names:
-            names = fields
-            if problem := _column_problem(names):
-                yield line, problem
-                return
-        elif len(fields) != len(names):
-            yield line, f"{len(fields)} fields where the header has {len(names)}"
-        else:
-            # An empty field of a CSV is a value left out.
-            yield line, {name: value for name, value in zip(names, fields, strict=True) if value}
+    lines: list[int] = []
+    batch: list[Row] = []
+    for line, row in _text_rows(file, column, problem):
+        lines.append(line)
+        batch.append(row)
+        if len(batch) == BATCH:
+            yield lines, batch, _others(batch, known)
+            lines, batch = [], []
+    if batch:
+        yield lines, batch, _others(batch, known)
 
 
-def _parquet(data: bytes) -> Iterator[tuple[int, Row]]:
-    line = 0
+def _text_rows(file: PromptFile, column: str, problem: ColumnsProblem) -> Iterator[tuple[int, Row]]:
+    text = text_rows.decoded(file.read())
+    if not isinstance(text, str):
+        yield text
+    elif file.ending == "txt":
+        yield from text_rows.lines_of_text(text, column)
+    elif file.ending == "jsonl":
+        for line, row in text_rows.json_lines(text):
+            wrong = None if isinstance(row, str) else _misspelt(row, column)
+            yield line, wrong or row
+    else:
+        delimiter = csv_rows.COMMA if file.ending == "csv" else csv_rows.TAB
+        for line, row in csv_rows.table_rows(text, delimiter, problem):
+            yield line, row if isinstance(row, str) else _without_nulls(row)
+
+
+def _others(batch: list[Row], known: Collection[str]) -> pa.Table:
+    """The columns of a batch that are not a prompt's; a row that cannot be kept says so instead."""
+    rows = [
+        {}
+        if isinstance(row, str)
+        else {name: value for name, value in row.items() if name not in known}
+        for row in batch
+    ]
     try:
-        file = pq.ParquetFile(io.BytesIO(data))
-        if problem := _column_problem(file.schema_arrow.names):
-            yield 1, problem
-            return
-        for batch in file.iter_batches(BATCH):
-            for row in _rows(batch):
-                line += 1
-                yield line, row
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        yield line + 1, f"not a Parquet file that can be read ({shown(str(error))})"
+        return extra.of_values(rows)
+    except ExtraError as error:
+        batch[error.row] = str(error)
+        return pa.table({})
 
 
-def _rows(batch: pa.RecordBatch) -> Iterator[Row]:
-    """A batch's rows; where one cannot become Python's values, that one is named."""
-    try:
-        yield from batch.to_pylist()
-        return
-    except (ValueError, OverflowError):
-        pass
-    for number in range(batch.num_rows):
-        try:
-            yield from batch.slice(number, 1).to_pylist()
-        except UnicodeDecodeError as error:
-            yield f"text that is not UTF-8, such as a lone surrogate ({error.reason})"
-        except (ValueError, OverflowError) as error:
-            yield f"a value that cannot be read ({shown(str(error))})"
-
-
-def _column_problem(names: Sequence[str]) -> str | None:
-    """What is wrong with a table's columns, or None."""
-    for name in names:
-        if name not in COLUMNS:
-            return _unknown(name)
-    return "a column is named twice" if len(set(names)) < len(names) else None
-
-
-def _unknown(name: object) -> str:
-    return f"unknown column {shown(name)}; known are {', '.join(COLUMNS)}"
-
-
-def _refuse_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        raise PromptsError("a column is named twice")
+def _without_nulls(row: dict[str, Any]) -> Row:
+    """A row of a CSV without what can only be a value left out: no number is spelt so."""
+    row = {
+        name: None
+        if (name in _NUMBERS and value in _NULLS) or (name == "prompt_id" and value == "")
+        else value
+        for name, value in row.items()
+    }
+    if "\\N" in row.values():
+        return "a text of \\N, which is null to some programs; leave the field empty"
     return row
 
 
-_READERS: dict[str, Callable[[bytes], Iterator[tuple[int, Row]]]] = {
-    "txt": _text,
-    "jsonl": _jsonl,
-    "csv": _csv,
-    "parquet": _parquet,
-}
+def _columns_problem(names: Sequence[str], column: str) -> str | None:
+    """What is wrong with a table's columns, or None."""
+    if len(set(names)) < len(names):
+        return "a column is named twice"
+    if problem := _misspelt(names, column):
+        return problem
+    others = [name for name in names if name != column and name not in COLUMNS[1:]]
+    if column not in names:
+        some = ", ".join(map(shown, names[:NAMED_ROWS])) + ", ..." * (len(names) > NAMED_ROWS)
+        return f"no column {shown(column)}, but {some}; name the prompts' one by --prompt-column"
+    return extra.names_problem(others)
 
 
-def _prompt(line: int, row: Mapping[str, Any]) -> Prompt:
+def _misspelt(names: Collection[str], column: str) -> str | None:
+    """The name that would be a column of a prompt in other letters: it would be left unread."""
+    known = {column, *COLUMNS[1:]}
+    for name in names:
+        if name not in known:
+            meant = re.sub(r"[\s_-]+", "_", name.strip("\ufeff \t\r\n").casefold())
+            if meant in known and meant not in names:
+                return f"the column {shown(name)} is none of a prompt's: is it {meant!r}?"
+    return None
+
+
+def _prompt(line: int, row: Row, column: str, seen: Counter[str]) -> Prompt:
     """Checks one row. Raises PromptsError with the rule it breaks."""
-    row = {name: value for name, value in row.items() if value is not None}
-    for name in row:
-        if name not in COLUMNS:
-            raise PromptsError(_unknown(name))
-    prompt = row.get("prompt")
+    if isinstance(row, str):
+        raise PromptsError(row)
+    prompt = row.get(column)
     if prompt is None or (isinstance(prompt, str) and not prompt.strip()):
         raise PromptsError("no prompt")
     overrides = {
-        name: _value(name, row[name], kind) for name, kind in OVERRIDES.items() if name in row
+        name: _VALUES[kind](name, row[name])
+        for name, kind in OVERRIDES.items()
+        if row.get(name) is not None
     }
-    seed = _value("seed", row["seed"], int) if "seed" in row else None
-    if seed is not None and not 0 <= seed <= MAX_SEED:
-        raise PromptsError(f"seed {shown(seed)} must be between 0 and {MAX_SEED}")
-    text = _value("prompt", prompt, str)
-    prompt_id = row.get("prompt_id")
-    if prompt_id is None:
+    seed, own_id = row.get("seed"), row.get("prompt_id")
+    if seed is not None:
+        seed = values.whole("seed", seed)
+        if not 0 <= seed <= MAX_SEED:
+            raise PromptsError(f"seed {shown(seed)} must be between 0 and {MAX_SEED}")
+    text = values.text(column, prompt)
+    repetition = 0
+    if own_id is not None:
+        prompt_id = values.prompt_id(own_id)
+    else:
         content = [text, seed, overrides]
-        prompt_id = hashlib.sha256(canonical_json(content)).hexdigest()[:16]
-    prompt_id = _value("prompt_id", prompt_id, str)
-    if not 1 <= len(prompt_id) <= MAX_PROMPT_ID:
-        raise PromptsError(f"prompt_id has {len(prompt_id)} characters, not 1 to {MAX_PROMPT_ID}")
-    return Prompt(line, text, prompt_id, seed, overrides or NO_OVERRIDES)
+        prompt_id = _digest(content)
+        if seed is None:
+            repetition = seen[prompt_id]
+            seen[prompt_id] += 1
+            if repetition:
+                prompt_id = _digest([*content, repetition])
+    return Prompt(line, text, prompt_id, seed, overrides or NO_OVERRIDES, repetition)
 
 
-def _value(name: str, value: Any, kind: type) -> Any:
-    """The value as `kind`; CSV gives text for numbers, JSON may give 6 for 6.0."""
-    if kind is str:
-        if isinstance(value, int) and name == "prompt_id" and not isinstance(value, bool):
-            return str(value)
-        if not isinstance(value, str):
-            raise PromptsError(f"{name} must be text, not {type(value).__name__}")
-        if _SURROGATE.search(value):
-            raise PromptsError(f"{name} holds a lone surrogate, which is no text; remove it")
-        return value
-    try:
-        # Python also reads 1_000, Arabic digits and bytes as numbers; a person may not.
-        if isinstance(value, str):
-            if not _NUMBER.fullmatch(value.strip(" ")):
-                raise ValueError
-        elif type(value) is not int and not (kind is float and isinstance(value, float)):
-            raise ValueError
-        number = kind(value)
-        if number - number != 0:  # NaN or infinite
-            raise ValueError
-    except (TypeError, ValueError, OverflowError) as error:
-        wanted = "a whole number" if kind is int else "a number"
-        raise PromptsError(f"{name} {shown(value)} must be {wanted}") from error
-    return number
-
-
-def _known(readers: Mapping[str, Any]) -> str:
-    return ", ".join(f".{ending}" for ending in readers)
+def _digest(content: object) -> str:
+    return hashlib.sha256(canonical_json(content)).hexdigest()[:16]

@@ -1,5 +1,6 @@
 """Prompts files of every kind, and what is said of the rows that cannot be used."""
 
+import gzip
 import json
 
 import pyarrow as pa
@@ -23,6 +24,13 @@ def surrogate_parquet() -> bytes:
 
 
 SURROGATE = surrogate_parquet()
+
+
+def zst(data: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(data)
+    return sink.getvalue().to_pybytes()
 
 
 def written(tmp_path, name: str, data: bytes | str) -> str:
@@ -63,8 +71,26 @@ def test_a_null_is_a_value_left_out(tmp_path):
 
 
 def test_a_prompt_without_an_id_gets_one_from_its_content(tmp_path):
-    a, b, c = read_prompts(written(tmp_path, "p.txt", "one\ntwo\none\n"))
-    assert a.prompt_id == c.prompt_id != b.prompt_id
+    a, b = read_prompts(written(tmp_path, "p.txt", "one\ntwo\n"))
+    (again,) = read_prompts(written(tmp_path, "q.jsonl", jsonl({"prompt": "one"})))
+    assert a.prompt_id == again.prompt_id != b.prompt_id
+
+
+@pytest.mark.parametrize("name", ["p.txt", "p.csv"])
+def test_a_repeated_line_is_another_video_and_those_before_it_keep_their_ids(tmp_path, name):
+    header = "prompt\n" if name == "p.csv" else ""
+    once = read_prompts(written(tmp_path, name, f"{header}one\ntwo\n"))
+    rows = read_prompts(written(tmp_path, name, f"{header}one\ntwo\none\none\n"))
+    assert rows[:2] == once
+    assert len({row.prompt_id for row in rows}) == 4
+    assert [row.repetition for row in rows] == [0, 0, 1, 2]
+
+
+def test_rows_with_an_id_or_a_seed_of_their_own_repeat_as_they_are(tmp_path):
+    rows = [{"prompt": "a", "seed": 1}] * 2 + [{"prompt": "a", "prompt_id": "x"}] * 2
+    found = read_prompts(written(tmp_path, "p.jsonl", jsonl(*rows)))
+    assert found[0].prompt_id == found[1].prompt_id
+    assert [row.repetition for row in found] == [0] * 4
 
 
 def test_a_prompt_without_a_seed_gets_a_stable_one_from_its_id():
@@ -74,7 +100,7 @@ def test_a_prompt_without_a_seed_gets_a_stable_one_from_its_id():
 
 
 def test_odd_but_valid_text_is_kept_as_it_is(tmp_path):
-    odd = ["nul \x00 and escape \x1b[31m", "مرحبا بالعالم", "x" * 8_000_000, "emoji 🎬"]
+    odd = ["escape \x1b[31m", "مرحبا بالعالم", "x" * 8_000_000, "emoji 🎬"]
     file = written(tmp_path, "p.jsonl", jsonl(*({"prompt": text} for text in odd)))
     assert [prompt.prompt for prompt in read_prompts(file)] == odd
 
@@ -85,7 +111,13 @@ def test_odd_but_valid_text_is_kept_as_it_is(tmp_path):
         ({"prompt_id": "x"}, "line 2: no prompt"),
         ({"prompt": "   "}, "line 2: no prompt"),
         ({"prompt": 5}, "line 2: prompt must be text"),
-        ({"prompt": "a", "promt_id": "x"}, "line 2: unknown column 'promt_id'; known are prompt"),
+        ({"prompt": "a", "Prompt ID": "x"}, "line 2: the column 'Prompt ID' is none of a prompt's"),
+        ({"prompt": "a \x00"}, "line 2: prompt holds a NUL character"),
+        ({"prompt": "a", "note": {"x": ["\x00"]}}, "line 2: column 'note' holds a NUL character"),
+        ({"prompt": "a", "note": "\ud800"}, "line 2: column 'note' cannot hold"),
+        ({"prompt": "a", "note": 2**70}, "line 2: column 'note' cannot hold"),
+        ({"prompt": "a", "seed": 1e300}, "line 2: seed 1e.300 is a float too large to be exact"),
+        ({"prompt": "a", "seed": 2.0**53}, "line 2: seed 9007199254740992.0 is a float too large"),
         ({"prompt": "a \ud800"}, "line 2: prompt holds a lone surrogate"),
         ({"prompt": "a", "seed": -1}, "line 2: seed -1 must be between 0"),
         ({"prompt": "a", "seed": 2**63}, "line 2: seed"),
@@ -123,7 +155,31 @@ def test_many_bad_rows_are_named_together(tmp_path):
         ("p.jsonl", b'{"prompt": "a", "prompt": "b"}', "line 1: a column is named twice"),
         ("p.parquet", b"PAR1", "not a Parquet file"),
         ("p.parquet", SURROGATE, "not UTF-8, such as a lone surrogate"),
-        ("p.doc", b"a", "ending must be one of .txt, .jsonl, .csv, .parquet"),
+        ("p.doc", b"a", "ending must be one of .txt, .jsonl, .ndjson, .csv, .tsv, .parquet"),
+        ("p.gz", b"a", "ending must be one of .txt"),
+        ("p.txt.gz", b"a", r"not a whole .gz file"),
+        ("p.txt.gz", gzip.compress(b"a red circle")[:-5], r"not a whole .gz file"),
+        ("p.txt.zst", zst(b"a red circle")[:-5], r"not a whole .zst file"),
+        ("p.txt", "a red circle".encode("utf-16-le"), "line 1: a NUL character, as in UTF-16"),
+        ("p.csv", "prompt\na\n".encode("utf-16-be"), "line 1: a NUL character, as in UTF-16"),
+        ("p.jsonl", '{"prompt": "a"}'.encode("utf-32-le"), "line 1: a NUL character"),
+        ("p.txt", "fine\n猫が走る".encode("shift-jis"), "line 2: not UTF-8 at byte"),
+        ("p.txt", "fine\n猫が走る".encode("iso2022_jp"), "line 2: an escape sequence of ISO-2022"),
+        ("p.txt", b"one\rtwo\nthree\n", "line 1: a carriage return within a line"),
+        ("p.csv", b"prompt;seed\na;1\n", "line 1: no column 'prompt', but 'prompt;seed'"),
+        ("p.csv", b"a red circle\na blue square\n", "line 1: no column 'prompt', but"),
+        ("p.csv", b"prompt, seed\na,1\n", "line 1: the column ' seed' is none of a prompt's"),
+        ("p.csv", b"PROMPT\na\n", "line 1: the column 'PROMPT' is none .* is it 'prompt'"),
+        ("p.csv", b'prompt\na "red" circle\n', "line 2: not CSV .a quote in a field that does"),
+        ("p.csv", b'prompt,seed\n "a, b",1\n', "line 2: not CSV .a quote in a field that does"),
+        ("p.csv", b'prompt,seed\n"a" ,1\n', "line 2: not CSV .a quote in a quoted field"),
+        ("p.csv", b'prompt\nfine\n"a\nb\n', "line 3: not CSV .a quote that is never closed"),
+        ("p.csv", b"prompt\nfine\na\rb\n", "line 3: not CSV .a carriage return"),
+        ("p.csv", b'prompt,seed\n"a \\"b\\", c",1\n"d",2\n', "line 2: not CSV"),
+        ("p.tsv", b"prompt\nfine\na\\tb\n", "line 3: a backslash escape"),
+        ("p.csv", b"prompt,seed\na,9007199254740993.0\n", "line 2: seed .* too large to be exact"),
+        ("p.csv", b"prompt,seed\na,1e400000000\n", "line 2: seed .* must be a whole number"),
+        ("p.jsonl", b'[{"prompt": "a"}]', "line 1: not a JSON object"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_in_a_sentence(tmp_path, name, data, sentence):
