@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 COMMA, TAB = ",", "\t"
-# Spark, MySQL and others write two backslashes for one, and in a TSV letters for a tab, a line break
-# and a null.
+# Spark, MySQL and others write two backslashes for one, and in a TSV letters for a tab, a line
+# break and a null.
 _ESCAPES = {COMMA: re.compile(r"\\\\"), TAB: re.compile(r"\\[tnrN\\]")}
 
 Fields = list[str | None]

@@ -1,7 +1,10 @@
 """Prompts files of every kind, and what is said of the rows that cannot be used."""
 
+import datetime
+import decimal
 import gzip
 import json
+import uuid
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -185,6 +188,143 @@ def test_many_bad_rows_are_named_together(tmp_path):
 def test_a_file_that_cannot_be_used_is_refused_in_a_sentence(tmp_path, name, data, sentence):
     with pytest.raises(PromptsError, match=sentence):
         read_prompts(written(tmp_path, name, data))
+
+
+def parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return sink.getvalue().to_pybytes()
+
+
+def test_integers_that_became_floats_or_decimals_are_taken_where_they_are_whole(tmp_path):
+    for seeds in (
+        pa.array([7.0, None]),
+        pa.array([7.0, None], pa.float32()),
+        pa.array([decimal.Decimal("7.00"), None]),
+        pa.array([7, None], pa.uint64()),
+    ):
+        columns = {"prompt": pa.array(["a", "b"], pa.large_string()), "seed": seeds}
+        file = written(tmp_path, "p.parquet", parquet(pa.table({**columns, "prompt_id": seeds})))
+        first, second = read_prompts(file)
+        assert (first.seed, first.prompt_id) == (7, "7")
+        assert second.seed is None
+    for name, text in [
+        ("p.csv", "prompt,seed\na,7.0\nb,\n"),
+        ("p.csv", "prompt,seed\na,7.0\nb,NaN\n"),
+        ("p.csv", 'prompt,seed\n"a","7"\n"b",""\n'),
+        ("p.jsonl", '{"prompt":"a","seed":7.0}\n{"prompt":"b","seed":null}\n'),
+    ]:
+        assert [prompt.seed for prompt in read_prompts(written(tmp_path, name, text))] == [7, None]
+
+
+def test_ids_may_be_uuids(tmp_path):
+    one = uuid.UUID("00000000-0000-0000-0000-00000000002a")
+    table = pa.table({"prompt": ["a"], "prompt_id": pa.array([one.bytes], pa.uuid())})
+    (prompt,) = read_prompts(written(tmp_path, "p.parquet", parquet(table)))
+    assert prompt.prompt_id == str(one)
+
+
+def test_other_columns_keep_their_types(tmp_path):
+    when = datetime.datetime(2026, 1, 31, 12, 0, 0, 1, datetime.UTC)
+    kept = {
+        "rank": pa.array([1], pa.int8()),
+        "when": pa.array([when], pa.timestamp("us", tz="UTC")),
+        "cost": pa.array([decimal.Decimal("1.50")]),
+        "tags": pa.array([["a", "b"]]),
+        "box": pa.array([{"x": 1, "y": None}], pa.struct([("x", pa.int32()), ("y", pa.string())])),
+        "data": pa.array([b"\xff"]),
+    }
+    changed = {
+        "kind": (pa.array(["x"]).dictionary_encode(), pa.string()),
+        "long": (pa.array(["x"], pa.large_string()), pa.string()),
+        "id": (pa.array([b"\0" * 16], pa.uuid()), pa.string()),
+        "none": (pa.nulls(1), pa.string()),
+        "map": (
+            pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64())),
+            pa.list_(pa.struct([("key", pa.string()), ("value", pa.int64())])),
+        ),
+    }
+    table = pa.table({"prompt": ["a"], **kept, **{name: one for name, (one, _) in changed.items()}})
+    extra = read_prompts(written(tmp_path, "p.parquet", parquet(table))).extra
+    for name, array in kept.items():
+        assert extra[name].combine_chunks().equals(array)
+    for name, (_, kind) in changed.items():
+        assert extra.schema.field(name).type == kind
+    assert extra["id"][0].as_py() == "00000000-0000-0000-0000-000000000000"
+    assert extra["map"][0].as_py() == [{"key": "a", "value": 1}]
+
+
+def test_values_of_json_are_typed_by_all_rows_and_text_of_a_csv_is_text(tmp_path):
+    rows = [{"prompt": "a"}] * 2000 + [{"prompt": "a", "rank": 1}, {"prompt": "a", "rank": 0.5}]
+    extra = read_prompts(written(tmp_path, "p.jsonl", jsonl(*rows))).extra
+    assert extra["rank"].to_pylist() == [None] * 2000 + [1.0, 0.5]
+    extra = read_prompts(written(tmp_path, "p.csv", 'prompt,zip,no\na,007,\nb,"",\n')).extra
+    assert extra.to_pylist() == [{"zip": "007", "no": None}, {"zip": "", "no": None}]
+
+
+def test_a_column_of_two_kinds_is_refused(tmp_path):
+    near = jsonl({"prompt": "a", "x": 1}, {"prompt": "a", "x": "one"})
+    with pytest.raises(PromptsError, match="line 2: column 'x' holds 'one', of another kind"):
+        read_prompts(written(tmp_path, "p.jsonl", near))
+    far = jsonl(*[{"prompt": "a", "x": 1}] * 2048, {"prompt": "a", "x": "one"})
+    with pytest.raises(PromptsError, match=r"column 'x' is int64 in line 1 and .* in line 2049"):
+        read_prompts(written(tmp_path, "p.jsonl", far))
+
+
+def test_an_index_of_pandas_is_carried_along(tmp_path):
+    extra = read_prompts(written(tmp_path, "p.csv", ",prompt\n5,a\n")).extra
+    assert extra.to_pylist() == [{"column_1": "5"}]
+    table = pa.table({"prompt": ["a"], "__index_level_0__": [5]})
+    extra = read_prompts(written(tmp_path, "p.parquet", parquet(table))).extra
+    assert extra.to_pylist() == [{"__index_level_0__": 5}]
+
+
+def test_another_column_may_hold_the_prompts(tmp_path):
+    file = written(tmp_path, "p.csv", "caption,prompt,seed\na,b,1\n")
+    prompts = read_prompts(file, "caption")
+    assert [(prompt.prompt, prompt.seed) for prompt in prompts] == [("a", 1)]
+    assert prompts.extra.to_pylist() == [{"prompt": "b"}]
+    text = written(tmp_path, "p.txt", "a\n")
+    assert [prompt.prompt for prompt in read_prompts(text, "caption")] == ["a"]
+
+
+def test_text_in_utf_16_with_a_mark_is_read(tmp_path):
+    for encoding in ("utf-16", "utf-8-sig"):
+        file = written(tmp_path, "p.txt", "a red circle\r\né\r\n".encode(encoding))
+        assert [prompt.prompt for prompt in read_prompts(file)] == ["a red circle", "é"]
+
+
+@pytest.mark.parametrize("where", ["{}", "{}/*.csv*", "{}/../many/**/*.csv*"])
+def test_a_folder_or_a_glob_is_its_files_by_name(tmp_path, where):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    (folder / "b.csv.gz").write_bytes(gzip.compress(b"prompt,n\nb,1\n"))
+    (folder / "a.csv").write_bytes(b"prompt,m\na,1\n")
+    (folder / "c.csv.zst").write_bytes(zst(b"prompt\nc\n"))
+    (folder / "_SUCCESS").touch()
+    (folder / ".a.csv.crc").touch()
+    prompts = read_prompts(where.format(folder))
+    assert [prompt.prompt for prompt in prompts] == ["a", "b", "c"]
+    assert prompts.extra.to_pylist() == [
+        {"m": "1", "n": None}, {"m": None, "n": "1"}, {"m": None, "n": None},
+    ]  # fmt: skip
+
+
+def test_what_is_in_a_folder_and_no_prompts_is_said(tmp_path):
+    with pytest.raises(PromptsError, match="no file is in it"):
+        read_prompts(str(tmp_path))
+    with pytest.raises(PromptsError, match="no file matches it"):
+        read_prompts(str(tmp_path / "*.csv"))
+    (tmp_path / "a.csv").write_bytes(b"prompt\n \n")
+    with pytest.raises(PromptsError, match=r"a\.csv line 2: no prompt"):
+        read_prompts(str(tmp_path))
+    (tmp_path / "README.md").touch()
+    with pytest.raises(PromptsError, match=r"README.md: the file's ending must be one of"):
+        read_prompts(str(tmp_path))
+    (tmp_path / "README.md").unlink()
+    (tmp_path / "more").mkdir()
+    with pytest.raises(PromptsError, match="holds the folder more; give a glob"):
+        read_prompts(str(tmp_path))
 
 
 def test_a_byte_order_mark_is_one_at_the_start_of_the_file_alone(tmp_path):

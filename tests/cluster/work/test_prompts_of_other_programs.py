@@ -131,7 +131,6 @@ WRITERS: dict[str, Callable[[list[Row], Path], Any]] = {
     "python-lf.csv": of_csv(lineterminator="\n"),
     "python-cr.csv": of_csv(lineterminator="\r"),
     "python-escaped.csv": of_csv(quoting=csv.QUOTE_NONE, escapechar="\\"),
-    "python-apostrophe.csv": of_csv(quotechar="'"),
     "python.jsonl": lambda rows, path: path.write_text("\n".join(map(json.dumps, rows))),
 }
 # A CSV that quotes every field has no null, and one with a null in words has it in texts too.
