@@ -3,7 +3,6 @@ render job but its ranks imports torch."""
 
 from __future__ import annotations
 
-import ast
 import json
 import subprocess
 import sys
@@ -16,9 +15,6 @@ from tests.support.commands import PROJECT
 
 RANKS_ONLY = {"torch", "diffusers", "xfuser", "transformers", "accelerate"}
 LINT = str(Path(sys.executable).parent / "lint-imports")
-
-# Being moved just now; strict once it holds.
-PENDING = pytest.mark.xfail(reason="the rooms are being emptied", strict=False)
 
 # A project as small as the contracts allow.
 SOUND = {
@@ -72,7 +68,6 @@ def lint(folder: Path, files: dict[str, str]) -> subprocess.CompletedProcess[str
     )
 
 
-@PENDING
 def test_the_contracts_hold():
     done = subprocess.run([LINT, "--no-cache"], cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -93,24 +88,19 @@ def test_each_rule_that_is_broken_is_named(tmp_path):
     assert not {name: sentence for name, (_, sentence) in BROKEN.items() if sentence not in said}
 
 
-@PENDING
-@pytest.mark.parametrize("path", sorted((PROJECT / "jobs").rglob("*.py")), ids=lambda p: p.stem)
-def test_a_job_imports_what_only_ranks_need_inside_functions(path):
-    assert not RANKS_ONLY & set(imported(ast.parse(path.read_text(encoding="utf-8"))))
+def test_no_command_imports_what_only_ranks_need_before_it_needs_it():
+    jobs = [path.parent.name for path in sorted((PROJECT / "jobs").glob("*/__main__.py"))]
+    program = (
+        f"import importlib, sys\n"
+        f"for job in {jobs}: importlib.import_module(f'jobs.{{job}}.__main__')\n"
+        f"print(*sorted({RANKS_ONLY} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == ""
 
 
-def imported(module: ast.Module) -> list[str]:
-    """The top-level packages that a module imports when it is imported itself."""
-    names = []
-    for node in module.body:
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names.append(node.module or "")
-    return [name.partition(".")[0] for name in names]
-
-
-@PENDING
 @pytest.mark.usefixtures("shared_cluster")
 def test_no_driver_and_no_leader_of_a_render_job_imports_torch(tmp_path):
     (tmp_path / "prompts.txt").write_text("a red circle")

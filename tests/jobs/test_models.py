@@ -17,7 +17,7 @@ from jobs.solve import __main__ as solve
 from jobs.verify import __main__ as verify
 from meancache import Schedule
 from meancache.quality import psnr, ssim
-from tests.support import folders
+from tests.support import saved_pipelines
 
 STEPS, BUDGET = 8, 4
 FLAGS = ["--dtype", "float32", "--height", "64", "--width", "96", "--steps", str(STEPS)]
@@ -34,7 +34,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def model(folder) -> list[str]:
     """The flags of a small FLUX.1, run under guidance in two forwards."""
-    folders.save("FLUX.1", folder / "model")
+    saved_pipelines.save("FLUX.1", folder / "model")
     (folder / "prompts.txt").write_text("\n".join(PROMPTS))
     (folder / "held-out.txt").write_text("\n".join(HELD_OUT))
     return ["--model", str(folder / "model"), *FLAGS, *GUIDANCE]
@@ -149,7 +149,7 @@ def test_a_run_without_the_guidance_of_its_schedule_is_refused(folder, model, sc
     ],
 )
 def test_a_dry_run_counts_the_forwards_of_guidance(tmp_path, capsys, name, more, calls):
-    folders.save(name, tmp_path / "m")
+    saved_pipelines.save(name, tmp_path / "m")
     (tmp_path / "p.txt").write_text("\n".join(PROMPTS))
     flags = ["--model", str(tmp_path / "m"), *FLAGS, *more, "--prompts", str(tmp_path / "p.txt")]
     flags += ["--output", str(tmp_path / "out"), "--dry-run"]
@@ -186,7 +186,7 @@ def test_what_a_model_of_images_cannot_do_is_refused(
         assert sentence in capsys.readouterr().err
 
 
-def test_peers_are_refused_for_other_pipelines(tmp_path, folder, model, capsys):
+def test_baselines_are_refused_for_other_pipelines(tmp_path, folder, model, capsys):
     (tmp_path / "p.txt").write_text("a red circle")
     (tmp_path / "s").mkdir()
     edges = [{"start": 0, "stop": STEPS, "span": 1}]

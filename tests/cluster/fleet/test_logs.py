@@ -10,7 +10,7 @@ import pytest
 from cluster.fleet import logs
 from cluster.results.manifest import Manifest, stage_seconds
 from cluster.store import open_store
-from tests.support.rows import row_of
+from tests.support.manifest_rows import row_of
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def test_weights_and_activations_of_the_real_model_are_counted_once_each(hunyuan
     }
 
 
-def test_ranks_share_activations_and_rank_0_has_the_codec_beside_it(hunyuan):
+def test_ranks_share_activations_and_rank_0_has_the_encoders_beside_it(hunyuan):
     pair = replace(hunyuan, gang_size=2)
     alone, shared = hunyuan.parts(1), pair.parts(1)
     assert shared["activations"] == pytest.approx(alone["activations"] / 2, rel=0.01)
@@ -63,7 +63,9 @@ def test_a_ring_holds_keys_and_values_beside_a_shares_activations(hunyuan):
     assert activations[5] > activations[7] > 1.2 * activations[6]
 
 
-def test_a_codec_of_several_ranks_has_its_vae_on_each_and_its_encoders_on_rank_0(hunyuan):
+def test_encoders_of_several_ranks_have_a_vae_each_and_the_text_encoders_on_rank_0(
+    hunyuan,
+):
     pair = replace(hunyuan, gang_size=2, encoders_size=2)
     assert pair.parts(0) == replace(pair, encoders_size=1).parts(0)
     beside = {name for name in pair.parts(1) if name.startswith("encoders")}
@@ -74,7 +76,7 @@ def test_a_codec_of_several_ranks_has_its_vae_on_each_and_its_encoders_on_rank_0
     ("gang_size", "memory_gib", "offloaded"),
     [(1, 80, False), (1, 62, True), (2, 60, False), (2, 54, True), (8, 56, False)],
 )
-def test_a_codec_leaves_the_gpu_only_where_it_does_not_fit_beside_the_gang(
+def test_encoders_leave_the_gpu_only_where_they_do_not_fit_beside_the_gang(
     hunyuan, gang_size, memory_gib, offloaded
 ):
     demand = replace(hunyuan, gang_size=gang_size)
@@ -82,7 +84,7 @@ def test_a_codec_leaves_the_gpu_only_where_it_does_not_fit_beside_the_gang(
     assert demand.offloads(memory_gib * GIB, rank=gang_size - 1) in (offloaded, False)
 
 
-def test_offloaded_the_codec_takes_no_more_than_its_largest_stage(hunyuan):
+def test_offloaded_encoders_take_no_more_than_their_largest_stage(hunyuan):
     resident, one_by_one = hunyuan.parts(0), hunyuan.parts(0, offloaded=True)
     assert set(resident) - set(one_by_one) == {
         "encoders' text_encoder_2",

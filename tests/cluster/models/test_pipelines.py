@@ -24,7 +24,7 @@ from cluster.work.plan import plan_items
 from cluster.work.prompts import Prompt
 from meancache import Schedule
 from meancache.hooks.pipelines import grid_of
-from tests.support import folders, ranks, several
+from tests.support import ranks, saved_pipelines, several_renderers
 
 STEPS = 6
 SKIPS = [(0, 1, 1), (1, 2, 1), (2, 4, 2), (4, 6, 1)]
@@ -53,7 +53,9 @@ def saved(tmp_path_factory):
 
     def find(name: str) -> Small:
         if name not in known:
-            folder = folders.save(name, tmp_path_factory.mktemp("models") / name.replace(" ", "-"))
+            folder = saved_pipelines.save(
+                name, tmp_path_factory.mktemp("models") / name.replace(" ", "-")
+            )
             model = find_model(str(folder), dtype="float32")
             size = {"height": 64, "width": 96, "num_inference_steps": STEPS}
             frames = {} if model.kind.is_image else {"num_frames": 9}
@@ -63,7 +65,7 @@ def saved(tmp_path_factory):
     return find
 
 
-@pytest.fixture(scope="module", params=folders.FOLDERS)
+@pytest.fixture(scope="module", params=saved_pipelines.FOLDERS)
 def small(request, saved) -> Small:
     return saved(request.param)
 
@@ -182,7 +184,7 @@ def test_guidance_and_a_schedule_run_the_forwards_that_the_driver_counts(small, 
 @pytest.fixture(scope="module", params=[2, 4])  # their heads are 2: the second is two of rings
 def gang(saved, request):
     models = {name: saved(name).model for name in PARALLEL}
-    with Gang(partial(several.build, models), request.param) as ranks_:
+    with Gang(partial(several_renderers.build, models), request.param) as ranks_:
         yield ranks_
 
 
@@ -201,8 +203,8 @@ def test_ranks_draw_what_one_draws(saved, gang, name):
     ]
     for prompt, changes in calls if gang.world_size == 2 else calls[:2]:
         asked = small.request(prompt, **changes)
-        shared, drawn = gang.run(several.drawn, (name, asked))
-        expected, alone = several.drawn({name: one}, (name, asked))
+        shared, drawn = gang.run(several_renderers.drawn, (name, asked))
+        expected, alone = several_renderers.drawn({name: one}, (name, asked))
         # Latents are of order 3; ranks add up attention in another order.
         torch.testing.assert_close(shared, expected, atol=2e-5, rtol=1e-5)
         assert drawn.nfe == alone.nfe
@@ -231,7 +233,7 @@ def test_a_gang_is_refused_where_there_is_no_way_to_share(saved, name):
 
 
 def test_every_row_of_the_table_is_tried_here(saved):
-    assert {saved(name).model.pipeline for name in folders.FOLDERS} == set(PIPELINES)
+    assert {saved(name).model.pipeline for name in saved_pipelines.FOLDERS} == set(PIPELINES)
 
 
 @pytest.mark.parametrize(

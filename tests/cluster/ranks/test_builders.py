@@ -22,7 +22,7 @@ from cluster.ranks.memory import component_bytes, gpu_bytes
 from cluster.ranks.renderer import Renderer
 from cluster.work.plan import WorkItem, plan_items
 from cluster.work.prompts import Prompt
-from tests.support.gpus import EncodersOnGpus, OnGpus
+from tests.support.pretended_gpus import EncodersOnGpus, OnGpus
 
 GIB = 2**30
 
@@ -59,7 +59,7 @@ def test_a_machine_without_a_gpu_and_a_job_of_unknown_size_refuse_nothing(model)
         assert gpu_bytes(0) is None
 
 
-def test_a_codec_makes_room_where_the_gang_it_stands_beside_needs_it(model, tight):
+def test_encoders_make_room_where_the_gang_beside_them_needs_it(model, tight):
     encoders = encoders_builder(model, model.defaults, 2)
     assert encoders.offloads(0, 1, tight)
     assert not encoders.offloads(0, 1, 80 * GIB)
@@ -83,7 +83,7 @@ def item(model) -> WorkItem:
     return plan_items([Prompt(1, "a red circle moving left", "p", 3)], model, arguments)[0]
 
 
-def test_an_offloaded_codec_reads_and_decodes_the_same(model, item, tight):
+def test_offloaded_encoders_encode_and_decode_the_same(model, item, tight):
     builder = EncodersOnGpus(model, item.arguments, 2, memory=tight)
     resident, offloaded = encoders_builder(model)(0, 1, ""), builder(0, 1, "")
     there, _ = encode_prompt(offloaded, item)
@@ -95,7 +95,7 @@ def test_an_offloaded_codec_reads_and_decodes_the_same(model, item, tight):
         assert np.array_equal(frames, resident.decode(denoised.latents, item.arguments))
 
 
-def test_each_component_of_an_offloaded_codec_is_sent_for_when_it_works_and_sent_back(model, item):
+def test_each_component_of_offloaded_encoders_is_sent_for_when_it_works_and_sent_back(model, item):
     encoders = Renderer(model, 0, 1, "", DENOISERS, offloaded=True)
     sent_for = spied(encoders.pipeline)
     texts = encoders.encode_prompt(item.prompt, item.arguments)

@@ -16,7 +16,7 @@ from cluster.results.manifest import Manifest
 from cluster.store import open_store
 from cluster.work.plan import WorkItem, plan_items
 from cluster.work.prompts import Prompt
-from tests.support import tiled
+from tests.support import tiled_vaes
 
 ENCODERS = {"text_encoder", "text_encoder_2"}
 
@@ -64,7 +64,7 @@ def test_texts_are_read_by_rank_0_which_alone_has_encoders(model, encoders, whol
     expected = whole.encode_prompt(item.prompt, item.arguments)
     torch.testing.assert_close(pickle.loads(texts), pickle.loads(expected), atol=0, rtol=0)
     others = [{"vae"}] * (encoders.world_size - 1)
-    assert encoders.run(tiled.components, None) == [{"vae"} | ENCODERS, *others]
+    assert encoders.run(tiled_vaes.components, None) == [{"vae"} | ENCODERS, *others]
 
 
 def test_a_rank_that_dies_in_its_tile_fails_the_task_and_the_next_has_new_ranks(
@@ -73,7 +73,7 @@ def test_a_rank_that_dies_in_its_tile_fails_the_task_and_the_next_has_new_ranks(
     latents = drawn(whole, asked(model, num_frames=37))
     before = encoders.pids
     with pytest.raises(GangTaskError, match="rank 1 died with exit code -9"):
-        encoders.run(tiled.decode_and_die_on_rank_1, latents)
+        encoders.run(tiled_vaes.decode_and_die_on_rank_1, latents)
     frames, _ = encoders.run(decode_item, latents)
     assert frames.shape == (37, 64, 64, 3)
     assert not set(encoders.pids) & set(before)

@@ -14,7 +14,7 @@ from cluster.work.plan import plan_items
 from cluster.work.prompts import Prompt
 from meancache import Schedule, apply_mean_cache, remove_mean_cache
 from meancache.quality import psnr
-from tests.support import ranks, tiled
+from tests.support import ranks, tiled_vaes
 from tests.support.commands import PROJECT, run, simple_commands
 from tests.test_docs import README, blocks, commands
 
@@ -93,8 +93,8 @@ def test_latents_of_two_ranks_and_of_one_differ_by_the_rounding_of_sums(
 def test_ranks_share_the_tiles_of_the_videos_that_they_draw_whole(model, gang_of_one, gang_of_two):
     arguments = {**model.defaults, "num_inference_steps": 2, "num_frames": 37}
     asked = RenderRequest(plan_items([Prompt(1, "a red circle", "p")], model, arguments)[0], None)
-    shared, tiles = gang_of_two.run(tiled.render, asked)
-    alone, all_tiles = gang_of_one.run(tiled.render, asked)
+    shared, tiles = gang_of_two.run(tiled_vaes.render, asked)
+    alone, all_tiles = gang_of_one.run(tiled_vaes.render, asked)
     assert (all_tiles, tiles) == ([2], [1, 1])
     difference = np.abs(alone.frames.astype(int) - shared.frames.astype(int))
     assert difference.max() <= 1

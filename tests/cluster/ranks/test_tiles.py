@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cluster.fleet.gang import Gang
-from tests.support import tiled
+from tests.support import tiled_vaes
 
 # (name, shape of the latents, tiles); see `tiled` for the sizes of their tiles.
 LATENTS = [
@@ -24,13 +24,13 @@ LATENTS = [
 
 @pytest.fixture(scope="module", params=[1, 2, 3])
 def gang(request) -> Iterator[Gang]:
-    with Gang(tiled.Builder(), request.param) as ranks:
+    with Gang(tiled_vaes.Builder(), request.param) as ranks:
         yield ranks
 
 
 @pytest.mark.parametrize(("name", "shape", "tiles"), LATENTS)
 def test_ranks_that_share_tiles_decode_what_one_process_does(gang, name, shape, tiles):
-    decoded = gang.run(tiled.decode, (name, shape, torch.float32))
+    decoded = gang.run(tiled_vaes.decode, (name, shape, torch.float32))
     assert decoded.shared.shape[:2] == (1, 3)
     assert torch.equal(decoded.shared, decoded.alone)
     assert decoded.tiles == [
@@ -39,6 +39,6 @@ def test_ranks_that_share_tiles_decode_what_one_process_does(gang, name, shape, 
 
 
 def test_tiles_of_half_precision_travel_as_they_are(gang):
-    decoded = gang.run(tiled.decode, ("HunyuanVideo", (1, 4, 3, 7, 5), torch.bfloat16))
+    decoded = gang.run(tiled_vaes.decode, ("HunyuanVideo", (1, 4, 3, 7, 5), torch.bfloat16))
     assert decoded.shared.dtype == torch.bfloat16
     assert torch.equal(decoded.shared, decoded.alone)

@@ -12,7 +12,7 @@ from cluster.results.audit import fidelity, is_chosen, read_audits
 from cluster.results.manifest import Manifest, by_shard
 from cluster.store import StoreError, open_store
 from meancache.quality import MOST_DECIBELS
-from tests.support.rows import row_of
+from tests.support.manifest_rows import row_of
 
 IDS = [hashlib.sha256(str(number).encode()).hexdigest()[:32] for number in range(20_000)]
 

@@ -7,7 +7,7 @@ import pytest
 from cluster.results import garbage
 from cluster.results.manifest import Manifest
 from cluster.store import open_store
-from tests.support.rows import finish, row_of
+from tests.support.manifest_rows import finish, row_of
 
 DAY_S = 86400.0
 

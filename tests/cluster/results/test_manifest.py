@@ -10,7 +10,7 @@ import pytest
 from cluster.results import manifest
 from cluster.results.manifest import Manifest, Success
 from cluster.store import MissingKey, StoreError, open_store
-from tests.support.rows import finish, row_of
+from tests.support.manifest_rows import finish, row_of
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from cluster.results import verification
 from cluster.results.manifest import Manifest
 from cluster.store import open_store
-from tests.support.rows import finish
+from tests.support.manifest_rows import finish
 
 
 @pytest.fixture

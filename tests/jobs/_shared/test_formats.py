@@ -17,7 +17,7 @@ from jobs.evaluate.table import TINY_SCHEMA
 from meancache import Schedule
 from meancache.calibration_file import MULTIGRAPH_SCHEMA, STATISTICS_SCHEMA
 from tests.support.commands import PROJECT
-from tests.support.rows import finish
+from tests.support.manifest_rows import finish
 
 PAGE = (PROJECT / "docs/formats.md").read_text(encoding="utf-8")
 CODE = {

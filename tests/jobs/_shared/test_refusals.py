@@ -16,7 +16,7 @@ from jobs.render import __main__ as render
 from jobs.render.workflow import prepare
 from jobs.solve import __main__ as solve
 from meancache import Schedule
-from tests.support import folders
+from tests.support import saved_pipelines
 from tests.support.configs import configured
 
 
@@ -127,7 +127,7 @@ def test_a_row_that_overrides_what_the_schedule_was_made_for(tmp_path, refused, 
 def test_a_transformer_whose_blocks_diffusers_does_not_name_is_not_compiled(
     tmp_path, refused, prompts, capsys
 ):
-    model = ["--model", str(folders.save("SD3", tmp_path / "model"))]
+    model = ["--model", str(saved_pipelines.save("SD3", tmp_path / "model"))]
     capsys.readouterr()  # how it was saved
     said = refused(render.main, *rendering(prompts, tmp_path / "out", *model, "--compile"))
     assert "names no blocks that repeat in the transformer of a StableDiffusion3Pipeline" in said

@@ -21,7 +21,7 @@ from cluster.store import Store, StoreError, open_store
 from cluster.work.plan import WorkItem, plan_items
 from cluster.work.prompts import Prompt
 from jobs.export import __main__ as export
-from tests.support.rows import row_of
+from tests.support.manifest_rows import row_of
 
 ODD = 'a "red" circle\n\x00 <b>& ü'
 FORMATS = tuple(layouts.FORMATS)

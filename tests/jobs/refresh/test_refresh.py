@@ -36,7 +36,7 @@ from jobs.render import __main__ as render
 from meancache import Schedule, tiny
 from meancache.calibration import Calibration
 from tests.support.browser import needs_browser, views
-from tests.support.rows import row_of
+from tests.support.manifest_rows import row_of
 
 STEPS = 10
 CREATED, REPLACED = 4, 5  # budgets: of the second a poor schedule is current before

@@ -148,7 +148,7 @@ class TestRefresh:
         more = ["--prompts", prompts, "--audits", str(tmp_path)]
         assert "give the --output of a jobs.render" in refused(refresh.main, *flags, *more)
 
-    def test_a_dry_run_says_what_a_night_takes_and_leaves_nothing(
+    def test_a_dry_run_says_what_a_run_takes_and_leaves_nothing(
         self, flags, prompts, tmp_path, capsys
     ):
         more = ["--prompts", prompts, "--dry-run", "--night", "2026-02-03"]

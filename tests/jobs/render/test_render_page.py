@@ -25,7 +25,7 @@ from meancache import Schedule
 from meancache.json_values import canonical_json
 from meancache.tiny.captions import HELD_OUT
 from tests.support.browser import needs_browser, views
-from tests.support.rows import finish, row_of
+from tests.support.manifest_rows import finish, row_of
 
 EVIL = "</bdi><script>document.title = 'owned'</script> a red \x00 circle\n\u202e & \"square\""
 START = datetime(2026, 1, 31, 22, tzinfo=UTC)

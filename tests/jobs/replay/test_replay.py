@@ -19,7 +19,7 @@ from jobs.replay import __main__ as replay
 from jobs.replay.workflow import Prepared, compare, prepare
 from meancache.json_values import canonical_json
 from tests.support.configs import configured
-from tests.support.rows import finish, row_of
+from tests.support.manifest_rows import finish, row_of
 
 OVERRIDE = {"negative_prompt": "blur", "guidance_scale": 3.0, "true_cfg_scale": 2.0}
 

@@ -9,7 +9,7 @@ from cluster.store import open_store
 from cluster.work.plan import plan_items
 from cluster.work.prompts import Prompt
 from jobs.verify import __main__ as verify
-from tests.support.rows import finish
+from tests.support.manifest_rows import finish
 
 
 @pytest.fixture

@@ -79,7 +79,7 @@ class Decoded:
 class Builder:
     """Called on each rank."""
 
-    needs: ClassVar = ("tests.support.tiled",)
+    needs: ClassVar = ("tests.support.tiled_vaes",)
 
     def __call__(self, rank: int, world_size: int, init_method: str) -> Rank:
         torch.set_num_threads(1)
