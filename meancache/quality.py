@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 # The name under which torchvision keeps AlexNet's weights in torch's hub cache.
 ALEXNET = "alexnet-owt-7be5be79.pth"
@@ -69,6 +68,8 @@ def psnr(video: np.ndarray, reference: np.ndarray) -> float:
     Raises:
         ValueError: shapes or dtypes differ.
     """
+    from skimage.metrics import peak_signal_noise_ratio  # with scipy.stats: a second to import
+
     with np.errstate(divide="ignore"):  # identical videos are infinitely close
         return float(
             peak_signal_noise_ratio(
@@ -87,6 +88,8 @@ def ssim(video: np.ndarray, reference: np.ndarray) -> float:
     Raises:
         ValueError: shapes or dtypes differ.
     """
+    from skimage.metrics import structural_similarity
+
     scores = [
         structural_similarity(
             frame,

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cluster.media import image, video
 from cluster.models.model import Model
 from cluster.work.plan import WorkItem
 from meancache.schedule import Schedule
@@ -99,4 +98,6 @@ def decode_item(encoders: Renderer, denoised: tuple[bytes, WorkItem]) -> tuple[n
 
 def encoded(model: Model, frames: np.ndarray) -> bytes:
     """The file of rendered frames: an mp4, or a PNG of a model of images."""
+    from cluster.media import image, video  # with PyAV, which takes a while to import
+
     return image.encode(frames) if model.kind.is_image else video.encode(frames, model.fps)

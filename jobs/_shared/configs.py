@@ -71,12 +71,17 @@ class FleetConfig:
     gang_size: int = 1
     gangs: str | None = None
 
-    def recruit(self, build_rank: BuildRank, build_encoders: BuildRank | None = None) -> Gangs:
+    def recruit(
+        self,
+        build_rank: BuildRank,
+        build_encoders: BuildRank | None = None,
+        encoders_size: int = 1,
+    ) -> Gangs:
         """The gangs as the fleet takes them. Raises FleetError."""
         from cluster.fleet.gangs import Gangs, parse_count  # with Ray
 
         least, most = (None, None) if self.gangs is None else parse_count(self.gangs)
-        return Gangs(build_rank, self.gang_size, least, most, build_encoders)
+        return Gangs(build_rank, self.gang_size, least, most, build_encoders, encoders_size)
 
 
 DEFAULT_FLEET = FleetConfig()

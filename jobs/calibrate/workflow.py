@@ -10,9 +10,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cluster.fleet import driver as fleet
 from cluster.ranks import rank_builder
 from cluster.store import Store
 from cluster.work import plan
@@ -23,6 +22,9 @@ from jobs._shared.progress import progress
 from jobs._shared.roots import open_output, refusing
 from jobs.calibrate.trajectories import TRAJECTORIES, MeasureTrajectory, trajectory_key
 from meancache.calibration import Calibration
+
+if TYPE_CHECKING:
+    from cluster.fleet.driver import Gangs
 
 __all__ = ["Config", "Outcome", "prepare", "run", "trajectory_key"]
 
@@ -74,7 +76,7 @@ class Prepared:
     graph: Calibration
     calls: int
     spec: Mapping[str, Any]
-    gangs: fleet.Gangs
+    gangs: Gangs
 
 
 def run(config: Config) -> Outcome:
@@ -90,6 +92,8 @@ def run(config: Config) -> Outcome:
     )
     if config.dry_run:
         return Outcome(None)
+    from cluster.fleet import driver as fleet  # with Ray, which a refusal does without
+
     if missing:
         fleet.on_a_worker(partial(store.exists, SPEC_KEY))
     plan.freeze(store, prepared.spec, SPEC_KEY)

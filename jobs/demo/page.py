@@ -13,7 +13,6 @@ from jobs.demo.comparison import Pair
 from meancache.quality import Summary
 from meancache.schedule import Schedule
 from meancache.tiny.captions import Caption
-from meancache.tiny.scorer import score
 
 FRAME_MS = 125
 # The eye needs help with small errors: they are shown this many times as large.
@@ -77,6 +76,8 @@ def _seconds(pairs: Sequence[Pair], name: str) -> float:
 
 def _facts(videos: Sequence[np.ndarray], pairs: Sequence[Pair]) -> float:
     """Share of the captions' four facts that the videos show."""
+    from meancache.tiny.scorer import score  # with torch
+
     shown = []
     for frames, pair in zip(videos, pairs, strict=True):
         marks = score(frames, Caption.parse(pair.item.prompt))

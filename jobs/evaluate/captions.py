@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from meancache.tiny.captions import Caption
-from meancache.tiny.scorer import FACTS, score
 
 
 def caption_score(video: np.ndarray, prompt: str) -> float | None:
     """Share of the caption's facts shown; None where the prompt is no caption of `tiny`."""
+    from meancache.tiny.scorer import FACTS, score  # with torch
+
     try:
         caption = Caption.parse(prompt)
     except ValueError:

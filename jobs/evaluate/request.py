@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cluster.fleet.driver import FleetError, Gangs
 from cluster.models.model import Model, ModelError
 from cluster.ranks import rank_builder
 from cluster.store import Store, open_store
@@ -29,6 +28,9 @@ from meancache.calibration import Calibration
 from meancache.errors import CalibrationError, ScheduleError
 from meancache.reference import check_refines, fine_schedule
 from meancache.schedule import Schedule
+
+if TYPE_CHECKING:
+    from cluster.fleet.driver import Gangs
 
 SPEC_KEY = "evaluation/job.json"
 CALIBRATION_RUNS = 10
@@ -145,7 +147,7 @@ def _check_baselines(model: Model, gang_size: int) -> None:
             f"{model.pipeline}: leave it out"
         )
     if gang_size > 1:
-        raise FleetError(
+        raise ModelError(
             f"gang size {gang_size} does not go with --baselines: their caches know nothing of "
             "ranks; use --gang-size 1"
         )

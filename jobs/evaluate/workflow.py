@@ -14,7 +14,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.fleet import driver as fleet
 from cluster.fleet.gang import GangTaskError
 from cluster.models.model import Model
 from cluster.ranks import rank_builder
@@ -111,6 +110,8 @@ def compare(comparison: Comparison, dry_run: bool = False) -> Outcome:
     _announce(comparison, missing)
     if dry_run:
         return Outcome(None)
+    from cluster.fleet import driver as fleet  # with Ray, which a refusal does without
+
     if missing:
         fleet.on_a_worker(partial(store.exists, SPEC_KEY))
     plan.freeze(store, comparison.spec, SPEC_KEY)
@@ -172,6 +173,8 @@ def _calibrated(comparison: Comparison, wanted: bool) -> list[Method]:
     found: list[Baseline | Schedule] = []
     if wanted:
         print("calibrating baselines", file=sys.stderr)
+        from cluster.fleet import driver as fleet
+
         one = replace(comparison.gangs, least=1, most=1)
         (found,) = fleet.run(BaselineCalibration(comparison.calibration), [None], one)
     for schedule in (one for one in found if isinstance(one, Schedule)):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from cluster.fleet.driver import Gangs
 from cluster.models.model import Model, ModelError
 from cluster.ranks import denoiser_builder, encoders_builder, encoders_size
 from cluster.store import Store
@@ -19,6 +18,9 @@ from jobs.render.config import Config
 from jobs.render.schedules import choose
 from meancache.errors import ScheduleError
 from meancache.schedule import Schedule
+
+if TYPE_CHECKING:
+    from cluster.fleet.driver import Gangs
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,11 @@ def _gangs(
             model.check_schedule(schedule, setting)
     largest = max(settings, key=model.tokens)
     beside = encoders_size(model, settings, size)
-    gangs = config.fleet.recruit(
+    return config.fleet.recruit(
         denoiser_builder(model, largest, beside, config.compile),
         encoders_builder(model, largest, size),
+        beside,
     )
-    return replace(gangs, encoders_size=beside)
 
 
 def _repeated(prompts: Sequence[Prompt], items: Sequence[WorkItem]) -> list[str]:

@@ -13,11 +13,10 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cluster.fleet import driver as fleet
 from cluster.fleet.staged_gang import StagedGang
 from cluster.media import image, video
 from cluster.models.model import Model, ModelError, find_model
@@ -36,11 +35,15 @@ from cluster.results.manifest import PARTS, UNREADABLE
 from cluster.store import AlreadyExists, Store, StoreError, open_store
 from cluster.work import plan
 from cluster.work.plan import SpecError, WorkItem
+from jobs._shared.configs import FleetConfig
 from jobs._shared.progress import progress
 from jobs._shared.roots import refusing
 from meancache.json_values import is_deep, shown
 from meancache.quality import psnr
 from meancache.schedule import Schedule
+
+if TYPE_CHECKING:
+    from cluster.fleet.driver import Gangs
 
 ITEM_ID = re.compile("[0-9a-f]{32}")
 MODEL = ("id", "revision", "pipeline", "dtype")
@@ -96,13 +99,15 @@ class Prepared:
     row: Mapping[str, Any]
     item: WorkItem
     work: Replay
-    gangs: fleet.Gangs
+    gangs: Gangs
     output: tuple[Store, str] | None
 
 
 def run(config: Config) -> Outcome:
     """Renders the row, and compares."""
     prepared = prepare(config)
+    from cluster.fleet import driver as fleet  # with Ray, which a refusal does without
+
     with closing(fleet.run(prepared.work, [prepared.item], prepared.gangs)) as results:
         (data,) = progress(results, 1, "videos")
     if prepared.output is not None:
@@ -136,7 +141,7 @@ def prepare(config: Config) -> Prepared:
     model.check_arguments(item.arguments, size)
     largest, beside = item.arguments, encoders_size(model, [item.arguments], size)
     build = denoiser_builder(model, largest, beside)
-    gangs = fleet.Gangs(build, size, 1, 1, encoders_builder(model, largest, size), beside)
+    gangs = FleetConfig(size, "1").recruit(build, encoders_builder(model, largest, size), beside)
     return Prepared(store, row, item, Replay(model, schedule), gangs, output)
 
 

@@ -13,7 +13,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cluster.fleet import driver as fleet
 from cluster.fleet.gang import TASK_DEADLINE_S, Gang
 from cluster.models.model import Model
 from meancache.calibration import Calibration
@@ -32,6 +31,7 @@ from meancache.schedule import Edge, Schedule
 from meancache.solver import Steps
 
 if TYPE_CHECKING:
+    from cluster.fleet.driver import Gangs
     from cluster.ranks.renderer import Renderer
     from meancache.fitting import Fitter
 
@@ -238,12 +238,14 @@ def rollout_forwards(paths: Sequence[Steps]) -> int:
 
 
 def fit_all(
-    fitting: Fitting, gangs: fleet.Gangs, budgets: Collection[int] | None = None
+    fitting: Fitting, gangs: Gangs, budgets: Collection[int] | None = None
 ) -> Iterator[FitAnswer]:
     """Fits every budget, or those of `budgets`; yields answers as they come.
 
     Raises what `fleet.run` raises.
     """
+    from cluster.fleet import driver as fleet  # with Ray
+
     wanted = fitting.candidates if budgets is None else budgets
     return fleet.run(
         fit_on_gang, [one for one in requests(fitting) if one.baseline.budget in wanted], gangs
