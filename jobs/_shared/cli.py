@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from typing import TextIO
 
 import configargparse
@@ -50,6 +52,23 @@ class _YamlText(configargparse.ConfigFileParser):
         }
 
 
+# Flags that were called otherwise.
+_RENAMED = {"--peers": "--baselines"}
+
+
+class _Parser(configargparse.ArgParser):
+    """A parser that says which flag was probably meant."""
+
+    def error(self, message: str) -> None:
+        """Refuses the command line."""
+        for unknown in re.findall(r"--[\w-]+", message.partition("unrecognized arguments:")[2]):
+            known = [name for name in self._option_string_actions if name.startswith("--")]
+            meant = _RENAMED.get(unknown) or next(iter(get_close_matches(unknown, known, 1)), None)
+            if meant in known:
+                message += f"; did you mean {meant}?"
+        super().error(message)
+
+
 def job_parser(module: str, description: str, example: str) -> configargparse.ArgParser:
     """A parser with what every job takes.
 
@@ -58,7 +77,7 @@ def job_parser(module: str, description: str, example: str) -> configargparse.Ar
         description: what the job does, for people.
         example: a command to copy.
     """
-    parser = configargparse.ArgParser(
+    parser = _Parser(
         prog=f"python -m {module}",
         description=description,
         epilog=f"example:\n  {example}",
@@ -173,6 +192,7 @@ def run_job(
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None,
     run: Callable[[argparse.Namespace], int],
+    resumes: bool = True,
 ) -> int:
     """Parses the flags, runs, and turns what can go wrong into a sentence and an exit code.
 
@@ -180,6 +200,7 @@ def run_job(
         parser: of the job's flags.
         argv: the arguments, or None for the process's own.
         run: the workflow, by parsed flags; returns the exit code.
+        resumes: whether the same command goes on where this one ends early.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         # In a job's log the lines of stdout and stderr should stand in the order they were said.
@@ -190,16 +211,19 @@ def run_job(
             return run(options)
     except InputError as error:
         return _say(error, EXIT_REFUSED)
-    except KeyboardInterrupt:
-        return _stopped(EXIT_INTERRUPTED)
-    except Stopped:
-        return _stopped(EXIT_TERMINATED)
+    except KeyboardInterrupt as error:
+        return _stopped(error, EXIT_INTERRUPTED, resumes)
+    except Stopped as error:
+        return _stopped(error, EXIT_TERMINATED, resumes)
     except (StoreError, GangError, OSError) as error:
-        return _say(error, EXIT_ERROR)
+        if type(error) is ConnectionError:  # no cluster answers, so nothing was begun
+            return _say(error, EXIT_REFUSED)
+        return _say(error, EXIT_ERROR, resumes)
     except Exception as error:
         if not _is_of_ray(error):
             raise
-        return _say(next(iter(str(error).split("\n")), "") or type(error).__name__, EXIT_ERROR)
+        said = next(iter(str(error).split("\n")), "") or type(error).__name__
+        return _say(said, EXIT_ERROR, resumes)
 
 
 def _is_of_ray(error: Exception) -> bool:
@@ -208,12 +232,14 @@ def _is_of_ray(error: Exception) -> bool:
     return ray is not None and isinstance(error, ray.RayError)
 
 
-def _stopped(code: int) -> int:
-    print("stopped: what is committed stays; the same command resumes", file=sys.stderr)
+def _stopped(error: BaseException, code: int, resumes: bool) -> int:
+    """Says how far it came, where `progress` noted that, and what to do."""
+    came = next(iter(getattr(error, "__notes__", [])), "what is committed stays")
+    goes_on = "the same command resumes" if resumes else "the same command begins again"
+    print(f"stopped: {came}; {goes_on}", file=sys.stderr)
     return code
 
 
-def _say(error: object, code: int) -> int:
-    resumes = "" if code == EXIT_REFUSED else " (the same command resumes)"
-    print(f"error: {error}{resumes}", file=sys.stderr)
+def _say(error: object, code: int, resumes: bool = False) -> int:
+    print(f"error: {error}{' (the same command resumes)' if resumes else ''}", file=sys.stderr)
     return code

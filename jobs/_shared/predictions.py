@@ -8,12 +8,15 @@ from meancache.errors import SolverError
 from meancache.schedule import Schedule
 
 
-def smallest_budget(schedules: Sequence[Schedule], target_psnr: float) -> Schedule:
+def smallest_budget(
+    schedules: Sequence[Schedule], target_psnr: float, fix: str = "add larger --budgets"
+) -> Schedule:
     """The cheapest schedule whose fidelity on calibration runs reaches the target.
 
     Args:
         schedules: fitted ones; those without a known fidelity are passed over.
         target_psnr: dB, mean over videos.
+        fix: what to do where none reaches it.
 
     Raises:
         SolverError: none reaches it; names the one that comes closest.
@@ -25,9 +28,7 @@ def smallest_budget(schedules: Sequence[Schedule], target_psnr: float) -> Schedu
         if known:
             most, best = max(known, key=lambda pair: pair[0])
             closest = f"{best.budget} forwards come closest, at {most:.1f} dB"
-        raise SolverError(
-            f"no budget here reaches {target_psnr:g} dB: {closest}; add larger --budgets"
-        )
+        raise SolverError(f"no budget here reaches {target_psnr:g} dB: {closest}; {fix}")
     return min(reaching, key=lambda schedule: schedule.budget)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import quote
 
 from cluster.store import MissingKey, Store, StoreError, open_store
 from meancache.calibration import Calibration
@@ -72,3 +74,11 @@ def read_graph(folder: str) -> Calibration:
             f"{store.uri('statistics.parquet')} does not exist; give the ROOT/graph that "
             "jobs.calibrate finished"
         ) from error
+
+
+def to_look_at(store: Store, key: str) -> str:
+    """Where a page is: a link for a browser, or how to get it out of a bucket."""
+    uri = store.uri(key)
+    if uri.startswith("s3:"):
+        return f"{uri} (aws s3 cp {shlex.quote(uri)} .)"
+    return f"file://{quote(uri)}"

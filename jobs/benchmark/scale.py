@@ -98,7 +98,7 @@ def run(config: Config) -> None:
             missing = here.open_shards(job.items)
         if sum(map(len, missing.values())) != len(job.items) - 1 - part[-1].index:
             raise RuntimeError(f"what is missing after {part[-1].index + 1} items is not the rest")
-        for shard, members in progress(missing.items(), len(missing), "shards", first=""):
+        for shard, members in progress(missing.items(), len(missing), "shards"):
             if not members:
                 here.close_shard(shard, job.items[shard * SHARD_SIZE : (shard + 1) * SHARD_SIZE])
     with timed("finish_s"):
@@ -140,7 +140,7 @@ def _write_receipts(here: Manifest, items: Sequence[WorkItem], like: dict[str, A
         of_item = {name: getattr(item, name) for name in ("prompt_id", "prompt", "index", "seed")}
         here.commit({**like, **of_item, "item_id": item.id, "shard": item.shard})
 
-    for _ in progress(map(commit, items), len(items), "receipts", first=""):
+    for _ in progress(map(commit, items), len(items), "receipts"):
         pass
 
 

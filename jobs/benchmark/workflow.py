@@ -117,7 +117,9 @@ def _figures(
     turns: dict[str, list[speed.Turn]] = defaultdict(list)
     kinds = {"full": None, **schedules}
     runs = speed.take_turns(renderer, arguments, kinds, repeats)
-    for name, turn in progress(runs, repeats * len(kinds), "videos", first=", warming up"):
+    for name, turn in progress(
+        runs, repeats * len(kinds), "videos", also=lambda: "" if turns else ", warming up"
+    ):
         turns[name].append(turn)
     every = [turn for of in turns.values() for turn in of]
     loop = {name: speed.median([turn.loop for turn in of]) for name, of in turns.items()}

@@ -18,13 +18,13 @@ from cluster.work import plan
 from cluster.work.plan import WorkItem, plan_items, specification
 from cluster.work.prompts import Prompt, read_prompts
 from jobs._shared.configs import DEFAULT_FLEET, FleetConfig, ModelConfig
-from jobs._shared.progress import progress
+from jobs._shared.progress import Gangs, counted, progress
 from jobs._shared.roots import open_output, refusing
 from jobs.calibrate.trajectories import TRAJECTORIES, MeasureTrajectory, trajectory_key
 from meancache.calibration import Calibration
 
 if TYPE_CHECKING:
-    from cluster.fleet.driver import Gangs
+    from cluster.fleet import driver
 
 __all__ = ["Config", "Outcome", "prepare", "run", "trajectory_key"]
 
@@ -76,7 +76,7 @@ class Prepared:
     graph: Calibration
     calls: int
     spec: Mapping[str, Any]
-    gangs: Gangs
+    gangs: driver.Gangs
 
 
 def run(config: Config) -> Outcome:
@@ -87,7 +87,7 @@ def run(config: Config) -> Outcome:
     missing = [item for item in items if trajectory_key(item) not in done]
     forwards = len(missing) * prepared.graph.grid.num_inference_steps * prepared.calls
     print(
-        f"calibrate: {len(missing)} trajectories to run ({forwards} forwards), "
+        f"calibrate: {counted(len(missing), 'trajectory')} to run ({forwards} forwards), "
         f"{len(items) - len(missing)} already done"
     )
     if config.dry_run:
@@ -98,12 +98,14 @@ def run(config: Config) -> Outcome:
         fleet.on_a_worker(partial(store.exists, SPEC_KEY))
     plan.freeze(store, prepared.spec, SPEC_KEY)
     work = MeasureTrajectory(store, prepared.graph)
-    results = fleet.run(work, missing, prepared.gangs)
-    problems = [problem for problem in progress(results, len(missing), "trajectories") if problem]
+    gangs = Gangs("running")
+    results = fleet.run(work, missing, prepared.gangs, staffed=gangs.staffed)
+    answers = progress(results, len(missing), "trajectories", also=gangs.__str__)
+    problems = [answer for answer in answers if answer]
     for problem in problems:
         print(f"failed: {problem}", file=sys.stderr)
     if problems:
-        print(f"{len(problems)} trajectories failed; the same command tries them again")
+        print(f"{counted(len(problems), 'trajectory')} failed; the same command tries them again")
         return Outcome(None, len(problems))
     return Outcome(_merge(prepared))
 
@@ -140,5 +142,5 @@ def _merge(prepared: Prepared) -> Calibration:
     ):
         if not store.exists(key):
             store.put_new(key, data)
-    print(f"graph of {len(graph.trajectories)} trajectories: {store.uri('graph')}")
+    print(f"graph of {counted(len(graph.trajectories), 'trajectory')}: {store.uri('graph')}")
     return graph

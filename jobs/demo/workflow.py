@@ -21,7 +21,7 @@ from cluster.store import Store
 from cluster.work.plan import plan_items
 from cluster.work.prompts import read_prompts
 from jobs._shared.configs import FleetConfig, ModelConfig
-from jobs._shared.progress import progress
+from jobs._shared.progress import Gangs, progress
 from jobs._shared.roots import begun, open_output, refusing
 from jobs.calibrate import workflow as calibrate
 from jobs.demo.comparison import Comparison
@@ -168,9 +168,10 @@ def compare(store: Store, prompts: str) -> str:
     model = find_model(MODEL)
     items = plan_items(read_prompts(prompts), model, model.defaults, schedules[BUDGET])
     print(f"\ncomparing {len(items)} videos with their full runs, same noise", flush=True)
-    gangs = fleet.Gangs(rank_builder(model), 1)
-    results = fleet.run(Comparison(schedules[BUDGET]), items, gangs)
-    pairs = sorted(progress(results, len(items), "pairs"), key=lambda pair: pair.item.index)
+    gangs, one = Gangs(), fleet.Gangs(rank_builder(model), 1)
+    results = fleet.run(Comparison(schedules[BUDGET]), items, one, staffed=gangs.staffed)
+    compared = progress(results, len(items), "pairs", also=gangs.__str__)
+    pairs = sorted(compared, key=lambda pair: pair.item.index)
     store.put("report.html", demo_page(pairs, schedules, BUDGET).encode())
     print(headline(pairs))
     return store.uri("report.html")

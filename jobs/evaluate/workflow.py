@@ -21,7 +21,7 @@ from cluster.store import Store, StoreError
 from cluster.work import plan
 from cluster.work.plan import WorkItem, specification
 from jobs._shared.configs import FleetConfig
-from jobs._shared.progress import progress
+from jobs._shared.progress import Gangs, counted, progress
 from jobs.evaluate.config import Config
 from jobs.evaluate.methods import Method, from_baselines, from_schedules
 from jobs.evaluate.page import evaluation_page
@@ -121,12 +121,14 @@ def compare(comparison: Comparison, dry_run: bool = False) -> Outcome:
         print(f"failed: calibration of the baselines: {error}", file=sys.stderr)
         return Outcome(None, 1)
     work = Evaluation(store, methods, comparison.fine, comparison.captioned)
-    answers = fleet.run(work, missing, comparison.gangs)
-    problems = [problem for problem in progress(answers, len(missing), "pairs") if problem]
+    gangs = Gangs()
+    pairs = fleet.run(work, missing, comparison.gangs, staffed=gangs.staffed)
+    answers = progress(pairs, len(missing), "pairs", also=gangs.__str__)
+    problems = [answer for answer in answers if answer]
     for problem in problems:
         print(f"failed: {problem}", file=sys.stderr)
     if problems:
-        print(f"{len(problems)} pairs failed; the same command tries them again")
+        print(f"{counted(len(problems), 'pair')} failed; the same command tries them again")
         return Outcome(None, len(problems))
     rows = (row for item in items for row in _pair(store, item).to_pylist())
     table = scoreboard(rows, schema_of(comparison.captioned))
@@ -145,16 +147,18 @@ def _announce(comparison: Comparison, missing: Sequence[WorkItem]) -> None:
     free = any(one.schedule is None for one in comparison.methods)
     forwards = each * len(missing)
     if free:  # the first pairs run once more what does not know its own compute
-        counted = sum(item.index < COUNTED_PAIRS for item in missing)
-        forwards += counted * steps * (1 + sum(one.schedule is None for one in comparison.methods))
+        measured = sum(item.index < COUNTED_PAIRS for item in missing)
+        unknown = sum(one.schedule is None for one in comparison.methods)
+        forwards += measured * steps * (1 + unknown)
+    methods = counted(len(comparison.methods), "method")
+    done = len(comparison.items) - len(missing)
     print(
-        f"evaluate: {len(missing)} pairs to do, {len(comparison.items) - len(missing)} already "
-        f"done; {len(comparison.methods)} methods and the full run, {'at most ' if free else ''}"
-        f"{forwards * comparison.calls} forwards"
+        f"evaluate: {counted(len(missing), 'pair')} to do, {done} already done; {methods} and the "
+        f"full run, {'at most ' if free else ''}{forwards * comparison.calls} forwards"
     )
     if comparison.calibration is not None:
-        runs = len(comparison.calibration.trajectories)
-        print(f"before them, baselines are calibrated on {runs} trajectories of the graph")
+        runs = counted(len(comparison.calibration.trajectories), "trajectory")
+        print(f"before them, baselines are calibrated on {runs} of the graph")
 
 
 def _calibrated(comparison: Comparison, wanted: bool) -> list[Method]:
@@ -217,7 +221,8 @@ def _conclude(comparison: Comparison, table: pa.Table, schedules: Sequence[Sched
     if any(one.schedule is None for one in comparison.methods):
         print(f"the compute of methods that are not schedules was counted on {COUNTED_PAIRS} pairs")
     print(
-        f"{len(comparison.items)} pairs, {len(found)} methods: {comparison.store.uri(REPORT_KEY)}"
+        f"{counted(len(comparison.items), 'pair')}, {counted(len(found), 'method')}: "
+        f"{comparison.store.uri(REPORT_KEY)}"
     )
 
 

@@ -13,8 +13,8 @@ from cluster.results.datasets.layouts import Export
 from cluster.results.datasets.where import WhereError, where
 from cluster.store import MissingKey, open_store
 from cluster.work import plan
-from jobs._shared.progress import progress
-from jobs._shared.roots import open_output, refusing
+from jobs._shared.progress import QUIET_S, progress
+from jobs._shared.roots import RefusedError, open_output, refusing
 from meancache.json_values import shown
 
 # How each format is read, for the last line.
@@ -69,7 +69,7 @@ def run(config: Config) -> Outcome:
         todo = sum(map(len, missing))
         print(f"export: {todo} files to write, {here.files - todo} already there")
         plan.freeze(here.target, prepared.spec, layouts.JOB_KEY)
-        for _ in progress(here.write(missing), todo, "files", first=""):
+        for _ in progress(here.write(missing), todo, "files"):
             pass
         here.finish()
     output = here.target.uri(layouts.JOB_KEY).removesuffix(f"/{layouts.JOB_KEY}")
@@ -84,6 +84,10 @@ def run(config: Config) -> Outcome:
 def prepare(config: Config) -> Prepared:
     """Reads the manifest and chooses the rows, before anything is written."""
     source = open_store(config.root)
+    if open_store(config.output).uri(layouts.JOB_KEY) == source.uri(layouts.JOB_KEY):
+        raise RefusedError(
+            f"--output {config.output} is the root that is exported: give a folder of its own"
+        )
     there = manifest.finished(source)
     if there is None:
         raise MissingKey(
@@ -91,7 +95,8 @@ def prepare(config: Config) -> Prepared:
             "jobs.render that has finished"
         )
     success = there[1]
-    parts = progress(dataset.read_parts(source, success), len(success.parts), "parts", first="")
+    read = dataset.read_parts(source, success)
+    parts = progress(read, len(success.parts), "parts", after_s=QUIET_S)
     table = dataset.flattened(parts).sort_by("index")
     rows = table if config.where is None else where(table, config.where)
     if not rows.num_rows:

@@ -20,6 +20,7 @@ from cluster.results.registry import PromotedMeanwhileError, Promotion
 from cluster.store import AlreadyExists, open_store
 from cluster.work import plan
 from jobs._shared.predictions import prediction
+from jobs._shared.progress import counted
 from jobs._shared.prompts import plain
 from jobs._shared.roots import begun
 from jobs.calibrate import workflow as calibrate
@@ -257,9 +258,9 @@ def _announce(here: RefreshRun) -> None:
     rendered = sum(f"{HELD_OUT}/{evaluate.pair_key(item)}" in begun for item in here.held_out)
     to_run, pairs = len(here.trajectories) - done, len(here.held_out) - rendered
     print(
-        f"refresh: the run of {date_of(here.name)}: {to_run} trajectories to run, {done} already "
-        f"done; {pairs} held-out pairs to render, {rendered} already done; budgets "
-        f"{', '.join(map(str, budgets))}"
+        f"refresh: the run of {date_of(here.name)}: {counted(to_run, 'trajectory')} to run, {done} "
+        f"already done; {counted(pairs, 'held-out pair')} to render, {rendered} already done; "
+        f"budgets {', '.join(map(str, budgets))}"
     )
     if here.config.dry_run:
         calls = here.model.calls(here.arguments)

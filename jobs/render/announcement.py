@@ -14,7 +14,7 @@ from cluster.results import audit, manifest
 from cluster.results.manifest import Manifest
 from cluster.store import MissingKey
 from cluster.work.plan import WorkItem
-from jobs._shared.progress import duration
+from jobs._shared.progress import counted, duration
 from jobs.render.request import Prepared
 from meancache.json_values import shown
 
@@ -30,7 +30,7 @@ def announce(prepared: Prepared, items: Sequence[WorkItem], todo: Sequence[WorkI
     """Says how much there is to do; of a dry run, also how long that is expected to take."""
     forwards = sum(_forwards(prepared, item) for item in todo)
     done = len(items) - len(todo)
-    print(f"render: {len(todo)} videos to do ({forwards} forwards), {done} already done")
+    print(f"render: {counted(len(todo), 'video')} to do ({forwards} forwards), {done} already done")
     repeated = prepared.repeated
     if repeated:
         some = ", ".join(map(shown, repeated[:NAMED])) + ", ..." * (len(repeated) > NAMED)

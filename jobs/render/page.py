@@ -28,7 +28,7 @@ from cluster.store import Store, StoreError
 from cluster.work import plan
 from jobs._shared import pages
 from jobs._shared.pictures import animation
-from jobs._shared.progress import duration, progress
+from jobs._shared.progress import QUIET_S, duration, progress
 from meancache.errors import ScheduleError
 from meancache.schedule import Schedule
 
@@ -93,7 +93,8 @@ def write_page(store: Store) -> str:
     if there is None:
         raise StoreError(f"{store.uri(manifest.SUCCESS_KEY)} does not exist: finish the job first")
     success = there[1]
-    parts = progress(dataset.read_parts(store, success), len(success.parts), "parts", first="")
+    read = dataset.read_parts(store, success)
+    parts = progress(read, len(success.parts), "parts", after_s=QUIET_S)
     slim, rows = _read(parts, success.rows)
     failed = [row for key, _ in success.failures for row in manifest.read_part(store, key)]
     spec = json.loads(store.get(plan.SPEC_KEY))

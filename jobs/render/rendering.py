@@ -18,10 +18,14 @@ from cluster.results import manifest
 from cluster.results.manifest import Manifest, Success
 from cluster.work import plan
 from cluster.work.plan import WorkItem
-from jobs._shared.progress import progress
+from jobs._shared.progress import Gangs, progress
 from jobs.render.announcement import announce
 from jobs.render.page import REPORT_KEY, write_page
 from jobs.render.request import Prepared
+from meancache.json_values import shown
+
+# Below this share of goodput its sentence says where the rest went.
+LOW = 0.8
 
 
 def render(prepared: Prepared) -> Success | None:
@@ -64,37 +68,43 @@ def _render(
     work = Delivery(here, prepared.model, prepared.schedule, prepared.config.audit, metrics.record)
     # Two drivers of one root meet as late as they can when each begins somewhere else.
     first = secrets.randbelow(len(todo)) if todo else 0
-    tally = _Tally()
+    gangs, tally = Gangs(), _Tally()
     with closing(
-        fleet.run(work, todo[first:] + todo[:first], prepared.gangs, work.lost, tally.staffed)
+        fleet.run(work, todo[first:] + todo[:first], prepared.gangs, work.lost, gangs.staffed)
     ) as results:
-        for row in progress(results, len(todo), "videos", also=lambda: str(tally)):
+        for row in progress(results, len(todo), "videos", also=lambda: f"{gangs}{tally}"):
             tally.add(row)
             if row["status"] == manifest.FAILED:
-                print(f"\nfailed: {row['item_id']}: {row['error']}", file=sys.stderr)
+                print(f"\nfailed: {named(row)}: {row['error']}", file=sys.stderr)
             left[row["shard"]] -= 1
             if not left[row["shard"]]:
                 here.close_shard(row["shard"], shards[row["shard"]])
     if tally.gang_s:
-        print(f"goodput: {tally.goodput:.0%} of the gangs' time was denoising")
+        print(tally.goodput)
     success = here.finish(shards, before)
-    print(f"report: {write_page(here.store)}")
+    write_page(here.store)
     return success
+
+
+def named(row: Mapping[str, Any]) -> str:
+    """A row as its user knows it: by prompt_id and prompt."""
+    return f"prompt_id {shown(row['prompt_id'])}, {shown(row['prompt'])} (item {row['item_id']})"
 
 
 @dataclass
 class _Tally:
     """What has come so far, of this run of the job."""
 
-    gangs: int = 0
     failed: int = 0
     denoise_s: float = 0.0
     gang_s: float = 0.0
 
     @property
-    def goodput(self) -> float:
-        """Share of the gangs' time in the denoising loop."""
-        return self.denoise_s / self.gang_s
+    def goodput(self) -> str:
+        """The share of the gangs' time in the denoising loop, in a sentence."""
+        share = self.denoise_s / self.gang_s
+        rest = "; the rest was waiting for work and what surrounds the loop" if share < LOW else ""
+        return f"goodput: {share:.0%} of the gangs' time was denoising{rest}"
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Counts a row."""
@@ -102,11 +112,5 @@ class _Tally:
         self.denoise_s += row["metrics"].get("denoise_s", 0.0)
         self.gang_s += row["metrics"].get("gang_s", 0.0)
 
-    def staffed(self, gangs: int) -> None:
-        """Takes note of how many gangs there are."""
-        self.gangs = gangs
-
     def __str__(self) -> str:
-        gangs = f", {self.gangs} gang{'s' * (self.gangs > 1)}" if self.gangs else ""
-        goodput = f", goodput {self.goodput:.0%}" if self.gang_s else ""
-        return gangs + goodput + (f", {self.failed} failed" if self.failed else "")
+        return f", {self.failed} failed" if self.failed else ""

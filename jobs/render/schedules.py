@@ -58,7 +58,11 @@ def _shipped(config: Config, model: Model, steps: int) -> Schedule:
         schedule.budget: schedule for schedule in map(Schedule.load, folder.glob("fitted-b*.json"))
     }
     if config.target_psnr is not None and shipped:
-        chosen = smallest_budget(list(shipped.values()), config.target_psnr)
+        chosen = smallest_budget(
+            list(shipped.values()),
+            config.target_psnr,
+            "ask for less, or make schedules of larger budgets with jobs.calibrate and jobs.solve",
+        )
         print(f"render: {chosen.nfe} forwards, predicted{prediction(chosen).removeprefix(',')}")
         return chosen
     if config.budget is None or config.budget not in shipped:

@@ -9,8 +9,12 @@ from dataclasses import dataclass
 
 from cluster.results import manifest
 from cluster.store import Store
+from jobs._shared.progress import counted
+from jobs._shared.roots import to_look_at
 from jobs.render.config import Config
 from jobs.render.request import Prepared, prepare
+
+REPORT_KEY = "report.html"
 
 __all__ = ["Config", "Outcome", "Prepared", "prepare", "run", "write_page"]
 
@@ -37,12 +41,15 @@ def run(config: Config) -> Outcome:
     if success is None:
         return Outcome()
     store = prepared.store
-    print(f"{success.rows} videos, {success.failed} failed: {store.uri(manifest.PARTS[:-1])}")
+    videos = counted(success.rows, "video")
+    print(f"{videos}, {success.failed} failed: {store.uri(manifest.PARTS[:-1])}")
     if success.failed:
         print(
             f"the reasons are in {store.uri(manifest.FAILURES[:-1])}; the same command with "
             "--retry-failed renders those rows again"
         )
+    if not config.dry_run:
+        print(f"report: {to_look_at(store, REPORT_KEY)}")
     return Outcome(success.rows, success.failed)
 
 

@@ -36,14 +36,14 @@ from cluster.store import AlreadyExists, Store, StoreError, open_store
 from cluster.work import plan
 from cluster.work.plan import SpecError, WorkItem
 from jobs._shared.configs import FleetConfig
-from jobs._shared.progress import progress
+from jobs._shared.progress import QUIET_S, Gangs, progress
 from jobs._shared.roots import refusing
 from meancache.json_values import is_deep, shown
 from meancache.quality import psnr
 from meancache.schedule import Schedule
 
 if TYPE_CHECKING:
-    from cluster.fleet.driver import Gangs
+    from cluster.fleet import driver
 
 ITEM_ID = re.compile("[0-9a-f]{32}")
 MODEL = ("id", "revision", "pipeline", "dtype")
@@ -99,7 +99,7 @@ class Prepared:
     row: Mapping[str, Any]
     item: WorkItem
     work: Replay
-    gangs: Gangs
+    gangs: driver.Gangs
     output: tuple[Store, str] | None
 
 
@@ -108,8 +108,11 @@ def run(config: Config) -> Outcome:
     prepared = prepare(config)
     from cluster.fleet import driver as fleet  # with Ray, which a refusal does without
 
-    with closing(fleet.run(prepared.work, [prepared.item], prepared.gangs)) as results:
-        (data,) = progress(results, 1, "videos")
+    gangs = Gangs()
+    with closing(
+        fleet.run(prepared.work, [prepared.item], prepared.gangs, staffed=gangs.staffed)
+    ) as results:
+        (data,) = progress(results, 1, "videos", also=gangs.__str__)
     if prepared.output is not None:
         store, key = prepared.output
         store.put_new(key, data)
@@ -197,7 +200,7 @@ def _find(store: Store, item_id: str) -> dict[str, Any]:
     """The `ok` row of an item. Raises SpecError where there is none."""
     keys = list(store.list(PARTS))
     parts: Iterator[dict[str, Any] | None] = progress(
-        dataset.search(store, item_id, keys), len(keys), "parts", first=""
+        dataset.search(store, item_id, keys), len(keys), "parts", after_s=QUIET_S
     )
     row = next(filter(None, parts), None)
     if row is None:

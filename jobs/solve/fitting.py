@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.fleet.gang import TASK_DEADLINE_S, Gang
 from cluster.models.model import Model
+from jobs._shared.progress import Gangs, progress
 from meancache.calibration import Calibration
 from meancache.errors import CalibrationError
 from meancache.grid import Grid
@@ -31,7 +32,7 @@ from meancache.schedule import Edge, Schedule
 from meancache.solver import Steps
 
 if TYPE_CHECKING:
-    from cluster.fleet.driver import Gangs
+    from cluster.fleet import driver
     from cluster.ranks.renderer import Renderer
     from meancache.fitting import Fitter
 
@@ -238,18 +239,19 @@ def rollout_forwards(paths: Sequence[Steps]) -> int:
 
 
 def fit_all(
-    fitting: Fitting, gangs: Gangs, budgets: Collection[int] | None = None
+    fitting: Fitting, gangs: driver.Gangs, budgets: Collection[int] | None = None
 ) -> Iterator[FitAnswer]:
-    """Fits every budget, or those of `budgets`; yields answers as they come.
+    """Fits every budget, or those of `budgets`; yields answers as they come, and says so.
 
     Raises what `fleet.run` raises.
     """
     from cluster.fleet import driver as fleet  # with Ray
 
     wanted = fitting.candidates if budgets is None else budgets
-    return fleet.run(
-        fit_on_gang, [one for one in requests(fitting) if one.baseline.budget in wanted], gangs
-    )
+    asked = [one for one in requests(fitting) if one.baseline.budget in wanted]
+    count = Gangs("fitting")
+    answers = fleet.run(fit_on_gang, asked, gangs, staffed=count.staffed)
+    return progress(answers, len(asked), "budgets fitted", also=count.__str__)
 
 
 def fitted_schedule(fitting: Fitting, answer: FitAnswer) -> Schedule:

@@ -17,7 +17,7 @@ from cluster.ranks import rank_builder
 from cluster.store import Store
 from jobs._shared.configs import DEFAULT_FLEET, FleetConfig
 from jobs._shared.predictions import prediction, runs, smallest_budget
-from jobs._shared.progress import progress
+from jobs._shared.progress import counted
 from jobs._shared.roots import open_output, read_graph, refusing
 from jobs.solve import fitting
 from jobs.solve.fitting import LIMIT_VIDEOS, FitAnswer, Fitting
@@ -94,8 +94,7 @@ def run(config: Config) -> Outcome:
         _announce(prepared.fitting)
         if config.dry_run:
             return Outcome([])
-        results = fitting.fit_all(prepared.fitting, prepared.gangs)
-        for answer in progress(results, len(prepared.fitting.candidates), "budgets fitted"):
+        for answer in fitting.fit_all(prepared.fitting, prepared.gangs):
             answers.append(answer)
             schedules[answer.budget] = fitting.fitted_schedule(prepared.fitting, answer)
             if config.target_psnr is None:  # what is paid for is kept, whatever comes next
@@ -169,8 +168,7 @@ def fitted(
         GangError: a fit failed for good.
     """
     to_fit = fitting.prepare_fitting(graph, model, budgets, TRAJECTORIES)
-    answers = fitting.fit_all(to_fit, _gangs(fleet, model, to_fit), missing)
-    for answer in progress(answers, len(missing), "budgets fitted"):
+    for answer in fitting.fit_all(to_fit, _gangs(fleet, model, to_fit), missing):
         yield fitting.fitted_schedule(to_fit, answer)
 
 
@@ -232,7 +230,8 @@ def _announce(prepared: Fitting) -> None:
     count = len(prepared.trajectories)
     fine = prepared.fine_grid
     print(
-        f"solve: fitting {len(prepared.candidates)} budgets on {count} trajectories, some "
+        f"solve: fitting {counted(len(prepared.candidates), 'budget')} on "
+        f"{counted(count, 'trajectory')}, some "
         f"{fitting_forwards(count, steps, prepared.calls)} forwards ({LIMIT_VIDEOS} full videos a "
         "trajectory)"
         + ("" if fine is None else f" and references of {fine.num_inference_steps} steps")

@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return cli.run_job(parser(), argv, run)
+    return cli.run_job(parser(), argv, run, resumes=False)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from cluster.results import garbage, manifest, verification
 from cluster.store import Store, open_store
-from jobs._shared.progress import progress
-from jobs._shared.roots import refusing
+from cluster.work import plan
+from jobs._shared.progress import counted, progress
+from jobs._shared.roots import RefusedError, refusing
 
 
 @dataclass(frozen=True)
@@ -40,26 +41,30 @@ def run(config: Config) -> Outcome:
     store = _open(config.root)
     checked = problems = 0
     steps = verification.expected_steps(store)
-    for findings in progress(verification.verify(store, config.share), steps, "files", first=""):
+    for findings in progress(verification.verify(store, config.share), steps, "files"):
         checked += len(findings)
         for uri, problem in findings:
             if problem is not None:
                 problems += 1
                 print(f"{uri} {problem}")
-    print(f"{checked} objects checked, {problems} of them missing or damaged")
+    print(f"{counted(checked, 'object')} checked, {problems} of them missing or damaged")
     if config.collect and problems:
         print("nothing is removed before what is missing or damaged has been seen to")
     elif config.collect:
         freed = removed = 0
         for _, size in garbage.collect(store, config.grace_h * 3600):
             removed, freed = removed + 1, freed + size
-        print(f"{removed} videos that nothing names removed, {freed / 1e6:.1f} MB")
+        print(f"{counted(removed, 'video')} that nothing names removed, {freed / 1e6:.1f} MB")
     return Outcome(checked, problems)
 
 
 @refusing()
 def _open(root: str) -> Store:
-    """The root, after finding out whether it can be read at all."""
+    """The root of a render. Raises RefusedError where there is none."""
     store = open_store(root)
-    store.exists(manifest.SUCCESS_KEY)
+    if not store.exists(manifest.SUCCESS_KEY) and not store.exists(plan.SPEC_KEY):
+        raise RefusedError(
+            f"there is no render at {root}: neither {plan.SPEC_KEY} nor {manifest.SUCCESS_KEY} is "
+            "in it; give the --output of a jobs.render"
+        )
     return store

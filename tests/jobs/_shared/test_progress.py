@@ -1,12 +1,20 @@
 """Progress in a job's log: plain lines, none lost, with an ETA."""
 
+import fcntl
 import io
+import os
+import struct
+import termios
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
 
 import pytest
 
+from cluster.fleet.draining import Stopped
 from jobs._shared import progress as _progress
-from jobs._shared.progress import duration, progress
+from jobs._shared.progress import Gangs, counted, duration, progress
 
 
 class Listened(io.StringIO):
@@ -32,9 +40,8 @@ def test_a_log_gets_a_first_and_a_last_line_and_not_one_for_each_result():
     log = io.StringIO()
     assert list(progress(range(100), 100, "videos", log)) == list(range(100))
     lines = log.getvalue().splitlines()
-    assert lines[0] == "videos: 0/100, starting ranks"
-    assert "videos: 1/100" in lines[1]
-    assert "ETA under" in lines[1]  # the first result took the start of the ranks too
+    assert lines[0] == "videos: 0/100"
+    assert lines[1].startswith("videos: 1/100")
     assert lines[-1].startswith("videos: 100/100")
     assert lines[-1].endswith("done")
     assert len(lines) == 3
@@ -47,16 +54,32 @@ def test_a_terminal_gets_one_line_that_changes():
     text = terminal.getvalue()
     assert text.count("\n") == 1
     assert text.endswith("\n")
-    assert text.count("\r") == 4
+    assert text.count("\r") > 3
+    assert text.rpartition("\r")[2].lstrip().startswith("videos: 3/3")
 
 
-def test_in_a_narrow_terminal_the_line_that_changes_stays_one(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "30")
-    terminal = Terminal()
-    list(progress(range(3), 3, "videos", terminal, also=lambda: ", 2 gangs, goodput 97%"))
-    *changing, last = terminal.getvalue().split("\r\x1b[K")[1:]
-    assert {len(line) for line in changing} == {29}
-    assert last.endswith("done, 2 gangs, goodput 97%\n")
+@contextmanager
+def terminal_of(columns: int) -> Iterator[tuple[TextIO, Callable[[], str]]]:
+    """A terminal so wide, and what was written to it."""
+    leader, follower = os.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with os.fdopen(follower, "w") as terminal:
+        yield terminal, lambda: os.read(leader, 10_000).decode()
+    os.close(leader)
+
+
+def test_in_a_narrow_terminal_the_line_that_changes_stays_one():
+    with terminal_of(30) as (terminal, written):
+        list(progress(range(3), 3, "videos", terminal, also=lambda: ", 2 gangs, 1 failed"))
+        *changing, last = written().removesuffix("\r\n").split("\r")
+    assert max(len(line) for line in changing) <= 30
+    assert last.endswith("done, 2 gangs, 1 failed")
+
+
+def test_a_terminal_of_no_width_is_one_too():
+    with terminal_of(0) as (terminal, written):
+        assert list(progress(range(3), 3, "videos", terminal)) == [0, 1, 2]
+        assert "videos: 3/3" in written()
 
 
 def test_a_log_gets_lines_while_nothing_comes(monkeypatch):
@@ -118,3 +141,69 @@ def test_nothing_to_wait_for_is_nothing_to_say():
 def test_durations_read_as_people_say_them():
     said = [duration(seconds) for seconds in (0.4, 48, 725, 12000)]
     assert said == ["0 s", "48 s", "12 min 5 s", "3 h 20 min"]
+
+
+def test_before_the_first_result_it_says_what_is_being_done():
+    gangs = Gangs("fitting")
+    said = [str(gangs)]
+    for count in (0, 1, 2):
+        gangs.staffed(count)
+        said.append(str(gangs))
+    assert said == [
+        *(", starting Ray", ", starting ranks"),
+        *(", fitting on 1 gang", ", fitting on 2 gangs"),
+    ]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The time that progress sees, to be set."""
+    now = [0.0]
+    monkeypatch.setattr(_progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_the_time_ahead_is_never_said_to_be_none(clock):
+    line = _progress._Line(3, "videos", io.StringIO(), str, 0.0)
+    said = {}
+    for moment, comes in ((10, True), (14, True), (15, False), (18, False), (40, False)):
+        clock[0] = moment
+        if comes:
+            line.count()
+        said[moment] = line._text()
+    assert "ETA under 20 s" in said[10]  # the first took the start of the ranks too
+    assert "4.00 s each, ETA 4 s" in said[14]
+    assert "ETA 3 s" in said[15]
+    assert "ETA 4 s" in said[18]
+    assert "15.00 s each, ETA 15 s" in said[40]  # the rate as if the next came now
+
+
+def test_after_the_first_result_a_time_that_has_passed_is_not_said(clock):
+    line = _progress._Line(2, "videos", io.StringIO(), str, 0.0)
+    clock[0] = 5.0
+    line.count()
+    assert "ETA under 5 s" in line._text()
+    clock[0] = 20.0
+    assert "ETA" not in line._text()
+
+
+def test_what_is_done_at_once_is_done_without_a_word():
+    log = io.StringIO()
+    assert list(progress(range(3), 3, "parts", log, after_s=1000)) == [0, 1, 2]
+    assert log.getvalue() == ""
+
+
+@pytest.mark.parametrize("error", [Stopped, KeyboardInterrupt])
+def test_who_stops_it_is_told_how_far_it_came(error):
+    def results():
+        yield from range(9)
+        raise error
+
+    with pytest.raises(error) as stopped:
+        list(progress(results(), 30, "videos", io.StringIO()))
+    assert stopped.value.__notes__ == ["9 of 30 videos done"]
+
+
+def test_counts_are_in_the_singular_and_the_plural():
+    said = [counted(1, "video"), counted(2, "video"), counted(2, "trajectory")]
+    assert said == ["1 video", "2 videos", "2 trajectories"]

@@ -125,7 +125,7 @@ def test_a_stopped_evaluation_renders_the_pairs_that_are_missing(evaluated, tmp_
     (root / "evaluation.parquet").unlink()
     kept = pairs[1].read_bytes()
     assert evaluate.main(command(root, None, "--reference-steps", "100")) == 0
-    assert "1 pairs to do, 1 already done" in capsys.readouterr().out
+    assert "1 pair to do, 1 already done" in capsys.readouterr().out
     assert pairs[1].read_bytes() == kept
     assert without_seconds(table(root)).equals(without_seconds(table(evaluated)))
     kept_rows = {tuple(row.values()) for row in from_parquet(kept).to_pylist()}

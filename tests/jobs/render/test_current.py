@@ -155,7 +155,7 @@ class TestRefresh:
         assert refresh.main([*flags, *more]) == 0
         said = capsys.readouterr().out
         # Of three prompts two are held out.
-        assert "the run of 2026-02-03: 1 trajectories to run, 0 already done" in said
+        assert "the run of 2026-02-03: 1 trajectory to run, 0 already done" in said
         assert "at most 56 forwards, 24 of them to fit" in said
         assert not [path for path in (tmp_path / "refresh").rglob("*") if path.is_file()]
 

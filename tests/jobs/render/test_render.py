@@ -115,7 +115,7 @@ def test_a_driver_killed_before_a_receipt_costs_that_video_alone(root, command, 
     sorted((root / "receipts").rglob("*.json"))[1].unlink()
     assert render.main(command) == 0
     said = capsys.readouterr()
-    assert "render: 1 videos to do (4 forwards), 2 already done" in said.out
+    assert "render: 1 video to do (4 forwards), 2 already done" in said.out
     assert "videos: 1/1" in said.err
     after = contents(root)
     kept = [path for path in before if path.suffix == ".mp4"]
@@ -184,7 +184,7 @@ def test_what_has_failed_is_said_and_retried_on_demand_and_nothing_is_rewritten(
     assert render.main([*command, "--max-failures", "1"]) == 0
     assert contents(root) == before
     assert render.main([*command, "--retry-failed", "--dry-run"]) == 0
-    assert "1 videos to do (4 forwards)" in capsys.readouterr().out
+    assert "1 video to do (4 forwards)" in capsys.readouterr().out
     assert contents(root) == before
 
     assert render.main([*command, "--retry-failed"]) == 0
@@ -276,7 +276,7 @@ def test_a_dry_run_of_a_started_job_knows_its_rate(root, command, capsys):
         path.unlink()
     assert render.main([*command, "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert "1 videos to do (4 forwards), 2 already done" in said
+    assert "1 video to do (4 forwards), 2 already done" in said
     assert "of gang time at the last known rate of" in said
 
 

@@ -50,7 +50,7 @@ def test_garbage_is_removed_on_demand_alone(root, capsys):
     assert os.path.exists(path)
     assert verify.main([root, "--gc"]) == 0
     assert not os.path.exists(path)
-    assert "1 videos that nothing names removed" in capsys.readouterr().out
+    assert "1 video that nothing names removed" in capsys.readouterr().out
     assert verify.main([root]) == 0
 
 
@@ -69,5 +69,12 @@ def test_what_cannot_be_asked(root, capsys, arguments, sentence):
 
 
 def test_a_root_that_is_not_finished_says_so(tmp_path, capsys):
+    (tmp_path / "job.json").write_text("{}")
     assert verify.main([str(tmp_path)]) == 1
     assert "_SUCCESS is missing; the job has not finished, run it again" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["absent", ""])
+def test_where_there_is_no_render_nothing_is_checked(tmp_path, capsys, name):
+    assert verify.main([str(tmp_path / name)]) == 2
+    assert f"there is no render at {tmp_path / name}" in capsys.readouterr().err
