@@ -1,0 +1,122 @@
+"""The videos that a page shows: those that an audit found worst, and others evenly spread."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from PIL import Image
+
+from cluster.media import image, video
+from cluster.results.datasets import dataset
+from cluster.store import Store, StoreError
+from jobs._shared.pictures import animation
+
+SAMPLES = 24
+# Of a sampled video: pixels of its longer edge, and frames.
+SIDE, FRAMES = 256, 12
+# How many of the worst are shown first, where an audit measured some.
+WORST = 8
+PSNR = "metrics.psnr"
+_SUMMED = (
+    *("render_s", "encode_s", "upload_s", "created_at", "attempts", "nfe", "bytes", "metrics"),
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A row of the gallery.
+
+    Attributes:
+        row: of the manifest.
+        moving: the video as a small animation, a data URI; None where it could not be read.
+        still: its first frame.
+    """
+
+    row: Mapping[str, Any]
+    moving: str | None
+    still: str | None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What is read of all parts.
+
+    Attributes:
+        slim: the columns that are summed up, of all rows.
+        worst: the rows of the lowest audited PSNR, the worst first.
+        spread: others, evenly spread.
+        names: item id -> (prompt_id, prompt) of the rows that were asked for.
+    """
+
+    slim: pa.Table
+    worst: list[dict[str, Any]]
+    spread: list[dict[str, Any]]
+    names: dict[str, tuple[str, str]]
+
+
+def choose(parts: Iterable[pa.Table], total: int, asked: Collection[str]) -> Chosen:
+    """Reads the parts of a manifest once.
+
+    Args:
+        parts: of the manifest.
+        total: rows in them.
+        asked: item ids whose names are wanted.
+    """
+    count = min(SAMPLES, total)
+    wanted = {number * total // count for number in range(count)}
+    slim: list[pa.Table] = []
+    rows: list[dict[str, Any]] = []
+    worst: list[tuple[float, dict[str, Any]]] = []
+    names: dict[str, tuple[str, str]] = {}
+    seen = 0
+    ids = pa.array(sorted(asked), pa.string())
+    for part in parts:
+        flat = dataset.flattened([part.select(_SUMMED)])
+        slim.append(flat)
+        here = [number - seen for number in wanted if seen <= number < seen + part.num_rows]
+        rows += part.take(pa.array(sorted(here), pa.int64())).to_pylist()
+        worst = heapq.nsmallest(WORST, [*worst, *_audited(part, flat)], key=lambda row: row[0])
+        named = part.filter(pc.is_in(part["item_id"], ids))
+        for row in named.select(["item_id", "prompt_id", "prompt"]).to_pylist():
+            names[row["item_id"]] = (row["prompt_id"], row["prompt"])
+        seen += part.num_rows
+    shown = {row["item_id"] for _, row in worst}
+    spread = [row for row in rows if row["item_id"] not in shown]
+    table = pa.concat_tables(slim, promote_options="default")
+    return Chosen(table, [row for _, row in worst], spread[: SAMPLES - len(worst)], names)
+
+
+def _audited(part: pa.Table, flat: pa.Table) -> list[tuple[float, dict[str, Any]]]:
+    """(PSNR, row) of the worst rows of a part that were rendered in full too."""
+    if PSNR not in flat.column_names:
+        return []
+    scores = flat[PSNR].to_pylist()
+    known = [(score, place) for place, score in enumerate(scores) if score is not None]
+    least = heapq.nsmallest(WORST, known)
+    return [(score, part.slice(place, 1).to_pylist()[0]) for score, place in least]
+
+
+def sample(store: Store, row: Mapping[str, Any]) -> Sample:
+    """A gallery's row; without a picture where the video is gone or damaged."""
+    try:
+        data = dataset.read_checked(store, row["key"], row["sha256"])
+        frames = _thumbnail(data) if row["fps"] == 0 else video.preview(data, FRAMES, SIDE)
+    except (StoreError, ValueError):
+        return Sample(row, None, None)
+    frame_ms = round(1000 * row["num_frames"] / row["fps"] / len(frames)) if row["fps"] else 0
+    return Sample(
+        row, animation(frames, frame_ms, lossless=False), animation(frames[:1], 0, lossless=False)
+    )
+
+
+def _thumbnail(data: bytes) -> NDArray[np.uint8]:
+    picture = Image.fromarray(image.decode(data)[0])
+    picture.thumbnail((SIDE, SIDE))
+    return np.asarray(picture)[None]
