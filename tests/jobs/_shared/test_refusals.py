@@ -63,7 +63,7 @@ def saved(tmp_path: Path, here, steps: int = 50, **changes) -> str:
         ("empty.txt", "", "there is no prompt in it"),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt_id": "b"}\n', "line 2: no prompt"),
         ("p.jsonl", '{"prompt": "a \\ud800"}\n', "line 1: prompt holds a lone surrogate"),
-        ("p.jsonl", '{"prompt": "a", "stepps": 5}\n', "line 1: unknown column 'stepps'"),
+        ("p.jsonl", '{"text": "a"}\n', "no prompt"),
     ],
 )
 def test_prompts_that_cannot_be_used(tmp_path, refused, main, name, content, sentence):
