@@ -16,6 +16,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from meancache.grid import Grid
 from meancache.json_values import canonical_json, shown
 from meancache.prediction import predicted_psnr
 from meancache.schedule import MAX_SPAN, Schedule
-from meancache.statistics import Statistics, edge_list, paper_residuals
+from meancache.statistics import Statistics, edge_count, edge_list, paper_residuals
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ class Calibration:
     """The statistics of many trajectories of one model under one set of conditions.
 
     Attributes:
-        grid: the noise levels of every trajectory.
+        grid: the noise levels of the run that was recorded.
+        below: levels between the last of them and 0 that were recorded too, falling; runs of more
+            steps or of a smaller shift end there.
         model: {id, revision, pipeline}.
         conditions: {height, width, num_frames, guidance_scale, dtype, lora}.
         trajectories: key -> statistics, one entry a (prompt_id, seed).
@@ -48,15 +51,16 @@ class Calibration:
     model: Mapping[str, Any] = field(default_factory=dict)
     conditions: Mapping[str, Any] = field(default_factory=dict)
     trajectories: Mapping[tuple[str, int], Statistics] = field(default_factory=dict)
+    below: tuple[float, ...] = ()
     origin: Calibration | None = None
 
     def __post_init__(self) -> None:
-        steps = self.grid.num_inference_steps
+        levels, edges = self.recorded.num_inference_steps, edge_count(self.grid.num_inference_steps)
         for statistics in self.trajectories.values():
-            if len(statistics.gram) != steps:
+            if len(statistics.gram) != levels or len(statistics.l1) not in (0, edges):
                 raise CalibrationError(
                     f"the trajectory of {shown(statistics.prompt_id)}, seed {statistics.seed}, has "
-                    f"{len(statistics.gram)} steps; the calibration's grid has {steps}"
+                    f"{len(statistics.gram)} steps; the calibration's grid has {levels}"
                 )
 
     def add(self, statistics: Iterable[Statistics]) -> Calibration:
@@ -64,7 +68,7 @@ class Calibration:
         added = {item.key: item for item in statistics}
         merged = {**added, **self.trajectories}
         ordered = {key: merged[key] for key in sorted(merged)}
-        return Calibration(self.grid, self.model, self.conditions, ordered)
+        return replace(self, trajectories=ordered)
 
     def merge(self, other: Calibration) -> Calibration:
         """Both calibrations' trajectories, each once.
@@ -82,11 +86,20 @@ class Calibration:
                         f"{shown(mine.get(key))} and {shown(theirs.get(key))}; only trajectories "
                         "of one setting can be merged"
                     )
-        if not self.grid.matches(other.grid.sigmas):
-            raise CalibrationError(f"the calibrations' grids differ: {self.grid} and {other.grid}")
+        if not self.recorded.matches(other.recorded.sigmas):
+            raise CalibrationError(
+                f"the calibrations' grids differ: {self.recorded} and {other.recorded}"
+            )
         for one in (self, other):
             one._refuse_carried("merged")
         return self.add(other.trajectories.values())
+
+    @cached_property
+    def recorded(self) -> Grid:
+        """All N noise levels that velocities are known of, and the final 0: `grid` and `below`."""
+        if not self.below:
+            return self.grid
+        return replace(self.grid, sigmas=(*self.grid.sigmas[:-1], *self.below, 0.0))
 
     @property
     def id(self) -> str:
@@ -124,7 +137,7 @@ class Calibration:
         source = self.origin or self
         if source.grid.matches(grid.sigmas):
             return source
-        weights = carrying_weights(source.grid, grid)
+        weights = carrying_weights(source.recorded, grid)
         carried = {key: item.carried(weights) for key, item in source.trajectories.items()}
         return Calibration(grid, source.model, source.conditions, carried, origin=source)
 
@@ -214,7 +227,8 @@ class Calibration:
         Raises:
             CalibrationError: the calibration has no trajectory.
         """
-        return np.mean([item.gram for item in self.nonempty()], axis=0)
+        steps = self.grid.num_inference_steps
+        return np.mean([item.gram[:steps, :steps] for item in self.nonempty()], axis=0)
 
     def spread(self, count: int) -> list[Statistics]:
         """Up to `count` trajectories that can be run again, evenly spread over all of them.
@@ -249,6 +263,7 @@ class Calibration:
             "model": dict(self.model),
             "grid": self.grid.to_json(),
             "conditions": dict(self.conditions),
+            **({"below": list(self.below)} if self.below else {}),
         }
 
     @classmethod

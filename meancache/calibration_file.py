@@ -23,7 +23,9 @@ from meancache.statistics import Statistics, edge_count, edge_list
 if TYPE_CHECKING:
     from meancache.calibration import Calibration
 
-SCHEMA = "2"
+# Of a calibration with levels below its run's; one without stays readable by what wrote "2".
+SCHEMA = "3"
+PLAIN_SCHEMA = "2"
 # What a file may unpack to; 30,000 trajectories of 50 steps.
 MAX_BYTES = 2 * 2**30
 # Trajectories unpacked at a time.
@@ -93,16 +95,21 @@ def read(kind: type[Calibration], data: bytes) -> Calibration:
     try:
         file = pq.ParquetFile(io.BytesIO(data))
         metadata = file.schema_arrow.metadata or {}
-        if metadata.get(b"schema") != SCHEMA.encode():
-            raise CalibrationError(f"the calibration's schema is not version {SCHEMA}")
+        schema = metadata.get(b"schema")
+        if schema not in (SCHEMA.encode(), PLAIN_SCHEMA.encode()):
+            raise CalibrationError(
+                f"the calibration's schema is not version {PLAIN_SCHEMA} or {SCHEMA}"
+            )
         if not file.schema_arrow.equals(STATISTICS_SCHEMA, check_metadata=False):
             raise CalibrationError(
                 "the calibration's columns are not those of trajectory statistics"
             )
         setting = _setting(metadata[b"setting"])
         grid = Grid.from_json(setting["grid"])
-        calibration = kind(grid, setting["model"], setting["conditions"]).add(
-            _trajectories(file, grid.num_inference_steps)
+        below = tuple(map(float, setting["below"])) if schema == SCHEMA.encode() else ()
+        empty = kind(grid, setting["model"], setting["conditions"], below=below)
+        calibration = empty.add(
+            _trajectories(file, grid.num_inference_steps, empty.recorded.num_inference_steps)
         )
         if metadata.get(b"id") != calibration.id.encode():
             raise CalibrationError(
@@ -129,10 +136,10 @@ def _setting(text: bytes) -> dict[str, Any]:
     return setting
 
 
-def _trajectories(file: pq.ParquetFile, steps: int) -> Iterator[Statistics]:
+def _trajectories(file: pq.ParquetFile, steps: int, levels: int) -> Iterator[Statistics]:
     """The rows of a file. A few kilobytes can unpack to any size, so that is bounded."""
     # Of the metadata no more than this: pyarrow 26 ends the process on a damaged column's.
-    values = file.metadata.num_rows * (steps**2 + edge_count(steps))
+    values = file.metadata.num_rows * (levels**2 + edge_count(steps))
     too_large = CalibrationError(
         f"the calibration unpacks to more than {MAX_BYTES} bytes; calibrate fewer"
     )
@@ -144,21 +151,21 @@ def _trajectories(file: pq.ParquetFile, steps: int) -> Iterator[Statistics]:
         if unpacked > MAX_BYTES:  # by its texts or lists, of which the file need not say the length
             raise too_large
         for row in batch.to_pylist():
-            if (len(row["gram"]), len(row["l1"])) != (steps**2, edge_count(steps)):
+            if (len(row["gram"]), len(row["l1"])) != (levels**2, edge_count(steps)):
                 raise CalibrationError(f"a row does not hold the statistics of {steps} steps")
             yield Statistics(
                 prompt_id=row["prompt_id"],
                 prompt=row["prompt"],
                 seed=row["seed"],
                 elements=row["elements"],
-                gram=np.array(row["gram"], dtype=np.float64).reshape(steps, steps),
+                gram=np.array(row["gram"], dtype=np.float64).reshape(levels, levels),
                 l1=np.array(row["l1"], dtype=np.float64),
             )
 
 
 def _metadata(calibration: Calibration) -> dict[bytes, bytes]:
     return {
-        b"schema": SCHEMA.encode(),
+        b"schema": (SCHEMA if calibration.below else PLAIN_SCHEMA).encode(),
         b"setting": canonical_json(calibration.setting()),
         b"id": calibration.id.encode(),
     }

@@ -22,20 +22,29 @@ from meancache.errors import CalibrationError
 from meancache.grid import SIGMA_TOLERANCE, Grid
 from meancache.json_values import shown
 
-# Levels below the last one of a run that a calibration is recorded on, each half of the one before.
+# Levels below the last one of a run that a calibration records, each at half the time of the one
+# before. On `tiny` 50 steps and three levels carried further than 100 steps, and as well, for 6%
+# more forwards instead of 100% (docs/calibration.md).
 LEVELS_BELOW = 3
 
 
-def times_to_calibrate(steps: int) -> list[float]:
-    """The times tau, before the shift, of a run that is recorded for a calibration.
+def levels_below(grid: Grid, count: int = LEVELS_BELOW) -> tuple[float, ...]:
+    """Noise levels below the last of a run, for it to be recorded at too.
 
-    Those of a plain run, 1, ..., 1 / T, and LEVELS_BELOW more, down to 1 / (8 T): a run of more
-    steps or a smaller shift ends at lower levels than this one, and beyond its own levels a
-    calibration knows nothing. On `tiny` 50 steps and three levels carried further, and as well, as
-    100 steps did, for 6% more forwards instead of 100% (docs/calibration.md).
+    A run of more steps, or of a smaller shift, ends at lower levels than this one, and beyond its
+    own levels a calibration knows nothing.
+
+    Args:
+        grid: of the run, T >= 2 steps.
+        count: how many; with the grid's shift S they reach those of 2^count T steps.
+
+    Returns:
+        Their sigmas, falling.
     """
-    plain = [1 - step / steps for step in range(steps)]
-    return plain + [1 / (steps * 2**number) for number in range(1, LEVELS_BELOW + 1)]
+    shift, highest = time_shift(grid), grid.sigmas[0]
+    (last,) = _time(np.array([grid.sigmas[-2] / highest]), shift)
+    times = (last / 2**number for number in range(1, count + 1))
+    return tuple(float(highest * shift * tau / (1 + (shift - 1) * tau)) for tau in times)
 
 
 def carrying_weights(known: Grid, wanted: Grid) -> np.ndarray:
@@ -83,7 +92,8 @@ def check_range(known: Grid, wanted: Grid) -> None:
         raise CalibrationError(
             f"the run's last noise level {last:.4g} lies below the calibration's lowest, "
             f"{lowest:.4g}, where nothing is known of its velocities: calibrate with "
-            f"{steps_that_reach(known, last)} steps or more (at the same shift), or on this grid"
+            f"{steps_that_reach(known, last)} steps or more (at the same shift), with more levels "
+            "below the last step, or on this grid"
         )
 
 
@@ -139,3 +149,30 @@ def carried_conditions(
             "under the run's conditions, or leave strict out"
         )
     return differences
+
+
+def check_model(known: Mapping[str, Any], wanted: Mapping[str, Any], any_revision: bool) -> None:
+    """Refuses another model than a calibration's; what either leaves open is not compared.
+
+    Args:
+        known: the calibration's {id, revision, pipeline}.
+        wanted: the run's.
+        any_revision: take another revision of the same model.
+
+    Raises:
+        CalibrationError: names what differs.
+    """
+    for name in ("pipeline", "id", "revision"):
+        here, there = wanted.get(name), known.get(name)
+        if here is None or there is None or here == there:
+            continue
+        if name != "revision":
+            raise CalibrationError(
+                f"the calibration is of {name} {shown(there)}, and the run is of {shown(here)}: "
+                "a calibration serves the model that it was made on alone"
+            )
+        if not any_revision:
+            raise CalibrationError(
+                f"the calibration is of revision {shown(there)}, and the run is of "
+                f"{shown(here)}: calibrate this revision, or allow any (--any-revision)"
+            )

@@ -57,10 +57,11 @@ class Statistics:
         prompt: the text, from which the trajectory can be run again (`fitting`).
         seed: of the initial noise.
         elements: D, the elements of one velocity.
-        gram: (T, T) float64, V V^T / D of the velocities V.
-        l1: (E,) float64, mean absolute error of u_hat over the elements (eq. 13), per edge in
-            the order of `edge_list`; empty where the trajectory was carried to another grid, as
-            means of absolute values do not follow from products.
+        gram: (N, N) float64, V V^T / D of the velocities V, N >= T: those of the T steps, and of
+            levels below them that were recorded to carry them further (`carrying`).
+        l1: (E,) float64, mean absolute error of u_hat over the elements (eq. 13), per edge of the
+            T steps in the order of `edge_list`; empty where the trajectory was carried to another
+            grid, as means of absolute values do not follow from products.
 
     Raises:
         CalibrationError: a table has the wrong shape, or holds a number that no trajectory gives.
@@ -75,8 +76,9 @@ class Statistics:
 
     def __post_init__(self) -> None:
         whose = f"{shown(self.prompt_id)}, seed {self.seed}"
-        steps = len(self.gram)
-        if self.gram.shape != (steps, steps) or self.l1.shape not in ((edge_count(steps),), (0,)):
+        levels = len(self.gram)
+        edges = {(edge_count(steps),) for steps in range(levels + 1)}
+        if self.gram.shape != (levels, levels) or self.l1.shape not in edges:
             raise CalibrationError(
                 f"the statistics of {whose}, have shapes {self.gram.shape} and {self.l1.shape}, "
                 "which do not belong together"
@@ -103,7 +105,7 @@ class Statistics:
         """The same trajectory at other noise levels (`carrying.carrying_weights`).
 
         Args:
-            weights: P (T', T) float64: row k times the velocities is the velocity at level k.
+            weights: P (T', N) float64: row k times the velocities is the velocity at level k.
 
         Returns:
             Its Gram matrix is P G P^T, positive semidefinite as G is; its L1 costs are gone.
@@ -127,7 +129,12 @@ def paper_residuals(grid: Grid) -> np.ndarray:
 
 
 def trajectory_statistics(
-    velocities: torch.Tensor, grid: Grid, prompt_id: str, seed: int, prompt: str = ""
+    velocities: torch.Tensor,
+    grid: Grid,
+    prompt_id: str,
+    seed: int,
+    prompt: str = "",
+    below: int = 0,
 ) -> Statistics:
     """The statistics of one reference trajectory, in one pass over its elements.
 
@@ -136,30 +143,31 @@ def trajectory_statistics(
     never stored whole.
 
     Args:
-        velocities: (T, D) float32 on any device, from `Trajectory.velocities`.
+        velocities: (T + `below`, D) float32 on any device, from `Trajectory.velocities`.
         grid: the noise levels of the run.
         prompt_id: whose trajectory it is.
         seed: of its initial noise.
         prompt: its text, where it is to be run again.
+        below: levels that were recorded below those of the grid.
 
     Raises:
-        CalibrationError: `velocities` has not T rows, or is not finite.
+        CalibrationError: `velocities` has another number of rows, or is not finite.
     """
     import torch  # which calibrations are read, merged, carried and solved without
 
-    steps, elements = velocities.shape
-    if steps != grid.num_inference_steps:
-        raise CalibrationError(f"{steps} velocities do not fit a grid of {grid}")
+    steps, (levels, elements) = grid.num_inference_steps, velocities.shape
+    if levels != steps + below:
+        raise CalibrationError(f"{levels} velocities do not fit a grid of {grid} and {below} below")
     device = velocities.device
     residual = torch.from_numpy(paper_residuals(grid)).to(device, torch.float32)
     velocities = velocities.detach()
-    gram = torch.zeros(steps, steps, dtype=torch.float64, device=device)
+    gram = torch.zeros(levels, levels, dtype=torch.float64, device=device)
     l1 = torch.zeros(len(residual), dtype=torch.float64, device=device)
     for part in velocities.split(max(1, SLICE_BYTES // (4 * len(residual))), dim=1):
         wide = part.to(torch.float64)
         gram += wide @ wide.T
         # Short enough to be added up in float32, and to stay in a CPU's cache.
-        l1 += torch.linalg.vector_norm(residual @ part, 1, dim=1)
+        l1 += torch.linalg.vector_norm(residual @ part[:steps], 1, dim=1)
     return Statistics(
         prompt_id=prompt_id,
         prompt=prompt,

@@ -33,6 +33,7 @@ from cluster.results.attempts import Attempts
 from cluster.results.manifest import Manifest
 from cluster.store import MissingKey
 from cluster.work.plan import WorkItem
+from cluster.work.schedule_table import Chosen, schedule_of
 from meancache import Schedule
 
 # How many of a shard's receipts tell a new gang how long a video takes.
@@ -54,14 +55,14 @@ class Delivery(CountedWork):
     Attributes:
         manifest: where items are committed.
         model: what renders them.
-        schedule: which steps to compute; None for all.
+        schedule: which steps to compute, for all items or by their setting; None for all.
         audit_share: share of the items that are rendered in full too, to measure the others by.
         told: called with each row that is committed here.
     """
 
     manifest: Manifest
     model: Model
-    schedule: Schedule | None
+    schedule: Chosen
     audit_share: float = 0.0
     told: Committed = _nobody
 
@@ -88,7 +89,7 @@ class Delivery(CountedWork):
         patience = 2 ** (number - 1)
         encoders = gang.encoders
         texts, text_s = encoders.run(encode_prompt, item, encoders.pace.deadline_s(0) * patience)
-        request = RenderRequest(item, self.schedule, texts)
+        request = RenderRequest(item, schedule_of(self.schedule, item.arguments), texts)
         denoised, frames, decode_s = self._render(gang, request, patience)
         rendered = time.perf_counter()
         data = encoded(self.model, frames)
@@ -143,7 +144,7 @@ class Delivery(CountedWork):
         For first attempts alone: a full run that fails costs an attempt, but never the row.
         """
         chosen = audit.is_chosen(request.item.id, self.audit_share)
-        if self.schedule is None or not chosen:
+        if request.schedule is None or not chosen:
             return {}
         _, full, _ = self._render(gang, replace(request, schedule=None), patience=1)
         return audit.fidelity(frames, full)
@@ -172,6 +173,7 @@ class Delivery(CountedWork):
         self, gang: StagedGang, item: WorkItem, attempts_: int, **known: Any
     ) -> dict[str, Any]:
         empty = dict.fromkeys(manifest.SCHEMA.names)
+        schedule = schedule_of(self.schedule, item.arguments)
         row = {
             **empty,
             "item_id": item.id,
@@ -179,7 +181,7 @@ class Delivery(CountedWork):
             "prompt": item.prompt,
             "model": self.model.id,
             "model_revision": self.model.revision,
-            "schedule_id": None if self.schedule is None else self.schedule.id,
+            "schedule_id": None if schedule is None else schedule.id,
             "index": item.index,
             "seed": item.seed,
             "shard": item.shard,

@@ -15,6 +15,7 @@ from typing import Any
 from cluster.models.model import Model, ModelError
 from cluster.store import AlreadyExists, MissingKey, Store
 from cluster.work.prompts import Prompt, PromptsError, stable_seed
+from cluster.work.schedule_table import Chosen, ScheduleTable, schedule_of
 from meancache import Schedule
 from meancache.errors import InputError
 from meancache.json_values import canonical_json, is_deep, shown
@@ -78,7 +79,7 @@ def plan_items(
     prompts: Sequence[Prompt],
     model: Model,
     arguments: Mapping[str, Any],
-    schedule: Schedule | None = None,
+    schedule: Chosen = None,
     seeds: int = 1,
 ) -> list[WorkItem]:
     """The items of a job: every prompt `seeds` times, identical ones once, in file order.
@@ -87,18 +88,19 @@ def plan_items(
         prompts: rows of the prompts file.
         model: what renders them.
         arguments: the call's, where a row does not override them.
-        schedule: which steps to compute, or None for all.
+        schedule: which steps to compute, for all items or by their setting; None computes all.
         seeds: videos a prompt. A row's own seed is the first of them.
     """
     items: dict[str, WorkItem] = {}
     for prompt in prompts:
         merged = {**arguments, **prompt.overrides} if prompt.overrides else arguments
+        computed_by = schedule_of(schedule, merged)
         for draw in range(seeds):
             if prompt.seed is None:
                 seed = stable_seed(prompt.prompt_id, draw)
             else:
                 seed = prompt.seed + draw
-            identity = item_id(model, prompt.prompt, seed, merged, schedule)
+            identity = item_id(model, prompt.prompt, seed, merged, computed_by)
             if identity not in items:
                 index = len(items)
                 items[identity] = WorkItem(
@@ -141,7 +143,7 @@ def specification(
     items: Sequence[WorkItem],
     model: Model,
     arguments: Mapping[str, Any],
-    schedule: Schedule | None = None,
+    schedule: Chosen = None,
 ) -> dict[str, Any]:
     """The frozen description of a job: what `job.json` holds.
 
@@ -150,7 +152,7 @@ def specification(
         items: the plan; kept as its length and the hash of its ids in order.
         model: what runs.
         arguments: of the pipeline's call.
-        schedule: embedded whole, so that the root explains itself.
+        schedule: embedded whole, so that the root explains itself; those of a table as `schedules`.
     """
     ids = "\n".join(item.id for item in items).encode()
     return {
@@ -158,7 +160,8 @@ def specification(
         "kind": kind,
         "model": {**model.key, "dtype": model.dtype, "fps": model.fps},
         "arguments": dict(arguments),
-        "schedule": None if schedule is None else schedule.to_json(),
+        "schedule": schedule.to_json() if isinstance(schedule, Schedule) else None,
+        **({"schedules": schedule.to_json()} if isinstance(schedule, ScheduleTable) else {}),
         "shard_size": SHARD_SIZE,
         "items": len(items),
         "plan": hashlib.sha256(ids).hexdigest(),

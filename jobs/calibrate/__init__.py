@@ -1,1 +1,1 @@
-"""python -m jobs.calibrate: full trajectories -> stability statistics -> ROOT/graph/*.parquet"""
+"""python -m jobs.calibrate: full trajectories -> a calibration, and the graph of one setting"""

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from jobs._shared import cli
-from jobs._shared.numbers import positive
+from jobs._shared.numbers import not_negative, positive
+from meancache.carrying import LEVELS_BELOW
 
 if TYPE_CHECKING:
     from jobs.calibrate.workflow import Config
@@ -19,7 +20,9 @@ def parser() -> argparse.ArgumentParser:
     result = cli.job_parser(
         "jobs.calibrate",
         "Runs prompts in full and measures how stable each possible jump between steps is.\n"
-        "The result, ROOT/graph, is what jobs.solve makes schedules of. About 10 prompts do.\n"
+        "The result, ROOT/calibration.parquet, gives schedules for runs of any steps and size\n"
+        "(jobs.render --calibration, jobs.solve --steps); ROOT/graph is what jobs.solve fits\n"
+        "schedules on for this very setting. About 10 prompts do.\n"
         "Keep them apart from the prompts you will judge the schedules on.",
         "python -m jobs.calibrate --model tiny --prompts prompts.txt --seeds 1 --output out",
     )
@@ -31,6 +34,15 @@ def parser() -> argparse.ArgumentParser:
         default=5,
         metavar="N",
         help="trajectories a prompt, each from its own noise (default 5, as in the paper)",
+    )
+    result.add_argument(
+        "--levels-below",
+        type=not_negative,
+        default=LEVELS_BELOW,
+        metavar="N",
+        help="noise levels to record below the last step too, each at half the time of the one "
+        "before, so that runs of more steps or a smaller shift are within reach (default "
+        f"{LEVELS_BELOW}, as many forwards more a trajectory)",
     )
     cli.add_model(result)
     cli.add_fleet(result)
@@ -46,6 +58,7 @@ def configured(options: argparse.Namespace) -> Config:
         prompts=options.prompts,
         model=cli.model_config(options),
         seeds=options.seeds,
+        levels_below=options.levels_below,
         fleet=cli.fleet_config(options),
         dry_run=options.dry_run,
     )

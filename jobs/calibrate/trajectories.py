@@ -30,17 +30,20 @@ def measure_trajectory(renderer: Renderer, request: TrajectoryRequest) -> bytes 
 
     Every rank has the whole output of every step, so one of them is enough to measure it.
     """
-    from meancache.trajectory import record_trajectory  # with diffusers, which ranks alone need
+    # With torch and diffusers, which ranks alone need.
+    from meancache.recording import with_levels_below
+    from meancache.trajectory import record_trajectory
 
     item, graph = request.item, request.graph
-    if renderer.rank != 0:
-        renderer.latents(item.prompt, item.seed, item.arguments)
-        return None
-    with record_trajectory(renderer.pipeline) as trajectory:
-        renderer.latents(item.prompt, item.seed, item.arguments)
-    velocities = trajectory.velocities(graph.grid.num_inference_steps)
+    with with_levels_below(renderer.pipeline.scheduler, graph.below):
+        if renderer.rank != 0:
+            renderer.latents(item.prompt, item.seed, item.arguments)
+            return None
+        with record_trajectory(renderer.pipeline) as trajectory:
+            renderer.latents(item.prompt, item.seed, item.arguments)
+    velocities = trajectory.velocities(graph.recorded.num_inference_steps)
     statistics = trajectory_statistics(
-        velocities, graph.grid, item.prompt_id, item.seed, item.prompt
+        velocities, graph.grid, item.prompt_id, item.seed, item.prompt, len(graph.below)
     )
     return graph.add([statistics]).statistics_parquet()
 

@@ -1,4 +1,4 @@
-"""Full trajectories -> stability statistics -> ROOT/graph/*.parquet
+"""Full trajectories -> stability statistics -> ROOT/graph/*.parquet, ROOT/calibration.parquet
 
 Each trajectory is run in full on a gang, measured where it is, and committed as a file of a few
 kilobytes. A restarted job runs those that are missing.
@@ -22,6 +22,7 @@ from jobs._shared.progress import Gangs, counted, progress
 from jobs._shared.roots import open_output, refusing
 from jobs.calibrate.trajectories import TRAJECTORIES, MeasureTrajectory, trajectory_key
 from meancache.calibration import Calibration
+from meancache.carrying import LEVELS_BELOW, levels_below
 
 if TYPE_CHECKING:
     from cluster.fleet import driver
@@ -31,6 +32,8 @@ __all__ = ["Config", "Outcome", "prepare", "run", "trajectory_key"]
 SPEC_KEY = "graph/job.json"
 STATISTICS_KEY = "graph/statistics.parquet"
 MULTIGRAPH_KEY = "graph/multigraph.parquet"
+# The same statistics as a file to copy and share.
+CALIBRATION_KEY = "calibration.parquet"
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Config:
         prompts: a prompts file, or its rows where they are there already.
         model: whose trajectories are run.
         seeds: trajectories a prompt.
+        levels_below: noise levels below the last step that are recorded too, so that the
+            calibration can be carried to runs of more steps or a smaller shift.
         fleet: the gangs.
         dry_run: say what would be done, and stop.
     """
@@ -50,6 +55,7 @@ class Config:
     prompts: str | Sequence[Prompt]
     model: ModelConfig
     seeds: int = 5
+    levels_below: int = LEVELS_BELOW
     fleet: FleetConfig = DEFAULT_FLEET
     dry_run: bool = False
 
@@ -85,7 +91,7 @@ def run(config: Config) -> Outcome:
     store, items = prepared.store, prepared.items
     done = set(store.list(TRAJECTORIES))
     missing = [item for item in items if trajectory_key(item) not in done]
-    forwards = len(missing) * prepared.graph.grid.num_inference_steps * prepared.calls
+    forwards = len(missing) * prepared.graph.recorded.num_inference_steps * prepared.calls
     print(
         f"calibrate: {counted(len(missing), 'trajectory')} to run ({forwards} forwards), "
         f"{len(items) - len(missing)} already done"
@@ -119,12 +125,16 @@ def prepare(config: Config) -> Prepared:
     model.check_arguments(arguments, gangs.size)
     items = plan_items(rows, model, arguments, seeds=config.seeds)
     plan.check_one_setting(items, arguments)
+    grid = model.grid(arguments["num_inference_steps"], arguments)
     graph = Calibration(
-        grid=model.grid(arguments["num_inference_steps"], arguments),
+        grid=grid,
         model=model.key,
         conditions=model.conditions(arguments),
+        below=levels_below(grid, config.levels_below),
     )
     spec = specification("calibrate", items, model, arguments)
+    if config.levels_below:
+        spec["levels_below"] = config.levels_below
     store = open_output(config.output)
     plan.check_spec(store, spec, SPEC_KEY)
     return Prepared(store, items, graph, model.calls(arguments), spec, gangs)
@@ -139,8 +149,14 @@ def _merge(prepared: Prepared) -> Calibration:
     for key, data in (
         (MULTIGRAPH_KEY, graph.multigraph_parquet()),
         (STATISTICS_KEY, graph.statistics_parquet()),
+        (CALIBRATION_KEY, graph.statistics_parquet()),
     ):
         if not store.exists(key):
             store.put_new(key, data)
     print(f"graph of {counted(len(graph.trajectories), 'trajectory')}: {store.uri('graph')}")
+    lowest = graph.recorded.sigmas[-2]
+    print(
+        f"calibration for any run of noise levels from {graph.grid.sigmas[0]:.4g} to {lowest:.4g}: "
+        f"{store.uri(CALIBRATION_KEY)}"
+    )
     return graph

@@ -67,21 +67,40 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
         "in --registry when the job begins, and stays the job's",
     )
     which.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="solve a schedule of --budget forwards for each setting of the rows (steps, size, "
+        "length, guidance) from this calibration, the calibration.parquet of jobs.calibrate",
+    )
+    parser.add_argument(
         "--target-psnr",
         type=finite,
         metavar="DB",
-        help="use the shipped schedule of the fewest forwards that is predicted to come this close "
-        "to the full run, as a mean over videos",
+        help="use the fewest forwards that are predicted to come this close to the full run, as a "
+        "mean over videos: of the schedules that ship, or of --calibration",
     )
     parser.add_argument(
         "--budget",
         type=int,
         metavar="B",
-        help="use the schedule shipped for B forwards a video; with --schedule current, the "
-        "registry's of that budget",
+        help="forwards a video: with --calibration what it solves for, with --schedule current "
+        "the registry's of that budget; alone, what ships for the model, a schedule of its default "
+        "setting and a calibration for all others",
     )
     parser.add_argument(
         "--registry", metavar="ROOT", help="the --output of jobs.refresh, for --schedule current"
+    )
+
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse to carry a calibration to another size, length, guidance or dtype; to other "
+        "noise levels it is carried still",
+    )
+    parser.add_argument(
+        "--any-revision",
+        action="store_true",
+        help="take a calibration of another revision of the model",
     )
 
 
@@ -94,8 +113,11 @@ def configured(options: argparse.Namespace) -> Config:
         prompts=options.prompts,
         model=cli.model_config(options),
         schedule=options.schedule,
+        calibration=options.calibration,
         target_psnr=options.target_psnr,
         budget=options.budget,
+        strict=options.strict,
+        any_revision=options.any_revision,
         registry=options.registry,
         audit=options.audit or 0.0,
         compile=options.compile,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -14,6 +15,13 @@ from cluster.results import audit, manifest
 from cluster.results.manifest import Manifest
 from cluster.store import MissingKey
 from cluster.work.plan import WorkItem
+from cluster.work.schedule_table import (
+    ScheduleTable,
+    schedule_of,
+    setting_key,
+    setting_words,
+)
+from jobs._shared.calibrations import carried_words
 from jobs._shared.progress import counted, duration
 from jobs.render.request import Prepared
 from meancache.json_values import shown
@@ -31,6 +39,8 @@ def announce(prepared: Prepared, items: Sequence[WorkItem], todo: Sequence[WorkI
     forwards = sum(_forwards(prepared, item) for item in todo)
     done = len(items) - len(todo)
     print(f"render: {counted(len(todo), 'video')} to do ({forwards} forwards), {done} already done")
+    if isinstance(prepared.schedule, ScheduleTable):
+        _list_settings(prepared.schedule, items)
     repeated = prepared.repeated
     if repeated:
         some = ", ".join(map(shown, repeated[:NAMED])) + ", ..." * (len(repeated) > NAMED)
@@ -46,6 +56,19 @@ def announce(prepared: Prepared, items: Sequence[WorkItem], todo: Sequence[WorkI
         else:
             total = duration(seconds * len(todo))
             print(f"time: {total} of gang time at the last known rate of {seconds:.1f} s a video")
+
+
+def _list_settings(table: ScheduleTable, items: Sequence[WorkItem]) -> None:
+    """Each setting of the rows: how many they are, their schedule, what it was carried from."""
+    counts = Counter(setting_key(item.arguments) for item in items)
+    arguments = {setting_key(item.arguments): item.arguments for item in items}
+    print(f"{len(counts)} setting{'s' * (len(counts) > 1)}:")
+    for key, count in counts.items():
+        schedule = table.schedules[key]
+        notes = [f"{count} videos", f"{schedule.nfe} forwards", f"schedule {schedule.id[:16]}"]
+        if words := carried_words(schedule):
+            notes.append(words)
+        print(f"  {setting_words(arguments[key])}: {', '.join(notes)}")
 
 
 def _print_estimates(prepared: Prepared, item: WorkItem, forwards: float) -> None:
@@ -86,7 +109,8 @@ def _print_estimates(prepared: Prepared, item: WorkItem, forwards: float) -> Non
 def _forwards(prepared: Prepared, item: WorkItem) -> int:
     """What an item takes, its audit included."""
     steps = item.arguments["num_inference_steps"]
-    computed = steps if prepared.schedule is None else prepared.schedule.nfe
+    schedule = schedule_of(prepared.schedule, item.arguments)
+    computed = steps if schedule is None else schedule.nfe
     audited = audit.is_chosen(item.id, prepared.config.audit)
     return (computed + (steps if audited else 0)) * prepared.model.calls(item.arguments)
 

@@ -17,8 +17,12 @@ class Config:
         model: what renders them.
         schedule: a file, or 'current' for that of the registry; None for every step, unless one of
             the next two is given.
-        target_psnr: dB that a shipped schedule must be predicted to reach, or None.
-        budget: forwards of a shipped schedule, or of the registry's.
+        calibration: a file, from which each setting of the rows gets a schedule of its own.
+        target_psnr: dB that a shipped schedule, or one of the calibration, must be predicted to
+            reach, or None.
+        budget: forwards of a run by the calibration, of a shipped schedule, or the registry's.
+        strict: refuse to carry a calibration to anything but another grid.
+        any_revision: take a calibration of another revision of the model.
         registry: the root of a refresh, for 'current'.
         audit: share of the items that are rendered in full too.
         compile: compile the blocks of the transformer.
@@ -31,8 +35,11 @@ class Config:
     prompts: str
     model: ModelConfig
     schedule: str | None = None
+    calibration: str | None = None
     target_psnr: float | None = None
     budget: int | None = None
+    strict: bool = False
+    any_revision: bool = False
     registry: str | None = None
     audit: float = 0.0
     compile: bool = False

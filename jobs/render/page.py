@@ -23,11 +23,11 @@ from cluster.results.manifest import at_once
 from cluster.store import Store, StoreError
 from cluster.work import plan
 from jobs._shared import pages
+from jobs._shared.calibrations import carried_words
 from jobs._shared.progress import QUIET_S, counted, duration, progress
 from jobs.render.gallery import Chosen, Sample, choose, sample
+from jobs.render.settings import schedules_in
 from jobs.render.times import STAGES, goodput, known, measures, seconds, stages, throughput
-from meancache.errors import ScheduleError
-from meancache.schedule import Schedule
 
 REPORT_KEY = "report.html"
 # Of reasons, how many are told, each with so many items, and how many failed attempts are read.
@@ -87,18 +87,19 @@ def render_page(
     """
     rows = chosen.slim
     environment = pages.environment("render")
-    environment.filters.update(plain=plain, seconds=seconds, size=size, counted=counted)
+    environment.filters.update(
+        plain=plain, seconds=seconds, size=size, counted=counted, carried=carried_words
+    )
     times = np.sort(rows["created_at"].cast(pa.int64()).to_numpy()) / 1e6
     tries = Counter(rows["attempts"].to_pylist())
-    schedule = _schedule(spec)
+    schedules = schedules_in(spec)
     names = chosen.names | {row["item_id"]: (row["prompt_id"], row["prompt"]) for row in failed}
     return environment.get_template("render.html").render(
         root=root,
         quoted=shlex.quote(root),
         model=spec["model"],
         arguments=spec["arguments"],
-        schedule=schedule,
-        computed=set(schedule.computed_steps) if schedule else set(),
+        schedules=schedules,
         rows=rows.num_rows,
         image=not spec["model"]["fps"],
         bytes=int(known(rows["bytes"]).sum()),
@@ -153,10 +154,3 @@ def _named(item: str, names: Mapping[str, tuple[str, str]]) -> str:
         return f"item {item}"
     prompt_id, prompt = names[item]
     return f"{prompt_id}: {prompt}"
-
-
-def _schedule(spec: Mapping[str, Any]) -> Schedule | None:
-    try:
-        return None if spec["schedule"] is None else Schedule.from_json(spec["schedule"])
-    except ScheduleError:
-        return None

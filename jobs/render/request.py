@@ -13,6 +13,7 @@ from cluster.store import Store
 from cluster.work import plan
 from cluster.work.plan import WorkItem, plan_items, specification
 from cluster.work.prompts import Prompt, read_prompts
+from cluster.work.schedule_table import Chosen, setting_key
 from jobs._shared.roots import open_output, refusing
 from jobs.render.config import Config
 from jobs.render.schedules import choose
@@ -30,7 +31,7 @@ class Prepared:
     config: Config
     store: Store
     model: Model
-    schedule: Schedule | None
+    schedule: Chosen
     items: list[WorkItem]
     repeated: list[str]
     spec: Mapping[str, Any]
@@ -46,13 +47,17 @@ def prepare(config: Config) -> Prepared:
             f"--compile is not for {model.id}: diffusers names no blocks that repeat in the "
             f"transformer of a {model.pipeline}; leave it out"
         )
-    schedule = choose(config, model, arguments)
+    prompts = read_prompts(config.prompts)
+    settings = settings_of(prompts, arguments)
+    size = config.fleet.gang_size
+    for setting in settings.values():
+        model.check_arguments(setting, size)
+    schedule = choose(config, model, settings)
     if config.audit and schedule is None:
         raise ScheduleError(
             "--audit compares with the full run, and without a schedule every video is one: leave "
             "it out, or choose a schedule"
         )
-    prompts = read_prompts(config.prompts)
     items = plan_items(prompts, model, arguments, schedule)
     gangs = _gangs(config, model, schedule, items)
     spec = specification("render", items, model, arguments, schedule)
@@ -62,16 +67,29 @@ def prepare(config: Config) -> Prepared:
     return Prepared(config, store, model, schedule, items, repeated, spec, gangs)
 
 
-def _gangs(
-    config: Config, model: Model, schedule: Schedule | None, items: Sequence[WorkItem]
-) -> Gangs:
+def settings_of(
+    prompts: Sequence[Prompt], arguments: Mapping[str, Any]
+) -> dict[str, Mapping[str, Any]]:
+    """The arguments of a call for each setting of the rows, by `setting_key`.
+
+    Those of the job come first, whether or not a row has them.
+    """
+    found: dict[str, Mapping[str, Any]] = {setting_key(arguments): arguments}
+    for prompt in prompts:
+        if prompt.overrides:
+            merged = {**arguments, **prompt.overrides}
+            found.setdefault(setting_key(merged), merged)
+    return found
+
+
+def _gangs(config: Config, model: Model, schedule: Chosen, items: Sequence[WorkItem]) -> Gangs:
     """Gangs for the largest of the items. Raises what the model does not take."""
     # Rows share their arguments unless they override some: a million rows are few settings.
     settings = {id(item.arguments): item.arguments for item in items}.values()
     size = config.fleet.gang_size
     for setting in settings:
         model.check_arguments(setting, size)
-        if schedule is not None:
+        if isinstance(schedule, Schedule):
             model.check_schedule(schedule, setting)
     largest = max(settings, key=model.tokens)
     beside = encoders_size(model, settings, size)

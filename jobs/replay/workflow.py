@@ -138,7 +138,7 @@ def prepare(config: Config) -> Prepared:
     spec = _specification(store)
     row = _find(store, config.item_id)
     model = _model(spec, row)
-    schedule = None if spec["schedule"] is None else Schedule.from_json(spec["schedule"])
+    schedule = _schedule(spec, row)
     item = _item(store, spec, row, model, schedule)
     size = config.gang_size or row["world_size"]
     model.check_arguments(item.arguments, size)
@@ -183,6 +183,7 @@ def _specification(store: Store) -> dict[str, Any]:
         spec = json.loads(store.get(plan.SPEC_KEY))
         texts = [spec["kind"], *(spec["model"][name] for name in MODEL)]
         mappings = [spec["arguments"], *([] if spec["schedule"] is None else [spec["schedule"]])]
+        mappings += spec.get("schedules", [])
         if is_deep(spec) or not all(isinstance(text, str) for text in texts):
             raise ValueError
         if not all(isinstance(mapping, dict) for mapping in mappings):
@@ -229,6 +230,27 @@ def _model(spec: Mapping[str, Any], row: Mapping[str, Any]) -> Model:
     if (row["model"], row["model_revision"]) != (model.id, model.revision):
         raise ModelError(f"the row names the model {shown(row['model'])}, job.json {model.id!r}")
     return model
+
+
+def _schedule(spec: Mapping[str, Any], row: Mapping[str, Any]) -> Schedule | None:
+    """The schedule of a row: the job's, or the one of the row's setting that the row names.
+
+    Raises:
+        ScheduleError: it is damaged.
+        SpecError: the job has none of the row's id.
+    """
+    if spec["schedule"] is not None:
+        return Schedule.from_json(spec["schedule"])
+    if "schedules" not in spec:
+        return None
+    for one in spec["schedules"]:
+        schedule = Schedule.from_json(one)
+        if schedule.id == row["schedule_id"]:
+            return schedule
+    raise SpecError(
+        f"the row was rendered by the schedule {shown(row['schedule_id'])}, which job.json does "
+        "not hold: one of them was changed"
+    )
 
 
 def _item(

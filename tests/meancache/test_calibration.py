@@ -330,3 +330,42 @@ def test_solving_needs_no_torch(statistics, tmp_path):
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     ).stdout
     assert said.split() == ["3", "False"]
+
+
+BELOW = (0.06, 0.03)
+
+
+@pytest.fixture
+def deeper(torch_velocities) -> Calibration:
+    """Of trajectories that were recorded at two levels below those of the grid."""
+    grid = Grid.from_sigmas([*GRID.sigmas[2:-1], 0.0])
+    return Calibration(grid, {"id": "m"}, {"height": 64}, below=BELOW).add(
+        trajectory_statistics(torch_velocities(seed), grid, "p", seed, below=2) for seed in (0, 1)
+    )
+
+
+def test_levels_below_change_nothing_on_the_grid_itself(deeper, torch_velocities):
+    plain = Calibration(deeper.grid).add(
+        trajectory_statistics(torch_velocities(seed)[:10], deeper.grid, "p", seed)
+        for seed in (0, 1)
+    )
+    np.testing.assert_allclose(deeper.gram(), plain.gram())
+    np.testing.assert_allclose(deeper.costs(), plain.costs(), rtol=1e-5)
+
+
+def test_levels_below_are_where_carrying_reaches(deeper, torch_velocities):
+    lower = Grid.from_sigmas([*deeper.grid.sigmas[:-1], *BELOW, 0.0])
+    velocities = np.stack([torch_velocities(seed).double().numpy() for seed in (0, 1)])
+    expected = np.mean(velocities @ velocities.swapaxes(1, 2), axis=0) / 1000
+    np.testing.assert_allclose(deeper.on(lower).gram(), expected)
+    with pytest.raises(CalibrationError, match=r"last noise level 0\.02 lies below"):
+        deeper.on([1.0, 0.5, 0.02, 0.0])
+
+
+def test_levels_below_are_saved_and_merge_with_their_like_alone(deeper, tmp_path):
+    deeper.save(tmp_path / "calibration.parquet")
+    loaded = Calibration.load(tmp_path / "calibration.parquet")
+    assert (loaded.id, loaded.below) == (deeper.id, BELOW)
+    plain = Calibration(deeper.grid, {"id": "m"}, {"height": 64})
+    with pytest.raises(CalibrationError, match="grids differ"):
+        deeper.merge(plain)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meancache.carrying import carried_conditions, carrying_weights, time_shift
+from meancache.carrying import carried_conditions, carrying_weights, levels_below, time_shift
 from meancache.costs import least_squares_costs
 from meancache.errors import CalibrationError
 from meancache.grid import Grid
@@ -128,3 +128,15 @@ def test_conditions_differ_where_both_are_known():
     assert carried_conditions(known, wanted) == {"height": {"from": 64, "to": 96}}
     with pytest.raises(CalibrationError, match="made for height 64, the run has height 96"):
         carried_conditions(known, wanted, strict=True)
+
+
+@pytest.mark.parametrize("shift", [1, 7])
+def test_levels_below_reach_those_of_a_run_of_more_steps(shift):
+    below = levels_below(grid(50, shift))
+    np.testing.assert_allclose(below, [grid(50 * n, shift).sigmas[-2] for n in (2, 4, 8)])
+
+
+def test_levels_below_let_a_calibration_reach_further():
+    known = Grid.from_sigmas([*KNOWN.sigmas[:-1], *levels_below(KNOWN), 0.0])
+    carrying_weights(known, grid(50, 3))
+    carrying_weights(known, grid(100, 3))

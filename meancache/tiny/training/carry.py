@@ -1,6 +1,6 @@
 """One calibration for every run, measured: schedules carried to a setting against its own.
 
-    python -m meancache.tiny.training.carry [--pairs 24] [--json FILE] [--picture FILE.png]
+    python -m meancache.tiny.training.carry [--pairs 24] [--json FILE]
 
 For each setting and budget, on held-out captions, the PSNR against the full run of that setting:
 of a schedule from a calibration made there, of one carried from the calibration that ships, of one
@@ -14,7 +14,7 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,9 @@ import numpy as np
 import torch
 
 from meancache import Calibration, Schedule, apply_mean_cache, remove_mean_cache
-from meancache.carrying import times_to_calibrate
 from meancache.grid import Grid
 from meancache.quality import MOST_DECIBELS, Summary, psnr
+from meancache.recording import with_levels_below
 from meancache.statistics import trajectory_statistics
 from meancache.tiny import DEFAULTS, load
 from meancache.tiny.captions import CALIBRATION, HELD_OUT, Caption
@@ -33,6 +33,7 @@ from meancache.trajectory import record_trajectory
 if TYPE_CHECKING:
     from diffusers import HunyuanVideoPipeline
 
+SHIPPED = Path("schedules/tiny/calibration.parquet")
 BUDGETS = (8, 10, 12)
 TRAJECTORIES = 12
 SHIFT = 7.0
@@ -108,15 +109,11 @@ class Runs:
         self.pipe = pipe
 
     def videos(
-        self, setting: Setting, captions: Sequence[Caption], seed: int, **changes: Any
+        self, setting: Setting, captions: Sequence[Caption], **changes: Any
     ) -> list[np.ndarray]:
-        """One uint8 video a caption, by consecutive seeds from `seed`."""
-        arguments = {**DEFAULTS, **setting.arguments, "output_type": "np", **changes}
-        generators = [torch.Generator().manual_seed(seed + i) for i in range(len(captions))]
-        self.pipe.scheduler.set_shift(setting.shift)
-        frames = self.pipe(
-            [caption.text for caption in captions], generator=generators, **arguments
-        ).frames
+        """One uint8 video a caption, by consecutive seeds."""
+        seeds = [HELD_OUT_SEED + i for i in range(len(captions))]
+        frames = self._call(setting, captions, seeds, output_type="np", **changes)
         return [np.rint(video * 255).astype(np.uint8) for video in np.asarray(frames)]
 
     @contextmanager
@@ -129,48 +126,45 @@ class Runs:
             remove_mean_cache(self.pipe)
 
     def calibration(
-        self, setting: Setting, captions: Sequence[Caption], times: list[float] | None = None
+        self, setting: Setting, captions: Sequence[Caption], grid: Grid, below: tuple[float, ...]
     ) -> Calibration:
-        """A trajectory a caption; on the setting's own levels, or on those of `times`."""
-        steps = setting.steps if times is None else len(times)
-        changes: dict[str, Any] = {"output_type": "latent", "num_inference_steps": steps}
-        if times is not None:
-            changes["sigmas"] = times
-        with record_trajectory(self.pipe) as trajectory:
-            self._latents(setting, captions, changes)
-        grid = Grid.from_scheduler(self.pipe.scheduler)
-        return Calibration(grid).add(
+        """A trajectory a caption, recorded on the levels of `grid` and on those below it."""
+        seeds = [CALIBRATION_SEED + i for i in range(len(captions))]
+        with (
+            with_levels_below(self.pipe.scheduler, below),
+            record_trajectory(self.pipe) as trajectory,
+        ):
+            self._call(setting, captions, seeds, output_type="latent")
+        return Calibration(grid, below=below).add(
             trajectory_statistics(
-                trajectory.velocities(steps, i),
+                trajectory.velocities(setting.steps + len(below), i),
                 grid,
                 caption.text,
-                CALIBRATION_SEED + i,
+                seeds[i],
                 caption.text,
+                len(below),
             )
             for i, caption in enumerate(captions)
         )
 
-    def _latents(
-        self, setting: Setting, captions: Sequence[Caption], changes: dict[str, Any]
-    ) -> None:
-        generators = [
-            torch.Generator().manual_seed(CALIBRATION_SEED + i) for i in range(len(captions))
-        ]
+    def _call(
+        self, setting: Setting, captions: Sequence[Caption], seeds: Sequence[int], **changes: Any
+    ) -> Any:
         self.pipe.scheduler.set_shift(setting.shift)
-        self.pipe(
+        return self.pipe(
             [caption.text for caption in captions],
-            generator=generators,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             **{**DEFAULTS, **setting.arguments, **changes},
-        )
+        ).frames
 
 
 def measure(runs: Runs, shipped: Calibration, setting: Setting, pairs: int) -> Iterator[Cell]:
     """The cells of one setting."""
     captions = [*HELD_OUT, *HELD_OUT][:pairs]
-    full = runs.videos(setting, captions, HELD_OUT_SEED)
+    full = runs.videos(setting, captions)
     grid = Grid.from_scheduler(runs.pipe.scheduler)
-    own = runs.calibration(setting, CALIBRATION[:TRAJECTORIES])
-    first = Calibration(shipped.grid).add([next(iter(shipped.trajectories.values()))])
+    own = runs.calibration(setting, CALIBRATION[:TRAJECTORIES], grid, ())
+    first = replace(shipped, trajectories=dict(list(shipped.trajectories.items())[:1]))
 
     def score(videos: Sequence[np.ndarray]) -> Summary:
         pairs = zip(videos, full, strict=True)
@@ -178,7 +172,7 @@ def measure(runs: Runs, shipped: Calibration, setting: Setting, pairs: int) -> I
 
     def by(calibration: Calibration, budget: int) -> Summary:
         with runs.following(calibration.schedule(grid, budget)):
-            return score(runs.videos(setting, captions, HELD_OUT_SEED))
+            return score(runs.videos(setting, captions))
 
     for budget in BUDGETS:
         yield Cell(
@@ -187,7 +181,7 @@ def measure(runs: Runs, shipped: Calibration, setting: Setting, pairs: int) -> I
             own=by(own, budget),
             carried=by(shipped, budget),
             carried_from_one=by(first, budget),
-            euler=score(runs.videos(setting, captions, HELD_OUT_SEED, num_inference_steps=budget)),
+            euler=score(runs.videos(setting, captions, num_inference_steps=budget)),
             predicted=shipped.schedule(grid, budget).calibration["psnr_estimate"],
         )
 
@@ -213,6 +207,13 @@ def main() -> None:
     )
     parser.add_argument("--pairs", type=int, default=24, help="held-out videos, default 24")
     parser.add_argument("--settings", help="some of the settings, by number from 0: 0,3,8")
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        default=SHIPPED,
+        metavar="FILE",
+        help="what is carried; default: the one that ships, of 12 trajectories",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -220,9 +221,7 @@ def main() -> None:
     pipe.set_progress_bar_config(disable=True)
     runs = Runs(pipe)
     chosen = range(len(SETTINGS)) if options.settings is None else options.settings.split(",")
-    shipped = runs.calibration(
-        SETTINGS[0], CALIBRATION[:TRAJECTORIES], times_to_calibrate(SETTINGS[0].steps)
-    )
+    shipped = Calibration.load(options.calibration)
     print(HEADER, flush=True)
     cells: list[Cell] = []
     for number in map(int, chosen):
