@@ -28,6 +28,7 @@ from meancache.errors import CalibrationError, SolverError
 from meancache.grid import Grid
 from meancache.json_values import canonical_json, shown
 from meancache.prediction import predicted_psnr
+from meancache.run_schedules import RunSchedules
 from meancache.schedule import MAX_SPAN, Schedule
 from meancache.statistics import Statistics, edge_count, edge_list, paper_residuals
 
@@ -173,24 +174,65 @@ class Calibration:
         """
         if (budget is None) == (target_psnr is None):
             raise SolverError("give either a budget of forwards or a target PSNR in dB")
+        here = self.on(grid)
+        steps = here.grid.num_inference_steps
+        budgets = range(1, steps + 1) if budget is None else [budget]
+        solved = self.schedules(here.grid, budgets, method, conditions=conditions, strict=strict)
+        for made in solved.values():
+            psnr = made.estimated_psnr  # None where nothing is missed
+            if target_psnr is None or psnr is None or psnr >= target_psnr:
+                break
+        return made
+
+    def schedules(
+        self,
+        grid: Grid | Sequence[float],
+        budgets: Sequence[int],
+        method: str = "fitted",
+        *,
+        gamma: float | None = None,
+        execution: str = methods.PAPER_EXECUTION,
+        conditions: Mapping[str, Any] | None = None,
+        strict: bool = False,
+    ) -> dict[int, Schedule]:
+        """As `schedule`, for several budgets at once.
+
+        Args:
+            grid: the runs' noise levels, or their sigmas with the final 0.
+            budgets: B, each 1..T.
+            method: 'fitted', 'secant' or 'paper'.
+            gamma: peak suppression; None takes the method's own.
+            execution: 'jump' or 'fine-step', for the paper's method.
+            conditions: of the runs; None leaves them open.
+            strict: refuse every carrying but to another grid.
+
+        Raises:
+            CalibrationError, SolverError: as `schedule`.
+        """
         if strict and conditions is None:
             conditions = self.conditions
         here = self.on(grid)
         carried = carried_conditions(self.conditions, conditions or {}, strict)
         if here.origin is not None:
             carried["grid"] = {"from": str(here.origin.grid), "to": str(here.grid)}
-        steps = here.grid.num_inference_steps
-        budgets = range(1, steps + 1) if budget is None else [budget]
-        solved = methods.solve(here, budgets, method)
         gram, beyond_grid = here.gram(), bool(set(carried) - {"grid"})
-        for made in solved.values():
+        found = {}
+        for budget, made in methods.solve(here, budgets, method, gamma, execution).items():
+            record = {**made.calibration, **({"carried": carried} if carried else {})}
             psnr = predicted_psnr(made, gram, beyond_grid)
-            if target_psnr is None or psnr >= target_psnr:
-                break
-        record = {**made.calibration, **({"carried": carried} if carried else {})}
-        if math.isfinite(psnr):
-            record["psnr_estimate"] = round(psnr, 1)
-        return replace(made, conditions=dict(conditions or {}), calibration=record)
+            if math.isfinite(psnr):
+                record["psnr_estimate"] = round(psnr, 1)
+            found[budget] = replace(made, conditions=dict(conditions or {}), calibration=record)
+        return found
+
+    def source(self, budget: int | None, strict: bool = False) -> RunSchedules:
+        """What gives every run of a pipeline its schedule (`apply_mean_cache`).
+
+        Raises:
+            ScheduleError: the budget is no whole number from 1.
+            CalibrationError: the calibration has no trajectory.
+        """
+        return RunSchedules(self, budget, strict)
 
     def costs(self) -> np.ndarray:
         """The paper's cost of every edge, averaged over the trajectories (eq. 13).

@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from scipy.interpolate import CubicSpline
 
 from meancache.errors import CalibrationError
 from meancache.grid import SIGMA_TOLERANCE, Grid
@@ -60,6 +59,8 @@ def carrying_weights(known: Grid, wanted: Grid) -> np.ndarray:
     Raises:
         CalibrationError: a level of `wanted` lies outside those of `known`.
     """
+    from scipy.interpolate import CubicSpline  # half a second, which --help does without
+
     check_range(known, wanted)
     levels, asked = known.array()[:-1], wanted.array()[:-1]
     asked = np.clip(asked, levels[-1], levels[0])

@@ -231,6 +231,12 @@ class Schedule:
         known: Any = self.calibration.get("psnr")
         return float(known) if is_number(known) and math.isfinite(known) else None
 
+    @property
+    def estimated_psnr(self) -> float | None:
+        """About the mean dB of its videos, as its calibration has it (`prediction`); if known."""
+        known: Any = self.calibration.get("psnr_estimate")
+        return float(known) if is_number(known) and math.isfinite(known) else None
+
     @classmethod
     def from_edges(
         cls,

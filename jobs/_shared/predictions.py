@@ -1,4 +1,4 @@
-"""The fidelity that schedules had on their calibration runs: said, and chosen by."""
+"""The fidelity that schedules had, or are expected to have: said, and chosen by."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from meancache.schedule import Schedule
 def smallest_budget(
     schedules: Sequence[Schedule], target_psnr: float, fix: str = "add larger --budgets"
 ) -> Schedule:
-    """The cheapest schedule whose fidelity on calibration runs reaches the target.
+    """The cheapest schedule whose fidelity reaches the target, measured or estimated.
 
     Args:
-        schedules: fitted ones; those without a known fidelity are passed over.
+        schedules: those without a known fidelity are passed over.
         target_psnr: dB, mean over videos.
         fix: what to do where none reaches it.
 
     Raises:
         SolverError: none reaches it; names the one that comes closest.
     """
-    known = [(one.predicted_psnr, one) for one in schedules if one.predicted_psnr is not None]
-    reaching = [one for predicted, one in known if predicted >= target_psnr]
+    expected = [(_expected(one), one) for one in schedules]
+    known = [(psnr, one) for psnr, one in expected if psnr is not None]
+    reaching = [one for psnr, one in known if psnr >= target_psnr]
     if not reaching:
         closest = "none has a known fidelity"
         if known:
@@ -35,11 +36,18 @@ def smallest_budget(
 def prediction(schedule: Schedule) -> str:
     """', 53.2 ± 0.9 dB on 10 calibration runs', or nothing where that is not known."""
     if schedule.predicted_psnr is None:
-        return ""
+        estimated = schedule.estimated_psnr
+        return "" if estimated is None else f", about {estimated:.0f} dB by its calibration"
     error = schedule.calibration.get("psnr_standard_error")
     spread = "" if error is None else f" ± {error:.1f}"
     count = schedule.calibration.get("fitted_on", 1)
     return f", {schedule.predicted_psnr:.1f}{spread} dB on {runs(count)}"
+
+
+def _expected(schedule: Schedule) -> float | None:
+    """What it had on calibration runs, else the estimate."""
+    measured = schedule.predicted_psnr
+    return schedule.estimated_psnr if measured is None else measured
 
 
 def runs(count: int) -> str:

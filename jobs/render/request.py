@@ -52,7 +52,7 @@ def prepare(config: Config) -> Prepared:
     size = config.fleet.gang_size
     for setting in settings.values():
         model.check_arguments(setting, size)
-    schedule = choose(config, model, settings)
+    schedule = choose(config, model, arguments, settings)
     if config.audit and schedule is None:
         raise ScheduleError(
             "--audit compares with the full run, and without a schedule every video is one: leave "
@@ -70,15 +70,15 @@ def prepare(config: Config) -> Prepared:
 def settings_of(
     prompts: Sequence[Prompt], arguments: Mapping[str, Any]
 ) -> dict[str, Mapping[str, Any]]:
-    """The arguments of a call for each setting of the rows, by `setting_key`.
-
-    Those of the job come first, whether or not a row has them.
-    """
-    found: dict[str, Mapping[str, Any]] = {setting_key(arguments): arguments}
+    """The arguments of a call for each setting of the rows, by `setting_key`, in their order."""
+    found: dict[str, Mapping[str, Any]] = {}
+    plain = setting_key(arguments)
     for prompt in prompts:
         if prompt.overrides:
             merged = {**arguments, **prompt.overrides}
             found.setdefault(setting_key(merged), merged)
+        else:
+            found.setdefault(plain, arguments)
     return found
 
 

@@ -33,17 +33,21 @@ from meancache.schedule import Schedule
 CURRENT = "current"
 
 
-def choose(config: Config, model: Model, settings: Mapping[str, Mapping[str, Any]]) -> Chosen:
+def choose(
+    config: Config,
+    model: Model,
+    arguments: Mapping[str, Any],
+    settings: Mapping[str, Mapping[str, Any]],
+) -> Chosen:
     """What the flags ask for; None computes every step.
 
     Args:
         config: with at most one of a schedule, a calibration and neither.
         model: what renders.
-        settings: the arguments of the rows' calls, one of each setting, by `setting_key`; the
-            job's own first.
+        arguments: of the call, where a row does not override them.
+        settings: the arguments of the rows' calls, one of each setting, by `setting_key`.
     """
     _check_flags(config)
-    arguments = next(iter(settings.values()))
     if config.calibration is not None:
         return _solved(read_calibration(config.calibration), config, model, settings)
     if config.registry is not None:  # and with it CURRENT
@@ -114,7 +118,7 @@ def _shipped(
     A schedule that was fitted on the very setting, where one ships, and for all other settings the
     calibration.
     """
-    steps = next(iter(settings.values()))["num_inference_steps"]
+    steps = max(arguments["num_inference_steps"] for arguments in settings.values())
     if config.budget is not None and not 1 <= config.budget <= steps:
         raise ScheduleError(f"budget {config.budget} must be between 1 and the {steps} steps")
     fitted = _fitted(config, model)

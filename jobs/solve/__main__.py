@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from jobs._shared import cli
@@ -25,12 +26,16 @@ def parser() -> argparse.ArgumentParser:
         "  fitted  (default) positions with the history a run will have, weights fitted on the\n"
         "          states that it visits; runs the model on some of the graph's trajectories\n"
         "  secant  the same kind of positions, weights from the noise levels alone; no model\n"
-        "  paper   MeanCache as published: costs of eq. 13, path of eq. 15; no model",
+        "  paper   MeanCache as published: costs of eq. 13, path of eq. 15; no model\n\n"
+        "With --steps, --shift or a size the calibration is carried to those runs, in a second\n"
+        "and without a model.",
         "python -m jobs.solve --graph out/graph --budgets 8,10,12 --output out/schedules",
     )
     cli.add_output(result, "where the schedules go, as METHOD-bBUDGET.json")
-    result.add_argument(
-        "--graph", required=True, metavar="DIR", help="the ROOT/graph of jobs.calibrate"
+    which = result.add_mutually_exclusive_group(required=True)
+    which.add_argument("--graph", metavar="DIR", help="the ROOT/graph of jobs.calibrate")
+    which.add_argument(
+        "--calibration", metavar="FILE", help="its calibration.parquet, which is enough as well"
     )
     result.add_argument(
         "--budgets",
@@ -53,9 +58,38 @@ def parser() -> argparse.ArgumentParser:
         help="how the paper's jumps are run: 'jump' (default) is its eq. 10, 'fine-step' what its "
         "authors' scripts do",
     )
+    _add_setting(result)
     _add_fitting(result)
     cli.add_fleet(result, gangs="1, as each runs the reference trajectories for itself")
     return result
+
+
+def _add_setting(parser: argparse.ArgumentParser) -> None:
+    """The runs that the schedules are for."""
+    group = parser.add_argument_group(
+        "setting of the runs, where it is another than the calibration's (no model is run then)"
+    )
+    for flag, kind, words in (
+        ("--steps", positive, "denoising steps"),
+        ("--shift", finite, "shift of the noise levels"),
+        ("--height", positive, "pixels"),
+        ("--width", positive, "pixels"),
+        ("--num-frames", positive, "frames of a video"),
+        ("--guidance-scale", finite, "scale of the guidance"),
+        ("--true-cfg-scale", finite, "scale of guidance in two forwards"),
+    ):
+        group.add_argument(flag, type=kind, metavar="N", help=words)
+    group.add_argument("--dtype", metavar="DTYPE", help="float32, bfloat16, ...")
+    group.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse to carry the calibration to another size, length, guidance or dtype",
+    )
+    group.add_argument(
+        "--any-revision",
+        action="store_true",
+        help="take a calibration of another revision of the model",
+    )
 
 
 def _add_fitting(parser: argparse.ArgumentParser) -> None:
@@ -84,10 +118,15 @@ def _add_fitting(parser: argparse.ArgumentParser) -> None:
 
 def configured(options: argparse.Namespace) -> Config:
     """The workflow's configuration by these flags."""
+    from jobs.solve.carried import Setting
     from jobs.solve.workflow import Config
 
     return Config(
         graph=options.graph,
+        calibration=options.calibration,
+        setting=Setting(**{one.name: getattr(options, one.name) for one in fields(Setting)}),
+        strict=options.strict,
+        any_revision=options.any_revision,
         output=options.output,
         budgets=options.budgets,
         method=options.method,

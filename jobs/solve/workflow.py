@@ -15,11 +15,13 @@ import numpy as np
 from cluster.models.model import Model, find_model
 from cluster.ranks import rank_builder
 from cluster.store import Store
+from jobs._shared.calibrations import carried_words, read_calibration
 from jobs._shared.configs import DEFAULT_FLEET, FleetConfig
 from jobs._shared.predictions import prediction, runs, smallest_budget
 from jobs._shared.progress import counted
 from jobs._shared.roots import open_output, read_graph, refusing
 from jobs.solve import fitting
+from jobs.solve.carried import SAME, Setting, carry
 from jobs.solve.fitting import LIMIT_VIDEOS, FitAnswer, Fitting
 from meancache.calibration import Calibration
 from meancache.errors import CalibrationError, SolverError
@@ -37,7 +39,8 @@ class Config:
     """What is solved, and how.
 
     Attributes:
-        graph: the ROOT/graph of a calibration.
+        graph: the ROOT/graph of a calibration, or
+        calibration: its file.
         output: where the schedules go.
         budgets: forwards a video may take.
         method: of `meancache.methods.METHODS`.
@@ -45,12 +48,15 @@ class Config:
         execution: how the paper's jumps are run; None for 'jump'.
         trajectories: how many to fit on; None for TRAJECTORIES.
         reference_steps: of a finer reference to fit to, or None.
+        setting: of the runs, where it is another than the calibration's; see `Setting`.
+        strict: refuse to carry the calibration to anything but another grid.
+        any_revision: take a calibration of another revision of the model.
         target_psnr: dB; write only the smallest budget that reaches it, or None for all.
         fleet: the gangs that fit.
         dry_run: say what would be done, and stop.
     """
 
-    graph: str
+    graph: str | None
     output: str
     budgets: tuple[int, ...]
     method: str = "fitted"
@@ -58,6 +64,10 @@ class Config:
     execution: str | None = None
     trajectories: int | None = None
     reference_steps: int | None = None
+    calibration: str | None = None
+    setting: Setting = SAME
+    strict: bool = False
+    any_revision: bool = False
     target_psnr: float | None = None
     fleet: FleetConfig = DEFAULT_FLEET
     dry_run: bool = False
@@ -122,11 +132,17 @@ def run(config: Config) -> Outcome:
 @refusing()
 def prepare(config: Config) -> Prepared:
     """Reads the graph and solves its paths; nothing is written and no model is run yet."""
-    graph = read_graph(config.graph)
+    graph = _calibration(config)
     solved: dict[int, Schedule] = {}
     to_fit = gangs = None
     _refuse_foreign_options(config)
-    if config.method == "paper":
+    carried = carry(graph, config.setting, config.any_revision)
+    if carried is not None:
+        _refuse_fitting_options(config)
+        solved = carried.schedules(
+            config.budgets, config.method, config.gamma, config.execution, config.strict
+        )
+    elif config.method == "paper":
         gamma = paper_gamma(graph) if config.gamma is None else config.gamma
         solved = paper_schedules(graph, config.budgets, gamma, config.execution or "jump")
     elif config.method == "secant":
@@ -206,6 +222,18 @@ def cost(prepared: Fitting, answers: Sequence[FitAnswer]) -> str:
     )
 
 
+def _calibration(config: Config) -> Calibration:
+    """What --graph or --calibration names. Raises CalibrationError."""
+    if (config.graph is None) == (config.calibration is None):
+        raise CalibrationError(
+            "give one of --graph, the ROOT/graph of jobs.calibrate, and --calibration, its file"
+        )
+    if config.graph is not None:
+        return read_graph(config.graph)
+    assert config.calibration is not None
+    return read_calibration(config.calibration)
+
+
 def _model(graph: Calibration) -> Model:
     """The graph's. Raises CalibrationError where it names none."""
     known = graph.model
@@ -243,6 +271,8 @@ def _conclude(output: str, written: Sequence[Schedule], solved: int) -> None:
     gamma = "" if first.gamma is None else f", gamma {first.gamma:g}"
     execution = "" if first.execution is None else f", execution {first.execution}"
     names = "" if len(written) == solved else f", {file_name(first)} alone"
+    if words := carried_words(first):
+        print(words)
     print(
         f"method {first.method}{gamma}{execution}, from a graph of "
         f"{first.calibration['trajectories']} trajectories: {output}{names}"
@@ -265,3 +295,13 @@ def _refuse_foreign_options(config: Config) -> None:
                     f"--{name.replace('_', '-')} needs --method {method}; {config.method} has "
                     "no use for it"
                 )
+
+
+def _refuse_fitting_options(config: Config) -> None:
+    """Options of a fit on runs of the model, where the calibration is carried and none is run."""
+    for name in ("trajectories", "reference_steps"):
+        if getattr(config, name) is not None:
+            raise SolverError(
+                f"--{name.replace('_', '-')} is for the calibration's own setting, where weights "
+                "are fitted on runs of the model; carried to another, none are run: leave it out"
+            )
