@@ -67,13 +67,21 @@ def s3_root(new_s3_root: Callable[[], str]) -> str:
 
 
 @pytest.fixture(scope="session")
+def bucket(s3_endpoint: str) -> str:
+    """The bucket that the README's commands name."""
+    boto3.session.Session().client("s3").create_bucket(Bucket="bucket")
+    return "bucket"
+
+
+@pytest.fixture(scope="session")
 def shared_cluster(s3_endpoint: str) -> Iterator[str]:
     """The address of a running Ray cluster, which this process and its children join.
 
     Workers have the environment that the cluster was started with, so S3 is there before. A test
     may leave the cluster with `ray.shutdown()`: it goes on, and the next job joins it again.
     """
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": os.cpu_count()})
+    head = {"num_cpus": os.cpu_count(), "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", cluster.address)
         yield cluster.address

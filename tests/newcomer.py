@@ -18,8 +18,8 @@ from pathlib import Path
 import boto3
 
 from tests.support.commands import PROJECT
+from tests.support.pages import README, blocks, commands
 from tests.support.s3_server import s3_environment, serve_s3
-from tests.test_docs import README, blocks, commands
 
 MINUTES = {"first accelerated video": 5, "first own prompts": 10, "first root on S3": 15}
 
@@ -27,7 +27,7 @@ MINUTES = {"first accelerated video": 5, "first own prompts": 10, "first root on
 def main() -> int:
     """Prints when each was there; returns 1 where one came too late."""
     typed = [block for block in blocks(README) if block.language == "sh"]
-    demo, own, bucket, *_ = map(commands, typed)
+    _environment, demo, own, bucket, *_ = map(commands, typed)  # it has one of its own
     with tempfile.TemporaryDirectory() as name, serve_s3() as endpoint:
         environment = {
             variable: value

@@ -15,53 +15,18 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.support.commands import PROJECT, CommandError, check, simple_commands
+from tests.support.commands import PROJECT, CommandError, check
+from tests.support.pages import PAGES, README, TYPED, Block, blocks, commands
 
-PAGES = [
-    *(PROJECT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
-    *sorted((PROJECT / "docs").glob("*.md")),
-    *sorted((PROJECT / "schedules").rglob("*.md")),
-]
-TYPED = ("console", "sh")
 ELSEWHERE = ("checkout", "cluster")
 # Python of pages is run, by tests of their own.
 PARSED = {"python": ast.parse, "yaml": yaml.safe_load, "json": json.loads}
 SHOWN = ("mermaid", "text")
-
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block: where it is, its language, where it runs ('' for here) and its text."""
-
-    page: Path
-    line: int
-    language: str
-    runs: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.page.relative_to(PROJECT)}:{self.line}"
-
-
-def blocks(page: Path) -> Iterator[Block]:
-    text = page.read_text(encoding="utf-8")
-    for found in re.finditer(r"^```(\w*) ?(.*)\n([\s\S]*?)^```$", text, re.MULTILINE):
-        yield Block(page, text.count("\n", 0, found.start()) + 1, found[1], found[2], found[3])
-
-
-def commands(block: Block) -> list[str]:
-    """What is typed: all lines of a script, those behind a prompt where output follows them."""
-    text = block.text.replace("\\\n", " ")
-    if block.language == "sh":
-        return [line for line in text.splitlines() if simple_commands(line)]
-    return [line.removeprefix("$ ") for line in text.splitlines() if line.startswith("$ ")]
 
 
 def script(path: Path) -> Block:
@@ -71,7 +36,6 @@ def script(path: Path) -> Block:
     return Block(path, 1, "sh", "long", "\n".join(lines))
 
 
-README = PROJECT / "README.md"
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 SCRIPTS = [script(path) for path in sorted((PROJECT / "docs").rglob("*.sh"))]
 COMMANDS = [

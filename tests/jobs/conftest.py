@@ -57,13 +57,22 @@ def graph_folder(tmp_path, graph) -> str:
     return str(folder)
 
 
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
 @pytest.fixture(scope="session")
-def run_job() -> Callable[..., subprocess.CompletedProcess[str]]:
+def run_job(run_module) -> Run:
     """Runs `python -m jobs.NAME ARGUMENTS` as a process of its own."""
+    return lambda name, *arguments, **more: run_module(f"jobs.{name}", *arguments, **more)
+
+
+@pytest.fixture(scope="session")
+def run_module() -> Run:
+    """Runs `python -m NAME ARGUMENTS` as a process of its own."""
 
     def run(name: str, *arguments: str, cwd: Path | None = None, timeout: int = 560):
         return subprocess.run(
-            [sys.executable, "-m", f"jobs.{name}", *arguments],
+            [sys.executable, "-m", name, *arguments],
             capture_output=True,
             text=True,
             timeout=timeout,

@@ -34,7 +34,8 @@ PROJECT = Path(__file__).parents[2]
 SETTINGS = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
 FOLDERS = {path.name for path in PROJECT.iterdir() if path.is_dir()} - {"out"}
 # Of programs that are not there to be asked.
-KNOWN = {"docker", "echo", "git", "head", "helm", "kubectl", "mypy", "ruff"}
+KNOWN = {"docker", "echo", "git", "head", "helm", "kubectl", "lint-imports", "mypy", "ruff"}
+KNOWN |= {"python3", "."}  # which make and enter a virtual environment
 
 
 class CommandError(AssertionError):

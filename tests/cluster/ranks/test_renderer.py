@@ -16,7 +16,7 @@ from meancache import Schedule, apply_mean_cache, remove_mean_cache
 from meancache.quality import psnr
 from tests.support import ranks, tiled_vaes
 from tests.support.commands import PROJECT, run, simple_commands
-from tests.test_docs import README, blocks, commands
+from tests.support.pages import README, blocks, commands
 
 STEPS = 12
 EDGES = [(0, 1, 1), (1, 2, 1), (2, 3, 2), (3, 6, 3), (6, 7, 2), (7, 11, 4), (11, 12, 1)]

@@ -1,11 +1,10 @@
-"""The README's command, as it is written there, into a folder and into a bucket."""
+"""The demo, as the README has it, and the commands that the README lets follow it."""
 
 import io
 import re
 import shutil
 from pathlib import Path
 
-import boto3
 import pyarrow.parquet as pq
 import pytest
 
@@ -17,26 +16,21 @@ from meancache.calibration import Calibration
 from tests.support.browser import needs_browser, views
 from tests.support.commands import run, simple_commands
 from tests.support.configs import configured
-from tests.test_docs import README, TYPED, blocks, commands
+from tests.support.pages import readme
 
-FEW = 3
-# Two cores may be at work on something else meanwhile.
-pytestmark = pytest.mark.timeout(1000)
-
-
-def readme(runs: str) -> list[str]:
-    """The README's commands whose fence says that they run there."""
-    typed = (block for block in blocks(README) if block.language in TYPED and block.runs == runs)
-    return [command for block in typed for command in commands(block)]
+pytestmark = [
+    pytest.mark.usefixtures("shared_cluster"),
+    pytest.mark.timeout(1000),  # two cores may be at work on something else meanwhile
+]
 
 
 def demo_arguments() -> list[str]:
     """Those of `python -m jobs.demo` in the README's first command."""
     (words,) = (
         words
-        for command in readme("checkout")[:1]
+        for command in readme("checkout")
         for words in simple_commands(command)
-        if words[2] == "jobs.demo"
+        if words[1:3] == ["-m", "jobs.demo"]
     )
     return words[3:]
 
@@ -60,13 +54,6 @@ def demo(run_job, tmp_path_factory) -> Path:
         if command.startswith("python -m jobs."):
             assert f"$ {command}\n" in said
     return folder / "out"
-
-
-@pytest.fixture(scope="module")
-def bucket(s3_endpoint) -> str:
-    """The name that the README's bucket has."""
-    boto3.session.Session().client("s3").create_bucket(Bucket="bucket")
-    return "bucket"
 
 
 def check(root: str) -> None:
@@ -103,16 +90,6 @@ def test_the_commands_that_follow_it_in_the_readme_run_one_after_the_other(demo)
         run(command, demo.parent)
 
 
-@pytest.mark.usefixtures("bucket")
-def test_so_do_those_for_many_prompts_with_a_few_of_them(tmp_path):
-    for command in [*readme("")[:2], *readme("few")]:  # the first two make prompts.txt
-        run(command, tmp_path)
-        if written := re.search(r"> ([\w-]+\.txt)$", command):
-            prompts = tmp_path / written[1]
-            prompts.write_text("\n".join(prompts.read_text().splitlines()[:FEW]))
-
-
-@pytest.mark.usefixtures("s3_endpoint")
 @pytest.mark.slow
 def test_the_demo_leaves_the_whole_story_in_a_bucket(run_job, s3_root):
     program = run_job("demo", "--output", s3_root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 import urllib.request
@@ -9,14 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import ray
 from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.fleet.gang import MAX_ATTEMPTS
-from cluster.results import manifest
+from cluster.results import manifest, verification
 from cluster.results.attempts import Attempts
 from cluster.results.manifest import Manifest
+from cluster.store import open_store
 from jobs.render import workflow as render
 from tests.jobs.conftest import PROMPTS
 from tests.support.commands import PROJECT
@@ -30,8 +33,9 @@ Samples = dict[tuple[str, str], float]
 
 @dataclass(frozen=True)
 class Rendered:
-    """What a render left: its rows, what was scraped, the leader's log, the requests refused."""
+    """What a render on S3 left: its rows, what was scraped, the leader's log, requests refused."""
 
+    root: str
     rows: list[dict[str, Any]]
     samples: Samples
     lines: list[dict[str, Any]]
@@ -81,7 +85,7 @@ def rendered(tmp_path_factory, new_s3_root, s3_endpoint) -> Rendered:
             lines = leader_lines(Path(cluster.address_info["session_dir"]))
         finally:
             ray.shutdown()
-    return Rendered(rows, samples, lines, proxy.counts["503"])
+    return Rendered(root, rows, samples, lines, proxy.counts["503"])
 
 
 def expected(rows: list[dict[str, Any]]) -> Samples:
@@ -121,6 +125,15 @@ def scraped(wanted: Samples, patience_s: float = 60) -> Samples:
 def leader_lines(session: Path) -> list[dict[str, Any]]:
     text = "".join(path.read_text() for path in (session / "logs").glob("worker-*.err"))
     return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+
+def test_a_root_on_s3_holds_the_dataset_whole(rendered):
+    store = open_store(rendered.root)
+    part = pq.read_table(io.BytesIO(store.get(Manifest(store).part_key(0)))).to_pylist()
+    assert [row["item_id"] for row in part] == [row["item_id"] for row in ok_rows(rendered)]
+    assert all(row["uri"] == f"{rendered.root}/{row['key']}" for row in part)
+    findings = verification.verify(store)
+    assert [problem for found in findings for _, problem in found if problem] == []
 
 
 def ok_rows(rendered: Rendered) -> list[dict[str, Any]]:
