@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 PROMPTS = (
     "a red circle moving left on a dark background",
@@ -19,15 +18,36 @@ def latents(draw) -> Callable[..., torch.Tensor]:
 
 
 @pytest.fixture(scope="session")
-def flops(pipe, latents) -> Callable[..., int]:
-    """Floating point operations of one run, the transformer's and the text encoders'."""
+def counted(pipe, latents) -> Callable[..., tuple[torch.Tensor, int]]:
+    """`latents`, and the floating point operations of the run's linear layers.
 
-    def count(**changes) -> int:
-        with FlopCounterMode(display=False) as counter:
-            latents(**changes)
-        return counter.get_total_flops()
+    They are most of what a step costs, and a hook on each layer counts them without the overhead
+    of torch's FlopCounterMode, which sees every operation.
+    """
+    modules = [
+        module
+        for component in pipe.components.values()
+        if isinstance(component, torch.nn.Module)
+        for module in component.modules()
+        if isinstance(module, torch.nn.Linear)
+    ]
 
-    return count
+    def run(**changes) -> tuple[torch.Tensor, int]:
+        operations = 0
+
+        def count(layer: torch.nn.Linear, _, output: torch.Tensor) -> None:
+            nonlocal operations
+            operations += 2 * layer.in_features * output.numel()
+
+        hooks = [module.register_forward_hook(count) for module in modules]
+        try:
+            result = latents(**changes)
+            return result, operations
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -49,24 +49,28 @@ def test_every_baseline_pickles():
 
 
 @pytest.fixture(scope="module")
-def full(latents, flops) -> tuple[torch.Tensor, int]:
-    return latents(num_inference_steps=FULL_STEPS), flops(num_inference_steps=FULL_STEPS)
+def full(counted) -> tuple[torch.Tensor, int]:
+    return counted(num_inference_steps=FULL_STEPS)
+
+
+@pytest.fixture(scope="module")
+def plain(counted) -> tuple[torch.Tensor, int]:
+    """A run of 12 steps without a baseline."""
+    return counted()
 
 
 @each_method
 def test_the_weakest_setting_is_near_the_full_run_and_the_strongest_computes_less(
-    pipe, latents, flops, full, method
+    pipe, counted, full, method
 ):
     reference, most = full
-    cost = []
+    runs = []
     for baseline in (CURVES[method][0], CURVES[method][-1]):
         with baseline.applied(pipe) as overrides:
-            changes = {"num_inference_steps": FULL_STEPS, **overrides}
-            if not cost:
-                error = (latents(**changes) - reference).norm() / reference.norm()
-            cost.append(flops(**changes))
-    assert 0 < error < 0.3
-    assert cost[1] < cost[0] < 0.95 * most
+            runs.append(counted(**{"num_inference_steps": FULL_STEPS, **overrides}))
+    (weakest, cost), (_, least) = runs
+    assert 0 < (weakest - reference).norm() / reference.norm() < 0.3
+    assert least < cost < 0.95 * most
 
 
 def state(pipe) -> tuple:
@@ -90,20 +94,20 @@ def state(pipe) -> tuple:
 
 
 @each_method
-def test_afterwards_the_pipeline_is_as_it_was_bit_for_bit(pipe, latents, method):
-    plain, before = latents(), state(pipe)
+def test_afterwards_the_pipeline_is_as_it_was_bit_for_bit(pipe, latents, plain, method):
+    before = state(pipe)
     with CURVES[method][-1].applied(pipe) as overrides:
         changed = latents(**overrides)
         # The same baseline again, on its own state: a second run is as the first.
         assert torch.equal(latents(**overrides), changed)
-    assert not torch.equal(changed, plain)
+    assert not torch.equal(changed, plain[0])
     assert state(pipe) == before
-    assert torch.equal(latents(), plain)
+    assert torch.equal(latents(), plain[0])
 
 
 @each_method
-def test_a_run_that_failed_halfway_leaves_the_pipeline_as_it_was(pipe, latents, method):
-    plain, before = latents(), state(pipe)
+def test_a_run_that_failed_halfway_leaves_the_pipeline_as_it_was(pipe, latents, plain, method):
+    before = state(pipe)
 
     def interrupt(_, step, __, ___):
         if step == 3:
@@ -113,7 +117,7 @@ def test_a_run_that_failed_halfway_leaves_the_pipeline_as_it_was(pipe, latents, 
     with pytest.raises(KeyboardInterrupt), CURVES[method][-1].applied(pipe) as overrides:
         latents(**overrides, callback_on_step_end=interrupt)
     assert state(pipe) == before
-    assert torch.equal(latents(), plain)
+    assert torch.equal(latents(), plain[0])
 
 
 def test_a_pipeline_with_a_cache_on_it_is_refused(pipe):
@@ -124,20 +128,20 @@ def test_a_pipeline_with_a_cache_on_it_is_refused(pipe):
 
 
 def test_seacache_is_told_the_step_without_which_diffusers_own_computes_every_step(
-    pipe, latents, flops
+    pipe, counted, plain
 ):
-    plain, most = latents(), flops()
     look = SeaCacheConfig(
         threshold=1e9, raw_vision_callback=lambda _, __, given: [given["hidden_states"][0]]
     )
     pipe.transformer.enable_cache(look)
     try:
-        assert torch.equal(latents(), plain)
-        assert flops() == most
+        unskipped, cost = counted()
+        assert torch.equal(unskipped, plain[0])
+        assert cost == plain[1]
     finally:
         pipe.transformer.disable_cache()
     with CURVES["seacache"][-1].applied(pipe):
-        assert flops() < 0.8 * most
+        assert counted()[1] < 0.8 * plain[1]
 
 
 def test_without_cache_dit_its_baselines_are_left_out_and_the_table_tells_how_to_get_it(
@@ -164,10 +168,10 @@ CALIBRATED = {
 
 
 def test_calibrated_baselines_and_schedules_run_in_the_pipeline(
-    pipe, latents, flops, runs, schedules, monkeypatch
+    pipe, latents, counted, plain, runs, schedules, monkeypatch
 ):
     monkeypatch.setattr(budcache, "TRIES", 5)  # the search itself is tested in test_paths
-    plain, most, before = latents(), flops(), state(pipe)
+    before = state(pipe)
     found = calibrated(pipe, runs, schedules)
     assert state(pipe) == before
     assert all(p.requires_grad for p in pipe.transformer.parameters())
@@ -176,7 +180,7 @@ def test_calibrated_baselines_and_schedules_run_in_the_pipeline(
     for baseline in (baselines[0], baselines[-1]):
         again = pickle.loads(pickle.dumps(baseline))
         with again.applied(pipe) as overrides:
-            assert flops(**overrides) < most
+            assert counted(**overrides)[1] < plain[1]
     solved = {each.method: each for each in found if isinstance(each, Schedule)}
     assert set(solved) == CALIBRATED
     errors = {}
@@ -189,12 +193,12 @@ def test_calibrated_baselines_and_schedules_run_in_the_pipeline(
         finally:
             remove_mean_cache(pipe.transformer)
         assert hook.forwards == schedule.nfe
-        errors[method] = float((end - plain).norm())
+        errors[method] = float((end - plain[0]).norm())
         with torch.no_grad():
             batched = roll_out(data.field, data.field.noise, schedule)[0]
         torch.testing.assert_close(batched, end, atol=2e-4, rtol=1e-3)
     assert all(errors[method] < errors["euler"] for method in ("optimal-stepsize", "refined"))
-    assert torch.equal(latents(), plain)
+    assert torch.equal(latents(), plain[0])
 
 
 # --- other packages' baselines ---
