@@ -7,56 +7,101 @@ import os
 import socket
 from urllib.parse import urlsplit
 
+import grpc
 import ray
+from ray._private.grpc_utils import init_grpc_channel
 from ray._private.services import find_bootstrap_address
+from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
+from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+from ray.exceptions import RayError
+
+from cluster.fleet.errors import FleetError
+from cluster.fleet.ray_errors import told
 
 ANSWER_S = 10.0
+
+# What other programs of Ray take as RAY_ADDRESS.
+_SCHEMES = {
+    "ray": "is Ray Client's, from outside of a cluster: submit the job to the cluster instead, "
+    "`ray job submit -- python -m jobs...`, or give HOST:PORT there",
+    "http": "is the dashboard's, which takes `ray job submit`: unset RAY_ADDRESS or give the "
+    "HOST:PORT of the cluster, mostly port 6379",
+}
 
 
 def connect() -> None:
     """Joins the cluster of RAY_ADDRESS or of this machine; where there is none, starts one.
 
     Raises:
-        ConnectionError: the cluster does not answer. Ray itself would try for a quarter of an hour.
+        FleetError: there is no such cluster, it does not answer, or it does not let this process
+            in. Ray itself would try for a quarter of an hour.
     """
     if ray.is_initialized():
         return
-    _check_answers()
-    ray.init(
-        logging_level=logging.ERROR,
-        # What ranks print belongs to Ray's own logs; a job's log is its driver's.
-        log_to_driver=False,
-        # Of a cluster that is started here: it would take seconds to start, and be gone with the
-        # job.
-        include_dashboard=False,
-    )
+    address, source = _address()
+    if address is not None:
+        _check_answers(address, source)
+    try:
+        ray.init(
+            logging_level=logging.ERROR,
+            # What ranks print belongs to Ray's own logs; a job's log is its driver's.
+            log_to_driver=False,
+            # A dashboard takes seconds to start, and would be gone with the job.
+            include_dashboard=False,
+        )
+    except (RayError, OSError, RuntimeError, ValueError) as error:
+        where = "no Ray cluster can be started here" if address is None else f"Ray at {address}"
+        raise FleetError(f"{where}: {told(error)}") from error
 
 
-def _check_answers() -> None:
-    """Raises ConnectionError where the cluster that Ray would join does not take connections."""
+def _address() -> tuple[str | None, str]:
+    """The cluster that Ray would join, or None where it would start one; and where that is from."""
     given = os.environ.get("RAY_ADDRESS", "")
     if given == "local":
-        return
-    found = None if given in ("", "auto") else given
-    address = found or find_bootstrap_address(None)
-    if address is None:
-        return
+        return None, ""
+    if given in ("", "auto"):
+        found = find_bootstrap_address(None)
+        if found is None and given:
+            raise FleetError(
+                "RAY_ADDRESS is 'auto', and no cluster runs on this machine: unset it, and the job "
+                "starts one, or give the HOST:PORT of one"
+            )
+        return found, "the last that `ray start` began here; `ray stop` forgets it"
+    scheme, separator, _ = given.partition("://")
+    if separator:
+        reason = _SCHEMES.get(scheme.removesuffix("s"), "is none that a job takes: give HOST:PORT")
+        raise FleetError(f"RAY_ADDRESS {given!r}: {scheme}:// {reason}")
+    return given, "of RAY_ADDRESS"
+
+
+def _check_answers(address: str, source: str) -> None:
+    """Raises FleetError where no cluster takes connections there, or not from this process."""
     try:
-        place = urlsplit(address if "://" in address else f"ray://{address}")
+        place = urlsplit(f"//{address}")
         host, port = place.hostname, place.port
     except ValueError:  # a port that is no number
         host = port = None
     if host is None or port is None:
-        raise ConnectionError(f"RAY_ADDRESS {address!r} must be HOST:PORT, 'auto' or 'local'")
+        raise FleetError(f"RAY_ADDRESS {address!r} must be HOST:PORT, 'auto' or 'local'")
+    alone = "RAY_ADDRESS=local starts one for this job alone"
     try:
         socket.create_connection((host, port), timeout=ANSWER_S).close()
     except OSError as error:
-        whence = (
-            "of RAY_ADDRESS"
-            if found
-            else "the last that `ray start` began here; `ray stop` forgets it"
-        )
-        raise ConnectionError(
-            f"no Ray cluster answers at {address} ({whence}): {error.strerror or error}; "
-            "RAY_ADDRESS=local starts one for this job alone"
+        raise FleetError(
+            f"no Ray cluster answers at {address} ({source}): {error.strerror or error}; {alone}"
+        ) from error
+    try:
+        with init_grpc_channel(address) as channel:
+            NodeInfoGcsServiceStub(channel).GetClusterId(GetClusterIdRequest(), timeout=ANSWER_S)
+    except RayError as error:  # this process has no token where it needs one
+        raise FleetError(f"Ray at {address} ({source}): {told(error)}") from error
+    except grpc.RpcError as error:
+        if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+            raise FleetError(
+                f"the Ray cluster at {address} ({source}) does not let this job in: "
+                f"{error.details()}. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's "
+                "token, or submit the job with `ray job submit`"
+            ) from error
+        raise FleetError(
+            f"what answers at {address} ({source}) is no Ray cluster: {error.details()}; {alone}"
         ) from error

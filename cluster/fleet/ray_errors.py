@@ -22,24 +22,17 @@ def told(error: Exception) -> str:
     """
     text = _COLOUR.sub("", str(error)).strip() or type(error).__name__
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if isinstance(error, RuntimeEnvSetupError):
-        # 'Failed to set up runtime environment.', and then why.
-        return _joined([lines[0].rstrip(".:"), *lines[1:2]], ": ")
     raised = [line for line in lines[1:] if _RAISED.match(line)]
     if raised:
         return f"{lines[0].partition(', ray::')[0].rstrip('.:')}: {raised[-1].rstrip('.')}"
-    return _joined(lines, " ").partition(" Some common causes")[0].rstrip(".")
+    return " ".join(lines).partition(" Some common causes")[0].rstrip(".")
 
 
 def setup_error(error: RayError) -> FleetError | None:
     """The refusal for an error that no leader and no node can help; None for all others."""
     if isinstance(error, RuntimeEnvSetupError):
         return FleetError(
-            f"{told(error)}. Mend the runtime environment of the job (`ray job submit "
-            "--runtime-env-json`, RAY_RUNTIME_ENV_HOOK), or leave it out"
+            f"{told(error)}. Mend the job's runtime environment (--runtime-env-json or "
+            "--working-dir of `ray job submit`), or leave it out"
         )
     return None
-
-
-def _joined(lines: list[str], separator: str) -> str:
-    return separator.join(lines).rstrip(".")

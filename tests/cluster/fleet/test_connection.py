@@ -1,11 +1,17 @@
-"""A cluster that does not answer is named at once."""
+"""A cluster that cannot be joined is named at once, with the reason and the remedy."""
 
+import os
 import socket
+import subprocess
+import sys
 
 import pytest
 import ray
 
 from cluster.fleet import connection
+from cluster.fleet.errors import FleetError
+
+TOKEN = "a" * 64
 
 
 @pytest.fixture
@@ -23,28 +29,63 @@ def no_cluster(monkeypatch):
     monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("joined"))
 
 
-@pytest.mark.parametrize("scheme", ["", "ray://"])
-def test_an_address_where_nobody_listens_is_named(monkeypatch, no_cluster, refusing, scheme):
-    monkeypatch.setenv("RAY_ADDRESS", scheme + refusing)
-    with pytest.raises(ConnectionError, match=rf"{scheme}{refusing} \(of RAY_ADDRESS\)"):
+@pytest.mark.usefixtures("no_cluster")
+def test_an_address_where_nobody_listens_is_named(monkeypatch, refusing):
+    monkeypatch.setenv("RAY_ADDRESS", refusing)
+    with pytest.raises(FleetError, match=rf"{refusing} \(of RAY_ADDRESS\): Connection refused"):
         connection.connect()
 
 
+@pytest.mark.usefixtures("no_cluster")
 @pytest.mark.parametrize("address", ["head", "head:port", "10.0.0.1:", ":6379"])
-def test_an_address_that_is_none_is_refused_with_the_rule(monkeypatch, no_cluster, address):
+def test_an_address_that_is_none_is_refused_with_the_rule(monkeypatch, address):
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(ConnectionError, match=f"'{address}' must be HOST:PORT"):
+    with pytest.raises(FleetError, match=f"'{address}' must be HOST:PORT"):
         connection.connect()
 
 
+@pytest.mark.usefixtures("no_cluster")
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("ray://head:10001", "is Ray Client's"),
+        ("http://127.0.0.1:8265", "is the dashboard's"),
+        ("https://ray.example.org", "is the dashboard's"),
+        ("anyscale://cluster", "is none that a job takes"),
+    ],
+)
+def test_a_scheme_of_another_program_is_refused_with_its_use(monkeypatch, address, reason):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(FleetError, match=f"{address}.*{reason}"):
+        connection.connect()
+
+
+@pytest.mark.usefixtures("no_cluster")
 @pytest.mark.parametrize("given", ["", "auto"])
-def test_a_cluster_that_crashed_here_is_told_how_to_forget(
-    monkeypatch, no_cluster, refusing, given
-):
+def test_a_cluster_that_crashed_here_is_told_how_to_forget(monkeypatch, refusing, given):
     monkeypatch.setenv("RAY_ADDRESS", given)
     monkeypatch.setattr(connection, "find_bootstrap_address", lambda _: refusing)
-    with pytest.raises(ConnectionError, match=r"`ray stop` forgets it"):
+    with pytest.raises(FleetError, match=r"`ray stop` forgets it"):
         connection.connect()
+
+
+@pytest.mark.usefixtures("no_cluster")
+def test_auto_starts_no_cluster(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr(connection, "find_bootstrap_address", lambda _: None)
+    with pytest.raises(FleetError, match="no cluster runs on this machine"):
+        connection.connect()
+
+
+@pytest.mark.usefixtures("no_cluster")
+def test_a_server_that_is_no_ray_cluster_is_said_to_be_none(monkeypatch):
+    monkeypatch.setattr(connection, "ANSWER_S", 1.0)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{other.getsockname()[1]}")
+        with pytest.raises(FleetError, match=r"what answers at .* is no Ray cluster"):
+            connection.connect()
 
 
 @pytest.mark.parametrize("given", ["", "local"])
@@ -56,3 +97,44 @@ def test_where_there_is_none_one_is_started(monkeypatch, given):
     monkeypatch.setattr(ray, "init", lambda **_: started.append(1))
     connection.connect()
     assert started == [1]
+
+
+def test_a_reason_that_ray_gives_is_told(monkeypatch):
+    def refuse(**_):
+        raise RuntimeError("Version mismatch: The cluster was started with:\n  Ray: 1.0")
+
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(FleetError, match=r"Version mismatch.*Ray: 1\.0"):
+        connection.connect()
+
+
+@pytest.mark.slow
+def test_a_cluster_that_wants_a_token_says_so(tmp_path, refusing):
+    """A real cluster with Ray's token authentication, and a job without its token."""
+    port = refusing.rpartition(":")[2]
+    environment = {name: value for name, value in os.environ.items() if name[:4] != "RAY_"}
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
+        *(f"--port={port}", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={tmp_path}"),
+    ]
+    head = subprocess.Popen(
+        command,
+        env={**environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert any("--block" in line for line in head.stdout), "the cluster does not start"
+        program = "from cluster.fleet.connection import connect; connect()"
+        job = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**environment, "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": refusing},
+            capture_output=True,
+            text=True,
+        )
+        assert f"{refusing} (of RAY_ADDRESS) does not let this job in" in job.stderr
+    finally:
+        head.terminate()
+        head.wait()

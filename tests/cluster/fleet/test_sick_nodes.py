@@ -1,0 +1,95 @@
+"""A node that cannot hold a gang is named and left out, and the job goes on without it.
+
+Real raylets, each in a mount namespace of its own.
+"""
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+import cluster as project
+from cluster.fleet import driver as fleet
+from cluster.fleet.errors import FleetError
+from cluster.fleet.gang import Gang
+from cluster.store import open_store
+from tests.support import nodes, ranks
+
+pytestmark = pytest.mark.skipif(
+    nodes.why_not() is not None, reason=f"no mount namespaces here: {nodes.why_not()}"
+)
+
+
+def identify(gang: Gang, item: int) -> tuple[int, str]:
+    """The item, and the node that did it."""
+    gang.run(ranks.who, None)
+    return item, ray.get_runtime_context().get_node_id()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """Folders of this machine over which nodes mount their own."""
+    root = tmp_path_factory.mktemp("nodes")
+    names = ("output", "lonely", "temporary")
+    for name in names:
+        (root / name).mkdir()
+    return {name: root / name for name in names}
+
+
+@pytest.fixture(scope="module")
+def sick_cluster(folders):
+    """A healthy node and three sick ones; on none of them is 'lonely' what the driver sees."""
+    ray.shutdown()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    lonely = nodes.own_disk(folders["lonely"])
+    temporary = f"export TMPDIR={folders['temporary']}"
+    sick = {
+        "own disk": [nodes.own_disk(folders["output"])],
+        "full disk": [nodes.full_disk(folders["temporary"]), temporary],
+        "not installed": [nodes.own_disk(Path(project.__file__).parent)],
+        "healthy": [],
+    }
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+        stack.callback(cluster.shutdown)
+        for name, mounts in sick.items():
+            labels = f"--labels=sick={name.replace(' ', '-')}"
+            stack.enter_context(nodes.node(cluster.address, [lonely, *mounts], [labels]))
+        patch.setenv("RAY_ADDRESS", cluster.address)
+        fleet.connect()
+        stack.callback(ray.shutdown)
+        yield {one["Labels"].get("sick"): one["NodeID"] for one in ray.nodes()}
+
+
+def test_sick_nodes_are_left_out_each_with_its_reason_and_the_job_is_done(sick_cluster, folders):
+    said: list[str] = []
+    store = open_store(str(folders["output"]))
+    gangs = fleet.Gangs(ranks.build, 1, 4, 4)
+    results = list(fleet.run(identify, range(12), gangs, store=store, say=said.append))
+    assert sorted(item for item, _ in results) == list(range(12))
+    assert {node for _, node in results} == {sick_cluster["healthy"]}
+    reasons = {
+        "own-disk": "the output is not the driver's but a disk of the node's own: give s3://",
+        "full-disk": "its temporary folder cannot be used: [Errno 28] No space left on device",
+        "not-installed": "ModuleNotFoundError: No module named 'cluster.",
+    }
+    for name, reason in reasons.items():
+        (sentence,) = [one for one in said if sick_cluster[name][:8] in one]
+        assert reason in sentence
+        assert "is left out from here on" in sentence
+    assert len(said) == 3
+    assert os.listdir(folders["output"]) == []  # nothing is left of the proofs
+
+
+@pytest.mark.usefixtures("sick_cluster")
+def test_an_output_that_no_node_shares_ends_the_job_before_a_rank_starts(folders):
+    said: list[str] = []
+    store = open_store(str(folders["lonely"]))
+    results = fleet.run(
+        identify, [1], fleet.Gangs(ranks.build_fails, 1, 4, 4), store=store, say=said.append
+    )
+    with pytest.raises(FleetError, match="no node of the cluster can hold a gang"):
+        list(results)
+    assert sum("a disk of the node's own" in one for one in said) >= 1
