@@ -14,9 +14,6 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
-import ray
-from ray.exceptions import RayError, RayTaskError
-
 from cluster.fleet.actor import Work
 from cluster.fleet.connection import connect
 from cluster.fleet.dispatch import hand_out
@@ -25,7 +22,6 @@ from cluster.fleet.errors import FleetError
 from cluster.fleet.gangs import Gangs
 from cluster.fleet.items import Done, Items, Lost
 from cluster.fleet.placement import Placement, placement
-from cluster.fleet.ray_errors import setup_error
 from cluster.fleet.shared_output import SharedOutput
 from cluster.fleet.supervisor import Supervisor
 from cluster.fleet.waiting import Waiting
@@ -78,7 +74,7 @@ def run(
     if not items:
         return
     connect()
-    where = placement(gangs.size)
+    where = placement(gangs.size, gangs.on_gpus)
     with ExitStack() as stack:
         shared = None if store is None else stack.enter_context(SharedOutput(store).offered())
         supervisor = stack.enter_context(Supervisor(work, gangs, where, shared, say))
@@ -137,33 +133,6 @@ class _Size:
             room = self._where.gangs_by_node()
             self._room = sum(n for node, n in room.items() if node not in supervisor.nodes.excluded)
         return min(self._asked or max(1, int(self._room)), self._items)
-
-
-def on_a_worker(check: Callable[[], Any]) -> None:
-    """Calls `check` in a worker process of the cluster, before any gang is started there.
-
-    Workers have the environment of their node, not that of the driver: what the driver can
-    reach they may not.
-
-    Raises:
-        FleetError: the check raised; holds its message.
-    """
-    connect()
-    try:
-        ray.get(_call.options(num_cpus=0, max_retries=0).remote(check))
-    except RayTaskError as error:
-        raise FleetError(
-            f"a worker of the cluster fails where this driver does not: {error.cause}. Workers "
-            "have their node's environment: start the cluster with it, or use the nodes' role"
-        ) from error
-    except RayError as error:
-        refusal = setup_error(error)
-        raise refusal or error from error
-
-
-@ray.remote
-def _call(check: Callable[[], Any]) -> None:
-    check()
 
 
 def fits(gang_size: int) -> bool:

@@ -23,6 +23,7 @@ class Gangs:
             for gangs alone.
         encoders_size: ranks of the encoders.
         wait_s: how long to wait for room on the cluster while no gang works; None for ever.
+        on_gpus: a GPU for each rank, or none; None for GPUs where the cluster has, or starts, any.
     """
 
     build_rank: BuildRank
@@ -32,6 +33,7 @@ class Gangs:
     build_encoders: BuildRank | None = None
     encoders_size: int = 1
     wait_s: float | None = None
+    on_gpus: bool | None = None
 
     @property
     def depth(self) -> int:

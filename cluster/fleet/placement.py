@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray._private import state as ray_state
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray.experimental import internal_kv
 
 from cluster.fleet.errors import FleetError
 
@@ -66,30 +68,39 @@ class Placement:
         return f"{sum(free.values()):g} of {total:g} {kind}s are free{most}"
 
 
-def placement(gang_size: int) -> Placement:
+def placement(gang_size: int, on_gpus: bool | None = None) -> Placement:
     """Where gangs of this size may be on the cluster that this process has joined.
 
+    Args:
+        gang_size: ranks in a gang.
+        on_gpus: whether each rank has a GPU; None for yes where the cluster has any, or where it
+            has none yet and an autoscaler that may start some.
+
     Raises:
-        FleetError: nowhere, and the cluster does not scale.
+        FleetError: nowhere.
     """
     sizes = [int(one["Resources"].get("GPU", 0)) for one in alive_nodes()]
-    scaled = scaled_gpus()
-    largest = max([*sizes, *scaled], default=0)
-    if not largest:
-        return Placement(gang_size, on_gpus=False)
-    if largest < gang_size:
+    largest = max(sizes, default=0)
+    scales = autoscaled()
+    if on_gpus is None:
+        on_gpus = largest > 0 or scales
+    if on_gpus and largest < gang_size and not scales:
         raise FleetError(
             f"gang size {gang_size} needs {gang_size} GPUs on one node, but the largest node "
             f"has {largest}: use a smaller --gang-size"
         )
-    return Placement(gang_size, on_gpus=True)
+    return Placement(gang_size, on_gpus)
 
 
-def scaled_gpus() -> list[int]:
-    """GPUs of each kind of node that the cluster's autoscaler may start, as far as it says so."""
-    config = ray_state.state.get_cluster_config()
-    groups = [] if config is None else config.node_group_configs
-    return [int(group.resources.get("GPU", 0)) for group in groups if group.max_count]
+def autoscaled() -> bool:
+    """Whether the cluster has an autoscaler that starts nodes of kinds of its own.
+
+    Ray runs one on every head. Where it has no configuration it only reads, and names the kinds
+    of the nodes that are there by their ids.
+    """
+    status = json.loads(internal_kv._internal_kv_get(DEBUG_AUTOSCALING_STATUS) or b"{}")
+    kinds = (status.get("autoscaler_report") or {}).get("node_type_mapping") or {}
+    return any(not kind.startswith("node_") for kind in kinds.values())
 
 
 def alive_nodes() -> list[Mapping[str, Any]]:
@@ -109,8 +120,3 @@ def node_name(node: str) -> str:
         if one["NodeID"] == node:
             return f"{one['NodeManagerHostname']} ({one['NodeManagerAddress']}, {node[:8]})"
     return node[:8] or "unknown"
-
-
-def this_host() -> str:
-    """The name of this machine, for logs."""
-    return os.uname().nodename

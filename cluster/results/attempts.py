@@ -1,6 +1,7 @@
 """Failed attempts at an item, counted in the store, so that no restart forgets them.
 
     {folder}{shard:06d}/{id}.r{retry round}.{n}.json     the n-th failure, written once
+    {folder}closed.r{retry round}.json                   a round that ended with failed items
 
 A failure is written by the leader that saw it; that of a leader which died, by the driver. An
 attempt that ends with its whole job (a stopped job, a reclaimed cluster) leaves none: it says
@@ -21,6 +22,7 @@ from meancache.json_values import canonical_json
 
 # Of an error's text; the whole of it is in the log of its rank.
 REASON_LENGTH = 2000
+_CLOSED = "closed.r"
 RENDER_FOLDER = "attempts/"
 
 
@@ -61,6 +63,21 @@ class Attempts:
     def _keys(self, item: WorkItem) -> list[str]:
         keys = self.store.list(self._prefix(item))
         return sorted(keys, key=lambda key: int(key.split(".")[-2]))
+
+
+def open_round(store: Store, folder: str) -> Attempts:
+    """The attempts of a job that begins a retry round wherever it has ended one.
+
+    For jobs whose results are all or nothing: the same command tries again what failed for good.
+    """
+    closed = sum(1 for _ in store.list(f"{folder}{_CLOSED}"))
+    return Attempts(store, folder, retry_round=closed)
+
+
+def close_round(attempts: Attempts) -> None:
+    """The job has ended with items that failed for good; the next run counts from 0."""
+    key = f"{attempts.folder}{_CLOSED}{attempts.retry_round}.json"
+    attempts.store.put_new(key, canonical_json({"retry_round": attempts.retry_round}))
 
 
 def recorded(store: Store, most: int) -> list[tuple[str, str]]:

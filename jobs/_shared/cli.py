@@ -161,7 +161,7 @@ def add_prompts(
 
 
 def add_fleet(parser: argparse.ArgumentParser, gangs: str = "all the cluster has") -> None:
-    """--gang-size, --gangs (with what its default is, in words) and --dry-run."""
+    """--gang-size, --gangs (with what its default is, in words), --wait, --device, --dry-run."""
     group = parser.add_argument_group("cluster")
     group.add_argument(
         "--gang-size",
@@ -175,6 +175,18 @@ def add_fleet(parser: argparse.ArgumentParser, gangs: str = "all the cluster has
         metavar="A[:B]",
         help=f"how many gangs, fixed or autoscaled between A and B (default: {gangs})",
     )
+    group.add_argument(
+        "--wait",
+        type=positive,
+        metavar="MINUTES",
+        help="end, with exit code 2, when no gang could start for so long because nothing is free "
+        "on the cluster (default: wait, and say every 5 minutes what for)",
+    )
+    group.add_argument(
+        "--device",
+        choices=("gpu", "cpu"),
+        help="default: GPUs where a node of the cluster has one, or its autoscaler may start one",
+    )
     group.add_argument("--dry-run", action="store_true", help="print what would be done, and stop")
 
 
@@ -185,7 +197,7 @@ def model_config(options: argparse.Namespace) -> ModelConfig:
 
 def fleet_config(options: argparse.Namespace) -> FleetConfig:
     """The flags of `add_fleet`."""
-    return FleetConfig(options.gang_size, options.gangs)
+    return FleetConfig(options.gang_size, options.gangs, options.wait, options.device)
 
 
 def run_job(
@@ -222,8 +234,9 @@ def run_job(
     except Exception as error:
         if not _is_of_ray(error):
             raise
-        said = next(iter(str(error).split("\n")), "") or type(error).__name__
-        return _say(said, EXIT_ERROR, resumes)
+        from cluster.fleet.ray_errors import told  # with Ray, which is there
+
+        return _say(told(error), EXIT_ERROR, resumes)
 
 
 def _is_of_ray(error: Exception) -> bool:

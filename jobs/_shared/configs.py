@@ -66,10 +66,14 @@ class FleetConfig:
     Attributes:
         gang_size: ranks that share a video.
         gangs: 'A', or 'A:B' to grow from A to B; None for the job's own default.
+        wait: minutes to wait for room on the cluster while no gang works; None for ever.
+        device: 'gpu' or 'cpu'; None for GPUs where the cluster has, or starts, any.
     """
 
     gang_size: int = 1
     gangs: str | None = None
+    wait: float | None = None
+    device: str | None = None
 
     def recruit(
         self,
@@ -81,7 +85,16 @@ class FleetConfig:
         from cluster.fleet.gangs import Gangs, parse_count  # with Ray
 
         least, most = (None, None) if self.gangs is None else parse_count(self.gangs)
-        return Gangs(build_rank, self.gang_size, least, most, build_encoders, encoders_size)
+        return Gangs(
+            build_rank,
+            self.gang_size,
+            least,
+            most,
+            build_encoders,
+            encoders_size,
+            wait_s=None if self.wait is None else 60 * self.wait,
+            on_gpus=None if self.device is None else self.device == "gpu",
+        )
 
 
 DEFAULT_FLEET = FleetConfig()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cluster.fleet.gang import Gang, GangTaskError
-from cluster.store import AlreadyExists, Store
+from cluster.fleet.gang import Gang
+from cluster.fleet.giving_up import CountedWork
+from cluster.results.attempts import Attempts
+from cluster.store import AlreadyExists
 from cluster.work.plan import WorkItem
 from meancache.calibration import Calibration
 from meancache.statistics import trajectory_statistics
@@ -15,6 +19,7 @@ if TYPE_CHECKING:
     from cluster.ranks.renderer import Renderer
 
 TRAJECTORIES = "graph/trajectories/"
+ATTEMPTS = "graph/attempts/"
 
 
 @dataclass(frozen=True)
@@ -49,25 +54,36 @@ def measure_trajectory(renderer: Renderer, request: TrajectoryRequest) -> bytes 
 
 
 @dataclass(frozen=True)
-class MeasureTrajectory:
-    """What the fleet does with each trajectory; a `fleet.Work`."""
+class MeasureTrajectory(CountedWork):
+    """What the fleet does with each trajectory; its result is what went wrong, '' if nothing did.
 
-    store: Store
+    Attributes:
+        counted: the failed attempts; their store is the root.
+        graph: what the trajectories are measured for.
+    """
+
+    counted: Attempts
     graph: Calibration
 
-    def __call__(self, gang: Gang, item: WorkItem) -> str | None:
-        """Commits one trajectory's statistics; returns what went wrong, if anything did."""
-        if self.store.exists(trajectory_key(item)):
-            return None  # by another driver, or a leader that died a moment later
-        request = TrajectoryRequest(item, self.graph)
-        try:
-            data, _ = gang.run_with_retries(measure_trajectory, request)
-            self.store.put_new(trajectory_key(item), data)
-        except GangTaskError as error:
-            return f"{item.prompt_id}, seed {item.seed}: {error}"
-        except AlreadyExists:
-            return None  # another driver was first, and its statistics are as good
-        return None
+    @property
+    def attempts(self) -> Attempts:
+        """Where failed attempts are counted."""
+        return self.counted
+
+    def committed(self, item: WorkItem) -> str | None:
+        """'' where the trajectory's statistics are there."""
+        return "" if self.counted.store.exists(trajectory_key(item)) else None
+
+    def attempt(self, gang: Gang, item: WorkItem, number: int) -> str:
+        """Runs, measures and commits one trajectory."""
+        data = gang.run(measure_trajectory, TrajectoryRequest(item, self.graph))
+        with suppress(AlreadyExists):  # another driver was first, and its statistics are as good
+            self.counted.store.put_new(trajectory_key(item), data)
+        return ""
+
+    def give_up(self, gang: Gang, item: WorkItem, reasons: Sequence[str]) -> str:
+        """The trajectory and the last reason."""
+        return f"{item.prompt_id}, seed {item.seed}: {reasons[-1]}"
 
 
 def trajectory_key(item: WorkItem) -> str:

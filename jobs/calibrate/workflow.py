@@ -9,10 +9,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cluster.ranks import rank_builder
+from cluster.results.attempts import close_round, open_round
 from cluster.store import Store
 from cluster.work import plan
 from cluster.work.plan import WorkItem, plan_items, specification
@@ -20,7 +20,12 @@ from cluster.work.prompts import Prompt, read_prompts
 from jobs._shared.configs import DEFAULT_FLEET, FleetConfig, ModelConfig
 from jobs._shared.progress import Gangs, counted, progress
 from jobs._shared.roots import open_output, refusing
-from jobs.calibrate.trajectories import TRAJECTORIES, MeasureTrajectory, trajectory_key
+from jobs.calibrate.trajectories import (
+    ATTEMPTS,
+    TRAJECTORIES,
+    MeasureTrajectory,
+    trajectory_key,
+)
 from meancache.calibration import Calibration
 from meancache.carrying import LEVELS_BELOW, levels_below
 
@@ -100,17 +105,17 @@ def run(config: Config) -> Outcome:
         return Outcome(None)
     from cluster.fleet import driver as fleet  # with Ray, which a refusal does without
 
-    if missing:
-        fleet.on_a_worker(partial(store.exists, SPEC_KEY))
     plan.freeze(store, prepared.spec, SPEC_KEY)
-    work = MeasureTrajectory(store, prepared.graph)
+    attempts = open_round(store, ATTEMPTS)
+    work = MeasureTrajectory(attempts, prepared.graph)
     gangs = Gangs("running")
-    results = fleet.run(work, missing, prepared.gangs, staffed=gangs.staffed)
+    results = fleet.run(work, missing, prepared.gangs, work.lost, gangs.staffed, store)
     answers = progress(results, len(missing), "trajectories", also=gangs.__str__)
     problems = [answer for answer in answers if answer]
     for problem in problems:
         print(f"failed: {problem}", file=sys.stderr)
     if problems:
+        close_round(attempts)
         print(f"{counted(len(problems), 'trajectory')} failed; the same command tries them again")
         return Outcome(None, len(problems))
     return Outcome(_merge(prepared))

@@ -8,13 +8,16 @@ file.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from cluster.fleet.gang import TASK_DEADLINE_S, Gang, GangTaskError
-from cluster.store import AlreadyExists, Store
+from cluster.fleet.giving_up import CountedWork
+from cluster.results.attempts import Attempts
+from cluster.store import AlreadyExists
 from cluster.work.plan import WorkItem
 from jobs.evaluate.captions import caption_score
 from jobs.evaluate.methods import (
@@ -33,6 +36,7 @@ from meancache.quality import LpipsAbsentError, lpips_metric, psnr, ssim
 from meancache.schedule import Schedule
 
 PAIRS = "evaluation/pairs/"
+ATTEMPTS = "evaluation/attempts/"
 # A baseline's compute varies little between pairs, and counting it takes a run of its own.
 COUNTED_PAIRS = 2
 # What it may take, in deadlines of a full video: runs of all of them, many times over.
@@ -40,17 +44,17 @@ CALIBRATION_VIDEOS = 100
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What the fleet does with each pair; a `fleet.Work`.
+class Evaluation(CountedWork):
+    """What the fleet does with each pair; its result is what went wrong, '' if nothing did.
 
     Attributes:
-        store: where rows are committed.
+        counted: the failed attempts; their store is the root.
         methods: what is compared with the full run.
         fine: the schedule of the fine solution, or None where there is none to compare with.
         captioned: whether the prompts are captions whose facts can be counted.
     """
 
-    store: Store
+    counted: Attempts
     methods: Sequence[Method]
     fine: Schedule | None
     captioned: bool = False
@@ -60,20 +64,25 @@ class Evaluation:
         """Whether a share of compute has to be counted: that of schedules is known."""
         return any(one.schedule is None for one in self.methods)
 
-    def __call__(self, gang: Gang, item: WorkItem) -> str | None:
-        """Commits one pair's rows; returns what went wrong, if anything did."""
-        if self.store.exists(pair_key(item)):
-            return None  # by another driver, or a leader that died a moment later
-        try:
-            rows = self._rows(gang, item)
-            self.store.put_new(
-                pair_key(item), to_parquet(scoreboard(rows, schema_of(self.captioned)))
-            )
-        except GangTaskError as error:
-            return f"{item.prompt_id}, seed {item.seed}: {error}"
-        except AlreadyExists:
-            return None  # another driver was first; its rows differ in seconds alone
-        return None
+    @property
+    def attempts(self) -> Attempts:
+        """Where failed attempts are counted."""
+        return self.counted
+
+    def committed(self, item: WorkItem) -> str | None:
+        """'' where the pair's rows are there."""
+        return "" if self.counted.store.exists(pair_key(item)) else None
+
+    def attempt(self, gang: Gang, item: WorkItem, number: int) -> str:
+        """Renders, compares and commits one pair."""
+        rows = scoreboard(self._rows(gang, item), schema_of(self.captioned))
+        with suppress(AlreadyExists):  # another driver was first; its rows differ in seconds alone
+            self.counted.store.put_new(pair_key(item), to_parquet(rows))
+        return ""
+
+    def give_up(self, gang: Gang, item: WorkItem, reasons: Sequence[str]) -> str:
+        """The pair and the last reason."""
+        return f"{item.prompt_id}, seed {item.seed}: {reasons[-1]}"
 
     def _rows(self, gang: Gang, item: WorkItem) -> list[dict[str, Any]]:
         steps = item.arguments["num_inference_steps"]
@@ -125,7 +134,7 @@ def pair_key(item: WorkItem) -> str:
 
 def _video(gang: Gang, request: VideoRequest) -> MethodVideo:
     try:
-        video, _ = gang.run_with_retries(render_video, request)
+        video: MethodVideo = gang.run(render_video, request)
     except GangTaskError as error:
         raise GangTaskError(f"{request.method.name}: {error}") from error
     return video

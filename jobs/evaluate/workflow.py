@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +16,7 @@ import pyarrow as pa
 from cluster.fleet.gang import GangTaskError
 from cluster.models.model import Model
 from cluster.ranks import rank_builder
+from cluster.results.attempts import close_round, open_round
 from cluster.store import Store, StoreError
 from cluster.work import plan
 from cluster.work.plan import WorkItem, specification
@@ -25,7 +25,14 @@ from jobs._shared.progress import Gangs, counted, progress
 from jobs.evaluate.config import Config
 from jobs.evaluate.methods import Method, from_baselines, from_schedules
 from jobs.evaluate.page import evaluation_page
-from jobs.evaluate.pairs import COUNTED_PAIRS, PAIRS, BaselineCalibration, Evaluation, pair_key
+from jobs.evaluate.pairs import (
+    ATTEMPTS,
+    COUNTED_PAIRS,
+    PAIRS,
+    BaselineCalibration,
+    Evaluation,
+    pair_key,
+)
 from jobs.evaluate.request import CAPTIONED, SPEC_KEY, Comparison, prepare
 from jobs.evaluate.results import margins, prediction_error, results
 from jobs.evaluate.summary import text_table
@@ -112,22 +119,22 @@ def compare(comparison: Comparison, dry_run: bool = False) -> Outcome:
         return Outcome(None)
     from cluster.fleet import driver as fleet  # with Ray, which a refusal does without
 
-    if missing:
-        fleet.on_a_worker(partial(store.exists, SPEC_KEY))
     plan.freeze(store, comparison.spec, SPEC_KEY)
     try:
         methods = comparison.methods + _calibrated(comparison, wanted=bool(missing))
     except GangTaskError as error:
         print(f"failed: calibration of the baselines: {error}", file=sys.stderr)
         return Outcome(None, 1)
-    work = Evaluation(store, methods, comparison.fine, comparison.captioned)
+    attempts = open_round(store, ATTEMPTS)
+    work = Evaluation(attempts, methods, comparison.fine, comparison.captioned)
     gangs = Gangs()
-    pairs = fleet.run(work, missing, comparison.gangs, staffed=gangs.staffed)
+    pairs = fleet.run(work, missing, comparison.gangs, work.lost, gangs.staffed, store)
     answers = progress(pairs, len(missing), "pairs", also=gangs.__str__)
     problems = [answer for answer in answers if answer]
     for problem in problems:
         print(f"failed: {problem}", file=sys.stderr)
     if problems:
+        close_round(attempts)
         print(f"{counted(len(problems), 'pair')} failed; the same command tries them again")
         return Outcome(None, len(problems))
     rows = (row for item in items for row in _pair(store, item).to_pylist())

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from cluster.fleet import driver as fleet
@@ -57,8 +56,6 @@ def _render(
     announce(prepared, items, todo)
     if prepared.config.dry_run:
         return None
-    if todo:
-        fleet.on_a_worker(partial(here.store.exists, plan.SPEC_KEY))
     plan.freeze(here.store, prepared.spec)
     shards = manifest.by_shard(items)
     left = Counter({shard: len(members) for shard, members in missing.items()})
@@ -69,8 +66,9 @@ def _render(
     # Two drivers of one root meet as late as they can when each begins somewhere else.
     first = secrets.randbelow(len(todo)) if todo else 0
     gangs, tally = Gangs(), _Tally()
+    todo = todo[first:] + todo[:first]
     with closing(
-        fleet.run(work, todo[first:] + todo[:first], prepared.gangs, work.lost, gangs.staffed)
+        fleet.run(work, todo, prepared.gangs, work.lost, gangs.staffed, here.store)
     ) as results:
         for row in progress(results, len(todo), "videos", also=lambda: f"{gangs}{tally}"):
             tally.add(row)
