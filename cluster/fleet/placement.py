@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray._private import state as ray_state
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.experimental import internal_kv
 
 from cluster.fleet.errors import FleetError
@@ -55,17 +56,40 @@ class Placement:
             return f"{self.gang_size} GPU{'s' * (self.gang_size > 1)} on one node"
         return f"a share of a CPU ({CPU_SHARE:g})"
 
-    def free(self) -> str:
-        """What is free of how much, in words."""
+    def free(self) -> Free:
+        """What is free now of what gangs need."""
         kind = "GPU" if self.on_gpus else "CPU"
         nodes = {one["NodeID"]: one["Resources"].get(kind, 0) for one in alive_nodes()}
-        total = sum(nodes.values())
-        if not total:
-            return f"no node of the cluster has a {kind}"
         available = ray_state.available_resources_per_node()
-        free = {node: available.get(node, {}).get(kind, 0) for node in nodes}
-        most = f", and on no node more than {max(free.values()):g}" if len(nodes) > 1 else ""
-        return f"{sum(free.values()):g} of {total:g} {kind}s are free{most}"
+        free = [available.get(node, {}).get(kind, 0) for node in nodes]
+        return Free(kind, sum(nodes.values()), sum(free), max(free, default=0))
+
+    def has_room(self, free: Free) -> bool:
+        """Whether a gang could start now."""
+        return free.most >= (self.gang_size if self.on_gpus else CPU_SHARE)
+
+
+@dataclass(frozen=True)
+class Free:
+    """What is free of a resource.
+
+    Attributes:
+        kind: 'GPU' or 'CPU'.
+        total: of it in the cluster.
+        free: of that, free now.
+        most: free on the node that has the most free.
+    """
+
+    kind: str
+    total: float
+    free: float
+    most: float
+
+    def __str__(self) -> str:
+        if not self.total:
+            return f"no node of the cluster has a {self.kind}"
+        on_one = "" if self.most == self.free else f", and on no node more than {self.most:g}"
+        return f"{self.free:g} of {self.total:g} {self.kind}s are free{on_one}"
 
 
 def placement(gang_size: int, on_gpus: bool | None = None) -> Placement:
@@ -81,7 +105,7 @@ def placement(gang_size: int, on_gpus: bool | None = None) -> Placement:
     """
     sizes = [int(one["Resources"].get("GPU", 0)) for one in alive_nodes()]
     largest = max(sizes, default=0)
-    scales = autoscaled()
+    scales = largest < gang_size and autoscaled()
     if on_gpus is None:
         on_gpus = largest > 0 or scales
     if on_gpus and largest < gang_size and not scales:
@@ -98,9 +122,23 @@ def autoscaled() -> bool:
     Ray runs one on every head. Where it has no configuration it only reads, and names the kinds
     of the nodes that are there by their ids.
     """
+    return any(not kind.startswith("node_") for kind in (*_kinds_v1(), *_kinds_v2()))
+
+
+def _kinds_v1() -> Iterable[str]:
+    """The kinds of the nodes that are there, as Ray's first autoscaler tells them."""
     status = json.loads(internal_kv._internal_kv_get(DEBUG_AUTOSCALING_STATUS) or b"{}")
     kinds = (status.get("autoscaler_report") or {}).get("node_type_mapping") or {}
-    return any(not kind.startswith("node_") for kind in kinds.values())
+    return kinds.values()
+
+
+def _kinds_v2() -> Iterable[str]:
+    """The same of its second one, which is newer and has to be asked for."""
+    status = get_cluster_status(ray.get_runtime_context().gcs_address)
+    if status.stats.autoscaler_version in (None, "0"):  # it has never reported
+        return []
+    nodes = [*status.active_nodes, *status.idle_nodes]
+    return [node.ray_node_type_name for node in nodes if node.ray_node_type_name]
 
 
 def alive_nodes() -> list[Mapping[str, Any]]:

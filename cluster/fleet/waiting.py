@@ -46,8 +46,20 @@ class Waiting:
 
     def _sentence(self, waited: float) -> str:
         since = datetime.now() - timedelta(seconds=waited)
-        return (
-            f"since {since:%H:%M} a gang needs {self._where.need()}, and {self._where.free()}; "
-            "other jobs, or this one's own --entrypoint-num-cpus or --entrypoint-num-gpus, may "
-            "hold the rest"
-        )
+        free = self._where.free()
+        if self._where.has_room(free):
+            why = (
+                "although there is room Ray starts no process: its runtime environment may take "
+                "long or not start, see raylet.out in the session's logs on the nodes"
+            )
+        elif not free.total:
+            why = (
+                "an autoscaler may start a node, if its configuration has such a kind; "
+                "--device cpu does without"
+            )
+        else:
+            why = (
+                "other jobs hold the rest, or this one's own --entrypoint-num-cpus or "
+                "--entrypoint-num-gpus"
+            )
+        return f"since {since:%H:%M} a gang needs {self._where.need()}, and {free}; {why}"

@@ -9,12 +9,10 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _UNSHARED = ["unshare", "--mount", "--propagation", "private", "sh", "-c"]
-# Far less than a leader's proof of the temporary folder.
-_FULL_BYTES = 64 * 1024
 
 
 def why_not() -> str | None:
@@ -33,20 +31,30 @@ def own_disk(folder: Path) -> str:
     return f"mount -t tmpfs tmpfs {shlex.quote(str(folder))}"
 
 
-def full_disk(folder: Path) -> str:
-    """A mount: the node has a disk there on which hardly a byte is free."""
-    return f"mount -t tmpfs -o size={_FULL_BYTES} tmpfs {shlex.quote(str(folder))}"
+def small_disk(folder: Path) -> str:
+    """A mount: the node has a disk of 4 MiB there, for `fill`."""
+    return f"mount -t tmpfs -o size=4m tmpfs {shlex.quote(str(folder))}"
 
 
-def read_only_disk(folder: Path) -> str:
-    """A mount: the node sees the folder, and cannot write to it."""
-    place = shlex.quote(str(folder))
-    return f"mount --bind {place} {place} && mount -o remount,bind,ro {place}"
+def fill(root: Path, folder: Path) -> None:
+    """Fills the node's disk at `folder`, to the last byte. `root` is the node's, of `node`."""
+    with suppress(OSError), (root / str(folder).lstrip("/") / "filler").open("wb", 0) as file:
+        while True:
+            file.write(bytes(4096))
 
 
 @contextmanager
-def node(address: str, mounts: Sequence[str], options: Sequence[str]) -> Iterator[None]:
-    """A node that has joined the cluster at `address`, after its mounts; killed at the end."""
+def node(address: str, mounts: Sequence[str], options: Sequence[str]) -> Iterator[Path]:
+    """A node that has joined the cluster at `address`, after its mounts; killed at the end.
+
+    Args:
+        address: of the cluster.
+        mounts: shell commands, run before.
+        options: more for `ray start`.
+
+    Yields:
+        Where this process sees the node's files.
+    """
     start = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={address}", "--block"),
         *("--num-cpus=1", "--object-store-memory=100000000", *options),
@@ -67,7 +75,7 @@ def node(address: str, mounts: Sequence[str], options: Sequence[str]) -> Iterato
                 break
         else:
             raise RuntimeError("".join(said))
-        yield
+        yield Path(f"/proc/{raylet.pid}/root")
     finally:
         raylet.terminate()
         raylet.wait()

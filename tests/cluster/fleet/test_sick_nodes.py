@@ -48,7 +48,7 @@ def sick_cluster(folders):
     temporary = f"export TMPDIR={folders['temporary']}"
     sick = {
         "own disk": [nodes.own_disk(folders["output"])],
-        "full disk": [nodes.full_disk(folders["temporary"]), temporary],
+        "full disk": [nodes.small_disk(folders["temporary"]), temporary],
         "not installed": [nodes.own_disk(Path(project.__file__).parent)],
         "healthy": [],
     }
@@ -56,7 +56,9 @@ def sick_cluster(folders):
         stack.callback(cluster.shutdown)
         for name, mounts in sick.items():
             labels = f"--labels=sick={name.replace(' ', '-')}"
-            stack.enter_context(nodes.node(cluster.address, [lonely, *mounts], [labels]))
+            root = stack.enter_context(nodes.node(cluster.address, [lonely, *mounts], [labels]))
+            if name == "full disk":
+                nodes.fill(root, folders["temporary"])
         patch.setenv("RAY_ADDRESS", cluster.address)
         fleet.connect()
         stack.callback(ray.shutdown)
