@@ -109,9 +109,11 @@ def placement(gang_size: int, on_gpus: bool | None = None) -> Placement:
     if on_gpus is None:
         on_gpus = largest > 0 or scales
     if on_gpus and largest < gang_size and not scales:
+        gpus = f"{gang_size} GPU{'s' * (gang_size > 1)}"
+        fix = "use a smaller --gang-size" if largest else "use --device cpu"
         raise FleetError(
-            f"gang size {gang_size} needs {gang_size} GPUs on one node, but the largest node "
-            f"has {largest}: use a smaller --gang-size"
+            f"gang size {gang_size} needs {gpus} on one node, but the largest node has {largest}: "
+            f"{fix}"
         )
     return Placement(gang_size, on_gpus)
 

@@ -1,5 +1,6 @@
 """Gangs over a real Ray cluster: every item once, whatever the number of gangs."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -10,12 +11,15 @@ import pytest
 import ray
 
 from cluster.fleet import driver as fleet
+from cluster.fleet import supervisor, waiting
 from cluster.fleet.draining import Stopped
 from cluster.fleet.gang import Gang, GangError, GangStartError, GangTaskError
 from cluster.fleet.gangs import parse_count
 from cluster.fleet.staged_gang import StagedGang
 from cluster.store import StoreError
+from cluster.store.local import LocalStore
 from tests.support import ranks
+from tests.support.processes import gone
 
 
 def identify(gang: Gang, item: int) -> tuple[int, int, int]:
@@ -221,16 +225,53 @@ def test_sigterm_hands_out_nothing_more_and_yields_what_is_in_flight(monkeypatch
     assert 1 <= len(done) < 10
 
 
-def look_for_a_variable() -> None:
-    """What only the driver's environment has."""
-    raise StoreError("no credentials were found")
+class NoCredentials(LocalStore):
+    """A store that workers cannot open, as where only the driver has credentials."""
+
+    def get(self, key: str) -> bytes:
+        raise StoreError("no credentials were found")
 
 
 @pytest.mark.usefixtures("shared_cluster")
-def test_what_workers_lack_is_said_before_a_gang_is_started():
-    fleet.on_a_worker(os.getpid)
-    with pytest.raises(fleet.FleetError, match=r"no credentials were found.*node's environment"):
-        fleet.on_a_worker(look_for_a_variable)
+def test_what_nodes_lack_is_said_before_a_rank_starts(tmp_path):
+    gangs = fleet.Gangs(ranks.build_fails, 1, 1, 1)
+    with pytest.raises(fleet.FleetError, match=r"can hold a gang; .*no credentials were found"):
+        list(fleet.run(identify, [1], gangs, store=NoCredentials(tmp_path)))
+
+
+def freeze_once(gang: Gang, item: tuple[int, Path]) -> int:
+    """Stops its leader the first time that item 1 is tried."""
+    number, folder = item
+    if number == 1 and not (folder / "frozen").exists():
+        (folder / "frozen").write_text(str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return number
+
+
+@pytest.mark.usefixtures("shared_cluster")
+def test_a_leader_that_freezes_is_killed_and_loses_no_item(monkeypatch, tmp_path):
+    monkeypatch.setattr(supervisor, "BEAT_S", 0.2)
+    monkeypatch.setattr(supervisor, "FROZEN_S", 15.0)
+    items = [(number, tmp_path) for number in range(3)]
+    told = []
+    gangs = fleet.Gangs(ranks.build, 1, 1, 1)
+    results = fleet.run(freeze_once, items, gangs, lambda item, how: told.append((item[0], how)))
+    assert sorted(results) == [0, 1, 2]
+    ((item, how),) = told
+    assert item == 1
+    assert "leader died: it did not answer for" in how
+    assert gone(int((tmp_path / "frozen").read_text()))
+
+
+def fill_disk(gang: Gang, item: int) -> None:
+    """Work that meets a full disk."""
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.usefixtures("shared_cluster")
+def test_a_fault_of_the_only_node_ends_the_job_with_it():
+    with pytest.raises(OSError, match="No space left on device"):
+        list(fleet.run(fill_disk, [1], fleet.Gangs(ranks.build, 1, 1, 1)))
 
 
 def test_no_items_need_no_cluster():
@@ -248,18 +289,62 @@ def test_what_is_no_count_of_gangs_is_refused(text):
         parse_count(text)
 
 
-@pytest.fixture
-def one_gpu():
-    """A cluster of one node with a GPU."""
+@ray.remote(num_gpus=1)
+class Holder:
+    """What holds the cluster's GPU."""
+
+    def held(self) -> bool:
+        return True
+
+
+@pytest.fixture(scope="module")
+def gpu_cluster():
+    """A cluster of one node with a GPU, as Ray counts; the last tests of this file share it."""
     ray.shutdown()
     ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
 
-@pytest.mark.usefixtures("one_gpu")
+@pytest.fixture
+def holder(gpu_cluster):
+    """Another job, which holds the GPU."""
+    actor = Holder.remote()
+    assert ray.get(actor.held.remote())
+    yield actor
+    ray.kill(actor)
+
+
+@pytest.mark.usefixtures("gpu_cluster")
 def test_a_gang_fits_where_a_node_has_as_many_gpus():
     assert fleet.fits(1)
     assert not fleet.fits(2)
     with pytest.raises(fleet.FleetError, match=r"needs 2 GPUs on one node, but .* has 1: use a s"):
         list(fleet.run(identify, [1], fleet.Gangs(ranks.build, 2)))
+
+
+@pytest.mark.usefixtures("holder")
+def test_waiting_for_room_says_what_for_and_ends_when_it_should(monkeypatch):
+    monkeypatch.setattr(waiting, "SAID_AFTER_S", 0.0)
+    said: list[str] = []
+    gangs = fleet.Gangs(ranks.build, 1, wait_s=1.5)
+    with pytest.raises(fleet.FleetError, match=r"minutes of --wait.* 0 of 1 GPUs are free"):
+        list(fleet.run(identify, [1], gangs, say=said.append))
+    (sentence,) = said
+    assert "waiting, not working: since " in sentence
+    assert "a gang needs 1 GPU on one node, and 0 of 1 GPUs are free; other jobs hold" in sentence
+
+
+def test_a_gang_goes_to_work_when_there_is_room(monkeypatch, holder):
+    monkeypatch.setattr(waiting, "SAID_AFTER_S", 0.0)
+    # Told that it waits, the other job ends.
+    results = fleet.run(
+        identify, [1], fleet.Gangs(ranks.build, 1), say=lambda sentence: ray.kill(holder)
+    )
+    assert [item for item, _, _ in results] == [1]
+
+
+@pytest.mark.usefixtures("holder")
+def test_cpus_are_used_where_they_are_asked_for_though_there_are_gpus():
+    gangs = fleet.Gangs(ranks.build, 1, 1, 1, on_gpus=False)
+    assert len(list(fleet.run(identify, [1], gangs))) == 1
