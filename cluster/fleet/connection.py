@@ -9,6 +9,9 @@ from urllib.parse import urlsplit
 
 import grpc
 import ray
+from ray._private.authentication.authentication_token_setup import (
+    maybe_enable_token_auth_if_token_available,
+)
 from ray._private.grpc_utils import init_grpc_channel
 from ray._private.services import find_bootstrap_address
 from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
@@ -66,6 +69,8 @@ def _address() -> tuple[str | None, str]:
                 "RAY_ADDRESS is 'auto', and no cluster runs on this machine: unset it, and the job "
                 "starts one, or give the HOST:PORT of one"
             )
+        # As Ray does for a cluster of this machine, and for no other.
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
         return found, "the last that `ray start` began here; `ray stop` forgets it"
     scheme, separator, _ = given.partition("://")
     if separator:

@@ -34,11 +34,14 @@ class Nodes:
         """A gang has started there."""
         self.proven = True
         self._failures.pop(node, None)
+        self._failures.pop("", None)
 
     def at_fault(self, node: str, error: Exception) -> None:
-        """The node cannot hold gangs. Raises the error when no other node is left."""
+        """The node cannot hold gangs. Raises the error when no other is left, or none is known."""
         if node in self.excluded:
             return
+        if not node:  # nothing could be left out, and the next leader would fare no better
+            raise error
         self.excluded.add(node)
         name = placement.node_name(node)
         if set(self._where.gangs_by_node()) - self.excluded:

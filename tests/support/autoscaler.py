@@ -60,7 +60,12 @@ def scaled_cluster(folder: Path, kinds: dict[str, Any]) -> Iterator[str]:
             *(f"--port={port}", "--num-cpus=0", "--include-dashboard=false"),
             *("--object-store-memory=100000000", f"--autoscaling-config={file}"),
         ],
-        env={**os.environ, "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"},
+        env={
+            **os.environ,
+            "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            "RAY_FAKE_CLUSTER": "1",
+            "RAY_AUTH_MODE": "disabled",
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
