@@ -23,7 +23,7 @@ RETIRED = (
 # What keeps such a name for good: formats, flags, and words of others.
 KEPT = re.compile(
     r"""nights/ | "nights" | --night\b | "night" | \bnightly\b | \bnight[:=] | \.night\b
-    | `night` | "contenders" | codec_name | codec_context | \bcodecs\b""",
+    | `night` | --peers | "contenders" | codec_name | codec_context | \bcodecs\b""",
     re.VERBOSE,
 )
 VIDEO_CODECS = ("cluster/media/", "tests/cluster/media/")

@@ -8,7 +8,7 @@
 A promotion is one conditional put, so of two at once one comes first, and the other learns of it;
 killed at any moment it leaves the old schedule current or the new one. `current.json` follows, and
 the next command of `jobs.refresh` brings it up to date where a kill came in between. A setting
-says a budget too: schedules of 8 and of 12 forwards are no rivals.
+says a budget too: schedules of 8 and of 12 forwards do not replace each other.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ import pytest
 
 from cluster.fleet.gang import Gang
 from cluster.ranks import rank_builder
-from cluster.ranks.renderer import Renderer
 from cluster.store import open_store
 from cluster.work.plan import WorkItem, plan_items
 from cluster.work.prompts import Prompt
@@ -25,9 +24,8 @@ from jobs.evaluate.table import TINY_SCHEMA, from_parquet
 from meancache import Schedule, baselines
 from meancache.baselines import Baseline
 from meancache.calibration import Calibration
-from meancache.statistics import trajectory_statistics
-from meancache.trajectory import record_trajectory
 from tests.jobs.conftest import PROMPTS
+from tests.support.calibrations import recorded
 
 SHIPPED = Path(__file__).parents[3] / "schedules" / "tiny"
 FORWARDS = 50 + 8 + 15  # of the full run and the two schedules that compete
@@ -155,13 +153,7 @@ def test_a_damaged_pair_is_named_with_what_to_do(evaluated, tmp_path, capsys):
 @pytest.fixture(scope="module")
 def small_graph(model) -> Calibration:
     """A graph of a real trajectory of STEPS steps."""
-    renderer = Renderer(model, 0, 1, "")
-    arguments = {**model.defaults, "num_inference_steps": STEPS}
-    with record_trajectory(renderer.pipeline.transformer) as trajectory:
-        renderer.latents(PROMPTS[2], 5, arguments)
-    velocities = trajectory.velocities(STEPS)
-    statistics = trajectory_statistics(velocities, model.grid(STEPS), "c", 5, PROMPTS[2])
-    return Calibration(model.grid(STEPS), model.key, model.conditions(arguments)).add([statistics])
+    return recorded(model, STEPS, PROMPTS[2:])
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from jobs._shared.predictions import smallest_budget
-from jobs.calibrate import __main__ as calibrate
 from jobs.solve import __main__ as solve
 from jobs.solve.fitting import LIMIT_VIDEOS, FitAnswer, Fitting, requests, rollout_forwards
 from jobs.solve.workflow import gain
@@ -16,6 +15,7 @@ from meancache import Schedule
 from meancache.errors import SolverError
 from meancache.methods import candidate_paths, paper_schedules, secant_schedules
 from tests.jobs.conftest import PROMPTS
+from tests.support.calibrations import recorded
 
 STEPS = 16
 
@@ -79,12 +79,12 @@ def test_all_paths_of_a_method_are_a_matter_of_seconds(graph):
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
+def root(tmp_path_factory, model) -> Path:
     """A root with the graph of three real trajectories of 16 steps."""
     folder = tmp_path_factory.mktemp("calibrated")
-    (folder / "prompts.txt").write_text("\n".join(PROMPTS))
-    command = ["--model", "tiny", "--prompts", str(folder / "prompts.txt"), "--seeds", "1"]
-    assert calibrate.main([*command, "--steps", str(STEPS), "--output", str(folder)]) == 0
+    (folder / "graph").mkdir()
+    graph = recorded(model, STEPS, PROMPTS)
+    (folder / "graph" / "statistics.parquet").write_bytes(graph.statistics_parquet())
     return folder
 
 
