@@ -34,7 +34,7 @@ class Watched:
 
 def main() -> None:
     """Runs the job, its work watched."""
-    from jobs.render import workflow
+    from jobs.render import __main__ as render
 
     run, seen = driver.run, set()
 
@@ -44,7 +44,7 @@ def main() -> None:
             yield result
 
     driver.run = watched
-    assert workflow.main(sys.argv[1:]) == 0
+    assert render.main(sys.argv[1:]) == 0
     print(json.dumps({"driver": sorted(packages()), "leader": sorted(seen)}))
 
 
