@@ -141,7 +141,10 @@ def carried_conditions(
     differences = {
         name: {"from": known[name], "to": value}
         for name, value in wanted.items()
-        if value is not None and known.get(name) is not None and known[name] != value
+        if name != "negative_prompt"  # what it says makes no other schedule
+        and value is not None
+        and known.get(name) is not None
+        and known[name] != value
     }
     for name, both in differences.items() if strict else ():
         raise CalibrationError(

@@ -70,7 +70,8 @@ def carried_schedule(
 def conditions_of(model: Model, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The conditions of a call; whatever a negative prompt says, its schedule is the same."""
     conditions = model.conditions(arguments)
-    conditions.pop("negative_prompt", None)
+    if "negative_prompt" in conditions:
+        conditions["negative_prompt"] = ""
     return conditions
 
 

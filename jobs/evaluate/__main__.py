@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from jobs._shared import cli
-from jobs._shared.numbers import positive
+from jobs._shared.numbers import budgets, positive
 
 if TYPE_CHECKING:
     from jobs.evaluate.workflow import Config
@@ -28,9 +28,27 @@ def parser() -> argparse.ArgumentParser:
     cli.add_prompts(result)
     result.add_argument(
         "--schedules",
-        required=True,
         metavar="DIR",
         help="the schedules that are compared: every *.json in a folder or s3://bucket/prefix",
+    )
+    result.add_argument(
+        "--calibrations",
+        metavar="DIR",
+        help="compare calibrations, every *.parquet in a folder or s3://bucket/prefix, by the "
+        "schedules that each gives for this very call: --steps, --height, --guidance-scale ... "
+        "may be others than it was made under, and the table says what that costs",
+    )
+    result.add_argument(
+        "--budgets",
+        type=budgets,
+        default="8,10,12",
+        metavar="B,B,...",
+        help="forwards a video for --calibrations (default 8,10,12)",
+    )
+    result.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse to carry a calibration to another size, length, guidance or dtype",
     )
     result.add_argument(
         "--graph",
@@ -72,6 +90,9 @@ def configured(options: argparse.Namespace) -> Config:
         prompts=options.prompts,
         model=cli.model_config(options),
         schedules=options.schedules,
+        calibrations=options.calibrations,
+        budgets=options.budgets,
+        strict=options.strict,
         graph=options.graph,
         baselines=options.baselines,
         seeds=options.seeds,

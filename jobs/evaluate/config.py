@@ -15,7 +15,11 @@ class Config:
         output: the root that the table and the page go to.
         prompts: a file of held-out prompts.
         model: what renders them.
-        schedules: a folder of schedules.
+        schedules: a folder of schedules, or None.
+        calibrations: a folder of calibration files, each of which gives a schedule of each of
+            `budgets` for the very setting of the model's call, or None.
+        budgets: of the calibrations.
+        strict: refuse to carry a calibration to anything but another grid.
         graph: the ROOT/graph of a calibration, for the methods that need one; or None.
         baselines: compare with other acceleration methods too.
         seeds: videos a prompt.
@@ -27,7 +31,10 @@ class Config:
     output: str
     prompts: str
     model: ModelConfig
-    schedules: str
+    schedules: str | None = None
+    calibrations: str | None = None
+    budgets: tuple[int, ...] = (8, 10, 12)
+    strict: bool = False
     graph: str | None = None
     baselines: bool = False
     seeds: int = 1

@@ -12,6 +12,8 @@ from cluster.store import Store, open_store
 from cluster.work import plan
 from cluster.work.plan import WorkItem, plan_items, specification
 from cluster.work.prompts import PromptsError, read_prompts
+from jobs._shared.calibrations import carried_schedule, check_calibration, read_calibration
+from jobs._shared.predictions import prediction
 from jobs._shared.prompts import plain
 from jobs._shared.roots import open_output, read_graph, refusing
 from jobs.evaluate.config import Config
@@ -84,6 +86,7 @@ def prepare(config: Config) -> Comparison:
     methods = _methods(config, graph, items)
     for one in methods:
         _check_schedule(model, one, arguments)
+    methods = _with_calibrations(config, model, arguments, items, methods)
     calibration = None
     if config.baselines:
         _check_baselines(model, gangs.size)
@@ -119,12 +122,52 @@ def prepare(config: Config) -> Comparison:
 
 def _methods(config: Config, graph: Calibration | None, items: Sequence[WorkItem]) -> list[Method]:
     """The schedules, and what else the graph gives to compare them with."""
-    methods = from_schedules(_read_schedules(config.schedules))
+    if config.schedules is None and config.calibrations is None:
+        raise ScheduleError(
+            "there is nothing to compare: give --schedules DIR, the --output of jobs.solve, or "
+            "--calibrations DIR"
+        )
+    found = {} if config.schedules is None else _read_schedules(config.schedules)
+    methods = from_schedules(found)
     if graph is None:
         return methods
     _check_held_out(items, graph)
     _check_graph(methods, graph)
     return methods + from_graph(graph, methods)
+
+
+def _with_calibrations(
+    config: Config,
+    model: Model,
+    arguments: Mapping[str, Any],
+    items: Sequence[WorkItem],
+    methods: list[Method],
+) -> list[Method]:
+    """The methods, and the schedules of --calibrations for the call, named by their files."""
+    if config.calibrations is None:
+        return methods
+    there = {one.name: one.schedule for one in methods if one.schedule is not None}
+    solved: dict[str, Schedule] = {}
+    for name, calibration in _read_calibrations(config.calibrations).items():
+        _check_held_out(items, calibration)
+        check_calibration(calibration, model)
+        for budget in config.budgets:
+            schedule = carried_schedule(calibration, model, arguments, budget, strict=config.strict)
+            solved[f"{name}-b{budget}"] = schedule
+            print(f"{name}-b{budget}: {schedule.strip()}{prediction(schedule)}")
+    return from_schedules({**there, **solved})
+
+
+def _read_calibrations(folder: str) -> dict[str, Calibration]:
+    """Those of --calibrations by the stem of their files. Raises CalibrationError."""
+    store = open_store(folder)
+    keys = [key for key in sorted(store.list()) if "/" not in key and key.endswith(".parquet")]
+    if not keys:
+        raise CalibrationError(
+            f"there is no calibration (*.parquet) in {folder}; give a folder of files that "
+            "jobs.calibrate left as calibration.parquet, renamed"
+        )
+    return {key.removesuffix(".parquet"): read_calibration(store.uri(key)) for key in keys}
 
 
 def _fine(
