@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from cluster.models.model import Model
 from cluster.ranks.renderer import Renderer
-from meancache.calibration import Calibration, trajectory_statistics
+from meancache.calibration import Calibration
+from meancache.statistics import trajectory_statistics
 from meancache.trajectory import record_trajectory
 
 
