@@ -55,7 +55,8 @@ class Summary:
         return cls(float(np.mean(scores)), error, float(worst(scores)), float(tail))
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f} ± {self.standard_error:.1f}"
+        known = math.isfinite(self.standard_error)  # of one video it is not
+        return f"{self.mean:.1f}" + (f" ± {self.standard_error:.1f}" if known else "")
 
 
 def psnr(video: np.ndarray, reference: np.ndarray) -> float:

@@ -6,13 +6,11 @@ Plain fields, with the values of the flags of the same names.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from cluster.fleet.gang import BuildRank
+from cluster.fleet.gangs import Gangs, parse_count
 from cluster.models.model import Model, find_model
-
-if TYPE_CHECKING:
-    from cluster.fleet.driver import Gangs
-    from cluster.fleet.gang import BuildRank
 
 
 @dataclass(frozen=True)
@@ -82,8 +80,6 @@ class FleetConfig:
         encoders_size: int = 1,
     ) -> Gangs:
         """The gangs as the fleet takes them. Raises FleetError."""
-        from cluster.fleet.gangs import Gangs, parse_count  # with Ray
-
         least, most = (None, None) if self.gangs is None else parse_count(self.gangs)
         return Gangs(
             build_rank,

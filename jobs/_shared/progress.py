@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 @dataclass
-class Gangs:
+class Staffing:
     """How many gangs there are, as the fleet tells, and what that means for whoever waits.
 
     Attributes:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from cluster.fleet.gangs import Gangs
 from cluster.ranks import rank_builder
 from cluster.results.attempts import close_round, open_round
 from cluster.store import Store
@@ -18,7 +19,7 @@ from cluster.work import plan
 from cluster.work.plan import WorkItem, plan_items, specification
 from cluster.work.prompts import Prompt, read_prompts
 from jobs._shared.configs import DEFAULT_FLEET, FleetConfig, ModelConfig
-from jobs._shared.progress import Gangs, counted, progress
+from jobs._shared.progress import Staffing, counted, progress
 from jobs._shared.roots import open_output, refusing
 from jobs.calibrate.trajectories import (
     ATTEMPTS,
@@ -28,9 +29,6 @@ from jobs.calibrate.trajectories import (
 )
 from meancache.calibration import Calibration
 from meancache.carrying import LEVELS_BELOW, levels_below
-
-if TYPE_CHECKING:
-    from cluster.fleet import driver
 
 __all__ = ["Config", "Outcome", "prepare", "run", "trajectory_key"]
 
@@ -87,7 +85,7 @@ class Prepared:
     graph: Calibration
     calls: int
     spec: Mapping[str, Any]
-    gangs: driver.Gangs
+    gangs: Gangs
 
 
 def run(config: Config) -> Outcome:
@@ -108,9 +106,9 @@ def run(config: Config) -> Outcome:
     plan.freeze(store, prepared.spec, SPEC_KEY)
     attempts = open_round(store, ATTEMPTS)
     work = MeasureTrajectory(attempts, prepared.graph)
-    gangs = Gangs("running")
-    results = fleet.run(work, missing, prepared.gangs, work.lost, gangs.staffed, store)
-    answers = progress(results, len(missing), "trajectories", also=gangs.__str__)
+    staffing = Staffing("running")
+    results = fleet.run(work, missing, prepared.gangs, work.lost, staffing.staffed, store)
+    answers = progress(results, len(missing), "trajectories", also=staffing.__str__)
     problems = [answer for answer in answers if answer]
     for problem in problems:
         print(f"failed: {problem}", file=sys.stderr)

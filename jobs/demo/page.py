@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 import numpy as np
 
 from jobs._shared import pages
-from jobs._shared.pictures import animation, film_strip
+from jobs._shared.pictures import animation, film_strip, heat_map
 from jobs.demo.comparison import Pair
 from meancache.quality import Summary
 from meancache.schedule import Schedule
 from meancache.tiny.captions import Caption
 
 FRAME_MS = 125
-# The eye needs help with small errors: they are shown this many times as large.
-DIFFERENCE_GAIN = 4
 
 
 def headline(pairs: Sequence[Pair]) -> str:
@@ -29,11 +28,19 @@ def headline(pairs: Sequence[Pair]) -> str:
     )
 
 
-def demo_page(pairs: Sequence[Pair], schedules: Mapping[int, Schedule], budget: int) -> str:
+def demo_page(
+    root: str,
+    pairs: Sequence[Pair],
+    keys: Mapping[str, str],
+    schedules: Mapping[int, Schedule],
+    budget: int,
+) -> str:
     """The page as HTML text.
 
     Args:
+        root: of the demo, for the commands.
         pairs: full and accelerated videos of the held-out prompts.
+        keys: item id -> where its accelerated video lies in the root.
         schedules: budget -> schedule, all of one graph.
         budget: the one that the pairs were rendered with.
     """
@@ -61,11 +68,13 @@ def demo_page(pairs: Sequence[Pair], schedules: Mapping[int, Schedule], budget: 
                 "fast_moving": animation(pair.fast, FRAME_MS),
                 "full": film_strip(pair.full),
                 "fast": film_strip(pair.fast),
-                "difference": film_strip(_difference(pair)),
+                "difference": film_strip(heat_map(pair.fast, pair.full)),
+                "key": keys.get(pair.item.id),
             }
             for pair in pairs
         ],
-        gain=DIFFERENCE_GAIN,
+        root=root,
+        quoted=shlex.quote(root),
     )
 
 
@@ -83,8 +92,3 @@ def _facts(videos: Sequence[np.ndarray], pairs: Sequence[Pair]) -> float:
         marks = score(frames, Caption.parse(pair.item.prompt))
         shown += [marks.colour, marks.shape, marks.direction, marks.background]
     return fmean(shown)
-
-
-def _difference(pair: Pair) -> np.ndarray:
-    error = np.abs(pair.fast.astype(np.int16) - pair.full.astype(np.int16))
-    return np.clip(error * DIFFERENCE_GAIN, 0, 255).astype(np.uint8)

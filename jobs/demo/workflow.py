@@ -17,11 +17,12 @@ from typing import Any
 from cluster.fleet import driver as fleet
 from cluster.models.model import find_model
 from cluster.ranks import rank_builder
+from cluster.results.manifest import PARTS, read_part
 from cluster.store import Store
 from cluster.work.plan import plan_items
 from cluster.work.prompts import read_prompts
 from jobs._shared.configs import FleetConfig, ModelConfig
-from jobs._shared.progress import Gangs, progress
+from jobs._shared.progress import Staffing, progress
 from jobs._shared.roots import begun, open_output, refusing
 from jobs.calibrate import workflow as calibrate
 from jobs.demo.comparison import Comparison
@@ -44,6 +45,7 @@ GANG_SIZE = 2
 GANGS = "2"
 FIRST_KEY = "prompts/first.txt"
 CALIBRATION_KEY = "prompts/calibration.txt"
+RENDER_REPORT_KEY = "render.html"
 HELD_OUT_KEY = "prompts/held-out.txt"
 
 
@@ -97,10 +99,12 @@ def run(config: Config) -> Outcome:
                               (CALIBRATION_KEY, spread(CALIBRATION, TRAJECTORIES)),
                               (HELD_OUT_KEY, spread(HELD_OUT, VIDEOS))):  # fmt: skip
             store.put(key, "".join(f"{caption.text}\n" for caption in captions).encode())
-        for step in steps(root, GANG_SIZE if fleet.fits(GANG_SIZE) else 1):
-            print(f"\n$ {step.command}", flush=True)
+        todo = steps(root, GANG_SIZE if fleet.fits(GANG_SIZE) else 1)
+        for number, step in enumerate(todo, start=1):
+            print(f"\nstep {number} of {len(todo) + 1}\n$ {step.command}", flush=True)
             if failed := step.run(step.config):
                 return Outcome(None, failed)
+        print(f"\nstep {len(todo) + 1} of {len(todo) + 1}")
         page = compare(store, f"{root}/{HELD_OUT_KEY}")
         print(f"\n{page}")
         return Outcome(page)
@@ -167,12 +171,19 @@ def compare(store: Store, prompts: str) -> str:
     }
     model = find_model(MODEL)
     items = plan_items(read_prompts(prompts), model, model.defaults, schedules[BUDGET])
-    print(f"\ncomparing {len(items)} videos with their full runs, same noise", flush=True)
-    gangs, one = Gangs(), fleet.Gangs(rank_builder(model), 1)
-    results = fleet.run(Comparison(schedules[BUDGET]), items, one, staffed=gangs.staffed)
-    compared = progress(results, len(items), "pairs", also=gangs.__str__)
+    print(f"comparing {len(items)} videos with their full runs, same noise", flush=True)
+    staffing, one = Staffing(), fleet.Gangs(rank_builder(model), 1)
+    results = fleet.run(Comparison(schedules[BUDGET]), items, one, staffed=staffing.staffed)
+    compared = progress(results, len(items), "pairs", also=staffing.__str__)
     pairs = sorted(compared, key=lambda pair: pair.item.index)
-    store.put("report.html", demo_page(pairs, schedules, BUDGET).encode())
+    if not store.exists(RENDER_REPORT_KEY):  # this page takes the place of the render's
+        store.put(RENDER_REPORT_KEY, store.get("report.html"))
+    keys = {
+        row["item_id"]: row["key"] for key in store.list(PARTS) for row in read_part(store, key)
+    }
+    root = store.uri("report.html").removesuffix("/report.html")
+    page = demo_page(root, pairs, keys, schedules, BUDGET)
+    store.put("report.html", page.encode())
     print(headline(pairs))
     return store.uri("report.html")
 

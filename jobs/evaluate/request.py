@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from cluster.fleet.gangs import Gangs
 from cluster.models.model import Model, ModelError
 from cluster.ranks import rank_builder
 from cluster.store import Store, open_store
@@ -30,9 +31,6 @@ from meancache.calibration import Calibration
 from meancache.errors import CalibrationError, ScheduleError
 from meancache.reference import check_refines, fine_schedule
 from meancache.schedule import Schedule
-
-if TYPE_CHECKING:
-    from cluster.fleet.driver import Gangs
 
 SPEC_KEY = "evaluation/job.json"
 CALIBRATION_RUNS = 10

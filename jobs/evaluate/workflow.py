@@ -21,7 +21,7 @@ from cluster.store import Store, StoreError
 from cluster.work import plan
 from cluster.work.plan import WorkItem, specification
 from jobs._shared.configs import FleetConfig
-from jobs._shared.progress import Gangs, counted, progress
+from jobs._shared.progress import Staffing, counted, progress
 from jobs.evaluate.config import Config
 from jobs.evaluate.methods import Method, from_baselines, from_schedules
 from jobs.evaluate.page import evaluation_page
@@ -127,9 +127,9 @@ def compare(comparison: Comparison, dry_run: bool = False) -> Outcome:
         return Outcome(None, 1)
     attempts = open_round(store, ATTEMPTS)
     work = Evaluation(attempts, methods, comparison.fine, comparison.captioned)
-    gangs = Gangs()
-    pairs = fleet.run(work, missing, comparison.gangs, work.lost, gangs.staffed, store)
-    answers = progress(pairs, len(missing), "pairs", also=gangs.__str__)
+    staffing = Staffing()
+    pairs = fleet.run(work, missing, comparison.gangs, work.lost, staffing.staffed, store)
+    answers = progress(pairs, len(missing), "pairs", also=staffing.__str__)
     problems = [answer for answer in answers if answer]
     for problem in problems:
         print(f"failed: {problem}", file=sys.stderr)

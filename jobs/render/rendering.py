@@ -17,7 +17,7 @@ from cluster.results import manifest
 from cluster.results.manifest import Manifest, Success
 from cluster.work import plan
 from cluster.work.plan import WorkItem
-from jobs._shared.progress import Gangs, progress
+from jobs._shared.progress import Staffing, progress
 from jobs.render.announcement import announce
 from jobs.render.page import REPORT_KEY, write_page
 from jobs.render.request import Prepared
@@ -65,12 +65,12 @@ def _render(
     work = Delivery(here, prepared.model, prepared.schedule, prepared.config.audit, metrics.record)
     # Two drivers of one root meet as late as they can when each begins somewhere else.
     first = secrets.randbelow(len(todo)) if todo else 0
-    gangs, tally = Gangs(), _Tally()
+    staffing, tally = Staffing(), _Tally()
     todo = todo[first:] + todo[:first]
     with closing(
-        fleet.run(work, todo, prepared.gangs, work.lost, gangs.staffed, here.store)
+        fleet.run(work, todo, prepared.gangs, work.lost, staffing.staffed, here.store)
     ) as results:
-        for row in progress(results, len(todo), "videos", also=lambda: f"{gangs}{tally}"):
+        for row in progress(results, len(todo), "videos", also=lambda: f"{staffing}{tally}"):
             tally.add(row)
             if row["status"] == manifest.FAILED:
                 print(f"\nfailed: {named(row)}: {row['error']}", file=sys.stderr)

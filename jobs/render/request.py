@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from cluster.fleet.gangs import Gangs
 from cluster.models.model import Model, ModelError
 from cluster.ranks import denoiser_builder, encoders_builder, encoders_size
 from cluster.store import Store
@@ -19,9 +20,6 @@ from jobs.render.config import Config
 from jobs.render.schedules import choose
 from meancache.errors import ScheduleError
 from meancache.schedule import Schedule
-
-if TYPE_CHECKING:
-    from cluster.fleet.driver import Gangs
 
 
 @dataclass(frozen=True)

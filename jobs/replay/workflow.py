@@ -13,10 +13,11 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from cluster.fleet.gangs import Gangs
 from cluster.fleet.staged_gang import StagedGang
 from cluster.media import image, video
 from cluster.models.model import Model, ModelError, find_model
@@ -36,14 +37,11 @@ from cluster.store import AlreadyExists, Store, StoreError, open_store
 from cluster.work import plan
 from cluster.work.plan import SpecError, WorkItem
 from jobs._shared.configs import FleetConfig
-from jobs._shared.progress import QUIET_S, Gangs, progress
+from jobs._shared.progress import QUIET_S, Staffing, progress
 from jobs._shared.roots import refusing
 from meancache.json_values import is_deep, shown
 from meancache.quality import psnr
 from meancache.schedule import Schedule
-
-if TYPE_CHECKING:
-    from cluster.fleet import driver
 
 ITEM_ID = re.compile("[0-9a-f]{32}")
 MODEL = ("id", "revision", "pipeline", "dtype")
@@ -99,7 +97,7 @@ class Prepared:
     row: Mapping[str, Any]
     item: WorkItem
     work: Replay
-    gangs: driver.Gangs
+    gangs: Gangs
     output: tuple[Store, str] | None
 
 
@@ -108,11 +106,11 @@ def run(config: Config) -> Outcome:
     prepared = prepare(config)
     from cluster.fleet import driver as fleet  # with Ray, which a refusal does without
 
-    gangs = Gangs()
+    staffing = Staffing()
     with closing(
-        fleet.run(prepared.work, [prepared.item], prepared.gangs, staffed=gangs.staffed)
+        fleet.run(prepared.work, [prepared.item], prepared.gangs, staffed=staffing.staffed)
     ) as results:
-        (data,) = progress(results, 1, "videos", also=gangs.__str__)
+        (data,) = progress(results, 1, "videos", also=staffing.__str__)
     if prepared.output is not None:
         store, key = prepared.output
         store.put_new(key, data)

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cluster.fleet.gang import TASK_DEADLINE_S, Gang
+from cluster.fleet.gangs import Gangs
 from cluster.models.model import Model
-from jobs._shared.progress import Gangs, progress
+from jobs._shared.progress import Staffing, progress
 from meancache.calibration import Calibration
 from meancache.errors import CalibrationError
 from meancache.grid import Grid
@@ -32,7 +33,6 @@ from meancache.schedule import Edge, Schedule
 from meancache.solver import Steps
 
 if TYPE_CHECKING:
-    from cluster.fleet import driver
     from cluster.ranks.renderer import Renderer
     from meancache.fitting import Fitter
 
@@ -239,7 +239,7 @@ def rollout_forwards(paths: Sequence[Steps]) -> int:
 
 
 def fit_all(
-    fitting: Fitting, gangs: driver.Gangs, budgets: Collection[int] | None = None
+    fitting: Fitting, gangs: Gangs, budgets: Collection[int] | None = None
 ) -> Iterator[FitAnswer]:
     """Fits every budget, or those of `budgets`; yields answers as they come, and says so.
 
@@ -249,9 +249,9 @@ def fit_all(
 
     wanted = fitting.candidates if budgets is None else budgets
     asked = [one for one in requests(fitting) if one.baseline.budget in wanted]
-    count = Gangs("fitting")
-    answers = fleet.run(fit_on_gang, asked, gangs, staffed=count.staffed)
-    return progress(answers, len(asked), "budgets fitted", also=count.__str__)
+    staffing = Staffing("fitting")
+    answers = fleet.run(fit_on_gang, asked, gangs, staffed=staffing.staffed)
+    return progress(answers, len(asked), "budgets fitted", also=staffing.__str__)
 
 
 def fitted_schedule(fitting: Fitting, answer: FitAnswer) -> Schedule:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cluster.fleet.gangs import Gangs
 from cluster.models.model import Model, find_model
 from cluster.ranks import rank_builder
 from cluster.store import Store
@@ -27,9 +27,6 @@ from meancache.calibration import Calibration
 from meancache.errors import CalibrationError, SolverError
 from meancache.methods import SECANT_GAMMA, paper_gamma, paper_schedules, secant_schedules
 from meancache.schedule import Schedule
-
-if TYPE_CHECKING:
-    from cluster.fleet.driver import Gangs
 
 TRAJECTORIES = 10
 

@@ -14,7 +14,7 @@ import pytest
 
 from cluster.fleet.draining import Stopped
 from jobs._shared import progress as _progress
-from jobs._shared.progress import Gangs, counted, duration, progress
+from jobs._shared.progress import Staffing, counted, duration, progress
 
 
 class Listened(io.StringIO):
@@ -144,11 +144,11 @@ def test_durations_read_as_people_say_them():
 
 
 def test_before_the_first_result_it_says_what_is_being_done():
-    gangs = Gangs("fitting")
-    said = [str(gangs)]
+    staffing = Staffing("fitting")
+    said = [str(staffing)]
     for count in (0, 1, 2):
-        gangs.staffed(count)
-        said.append(str(gangs))
+        staffing.staffed(count)
+        said.append(str(staffing))
     assert said == [
         *(", starting Ray", ", starting ranks"),
         *(", fitting on 1 gang", ", fitting on 2 gangs"),
