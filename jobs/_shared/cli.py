@@ -228,8 +228,6 @@ def run_job(
     except Stopped as error:
         return _stopped(error, EXIT_TERMINATED, resumes)
     except (StoreError, GangError, OSError) as error:
-        if type(error) is ConnectionError:  # no cluster answers, so nothing was begun
-            return _say(error, EXIT_REFUSED)
         return _say(error, EXIT_ERROR, resumes)
     except Exception as error:
         if not _is_of_ray(error):
