@@ -114,6 +114,15 @@ class Calibration:
             digest.update(item.l1.tobytes())
         return digest.hexdigest()
 
+    def plain(self) -> Calibration:
+        """This calibration without the levels below its grid, as older files have it."""
+        steps = self.grid.num_inference_steps
+        kept = {
+            key: replace(item, gram=item.gram[:steps, :steps])
+            for key, item in self.trajectories.items()
+        }
+        return replace(self, trajectories=kept, below=())
+
     def on(self, grid: Grid | Sequence[float]) -> Calibration:
         """This calibration at the noise levels of another run; itself where they are its own.
 

@@ -219,6 +219,23 @@ def frozen_schedule(store: Store) -> Schedule | None:
     return None if schedule is None else Schedule.from_json(schedule)
 
 
+def frozen_calibration(store: Store) -> str | None:
+    """The id of the calibration that a root's job solves by; None where there is none.
+
+    Raises:
+        SpecError: the root's `job.json` is not a job's.
+        StoreError: the store failed.
+    """
+    try:
+        there = _read(store, SPEC_KEY, store.get(SPEC_KEY))
+    except MissingKey:
+        return None
+    try:
+        return str(there["schedules"][0]["calibration"]["graph"])
+    except (LookupError, TypeError):
+        return None
+
+
 def _read(store: Store, key: str, data: bytes) -> dict[str, Any]:
     """The JSON object of a job's specification. Raises SpecError where it is none."""
     try:

@@ -12,11 +12,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
+from cluster.results import calibration_registry
 from cluster.results.audit import Audit, read_audits
 from cluster.results.manifest import now
-from cluster.results.registry import PromotedMeanwhileError, Promotion
+from cluster.results.registry import PromotedMeanwhileError, Promotion, setting_of
 from cluster.store import AlreadyExists, open_store
 from cluster.work import plan
 from jobs._shared.predictions import prediction
@@ -119,9 +121,11 @@ def _graph(here: RefreshRun, own: Calibration) -> Calibration:
     Committed once: a resumed run goes on with the graph that its candidates came from.
     """
     if not here.store.exists(MERGED_KEY):
-        graph = replace(own, trajectories={})
-        for name in here.runs.window(here.name, here.config.window):
-            graph = graph.merge(here.runs.graph(name))
+        names = here.runs.window(here.name, here.config.window)
+        graphs = [replace(own, trajectories={}), *map(here.runs.graph, names)]
+        if len({one.below for one in graphs}) > 1:  # some are of an older version
+            graphs = [one.plain() for one in graphs]
+        graph = reduce(Calibration.merge, graphs)
         kept_back = {plain(item.prompt) for item in here.held_out}
         kept = {
             key: statistics
@@ -223,6 +227,7 @@ def _finish(here: RefreshRun, graph: Calibration, decisions: Sequence[Decision])
         "audits": [str(trend) for trend in trends],
         "finished_at": now(),
     }
+    _promote_calibration(here, graph, said)
     with suppress(AlreadyExists):  # another driver of this run was first
         here.store.put_new(OUTCOME_KEY, canonical_json(outcome))
     print()
@@ -232,6 +237,17 @@ def _finish(here: RefreshRun, graph: Calibration, decisions: Sequence[Decision])
         print(trend)
     print(here.root.uri(REPORT_KEY))
     return _outcome(said)
+
+
+def _promote_calibration(here: RefreshRun, graph: Calibration, decided: Sequence[Any]) -> None:
+    """Makes the run's calibration current where one of its schedules was better, or it is first."""
+    setting = setting_of(here.model, here.arguments)
+    better = any(one["promoted"] for one in decided)
+    if better or not calibration_registry.has_current(here.root, setting):
+        if calibration_registry.promote(here.root, setting, graph):
+            print(f"calibration {graph.id[:16]} is current, for runs of any steps and size")
+        else:
+            print("another calibration was promoted meanwhile; the next run will promote its own")
 
 
 def _audits(here: RefreshRun) -> list[Audit]:

@@ -70,7 +70,8 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
         "--calibration",
         metavar="FILE",
         help="solve a schedule of --budget forwards for each setting of the rows (steps, size, "
-        "length, guidance) from this calibration, the calibration.parquet of jobs.calibrate",
+        "length, guidance) from this calibration, the calibration.parquet of jobs.calibrate; "
+        "'current' is the one that is current in --registry",
     )
     parser.add_argument(
         "--target-psnr",
@@ -88,7 +89,9 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
         "setting and a calibration for all others",
     )
     parser.add_argument(
-        "--registry", metavar="ROOT", help="the --output of jobs.refresh, for --schedule current"
+        "--registry",
+        metavar="ROOT",
+        help="the --output of jobs.refresh, for --schedule or --calibration current",
     )
 
     parser.add_argument(

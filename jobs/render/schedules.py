@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from cluster.models.model import Model, ModelError
-from cluster.results import registry
+from cluster.results import calibration_registry, registry
 from cluster.store import StoreError, open_store, read
 from cluster.work import plan
 from cluster.work.schedule_table import Chosen, ScheduleTable
@@ -49,7 +49,7 @@ def choose(
     """
     _check_flags(config)
     if config.calibration is not None:
-        return _solved(read_calibration(config.calibration), config, model, settings)
+        return _solved(_calibration(config, model), config, model, settings)
     if config.registry is not None:  # and with it CURRENT
         # What this root's job began with: a promotion since then is for other jobs.
         frozen = plan.frozen_schedule(open_store(config.output))
@@ -69,10 +69,10 @@ def choose(
 
 def _check_flags(config: Config) -> None:
     """Refuses flags that contradict each other. Raises ScheduleError."""
-    if (config.registry is None) != (config.schedule != CURRENT):
+    if (config.registry is None) == (CURRENT in (config.schedule, config.calibration)):
         raise ScheduleError(
-            "--schedule current and --registry ROOT, the --output of jobs.refresh, go together: "
-            "give both or neither"
+            "--schedule current, or --calibration current, and --registry ROOT, the --output of "
+            "jobs.refresh, go together: give both or neither"
         )
     by_file = config.schedule not in (None, CURRENT)
     if config.budget is not None and (by_file or config.target_psnr is not None):
@@ -83,6 +83,17 @@ def _check_flags(config: Config) -> None:
         raise ScheduleError("--target-psnr is not allowed with --schedule: give one of them")
     if config.calibration is not None and config.budget is None and config.target_psnr is None:
         raise ScheduleError("--calibration needs --budget B, the forwards of a video")
+
+
+def _calibration(config: Config, model: Model) -> Calibration:
+    """That of --calibration: a file, or the one that is current in the registry."""
+    if config.calibration == CURRENT and config.registry is not None:
+        # What this root's job began with: a promotion since then is for other jobs.
+        begun = plan.frozen_calibration(open_store(config.output))
+        key = {**model.key} if not config.any_revision else {"id": model.id}
+        return calibration_registry.find_current(open_store(config.registry), key, begun)
+    assert config.calibration is not None
+    return read_calibration(config.calibration)
 
 
 def _solved(

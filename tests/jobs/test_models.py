@@ -16,6 +16,7 @@ from jobs.render import __main__ as render
 from jobs.solve import __main__ as solve
 from jobs.verify import __main__ as verify
 from meancache import Schedule
+from meancache.carrying import LEVELS_BELOW
 from meancache.quality import psnr, ssim
 from tests.support import saved_pipelines
 
@@ -157,7 +158,8 @@ def test_a_dry_run_counts_the_forwards_of_guidance(tmp_path, capsys, name, more,
     forwards = len(PROMPTS) * STEPS * calls
     said = capsys.readouterr().out
     assert f"2 videos to do ({forwards} forwards)" in said
-    assert f"2 trajectories to run ({forwards} forwards)" in said
+    recorded = len(PROMPTS) * (STEPS + LEVELS_BELOW) * calls
+    assert f"2 trajectories to run ({recorded} forwards)" in said
     here = find_model(str(tmp_path / "m"), dtype="float32")
     arguments = {**here.defaults, "height": 64, "width": 96, "num_inference_steps": STEPS}
     sigmas = here.grid(STEPS, arguments).sigmas

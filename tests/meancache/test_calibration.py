@@ -369,3 +369,4 @@ def test_levels_below_are_saved_and_merge_with_their_like_alone(deeper, tmp_path
     plain = Calibration(deeper.grid, {"id": "m"}, {"height": 64})
     with pytest.raises(CalibrationError, match="grids differ"):
         deeper.merge(plain)
+    assert plain.merge(deeper.plain()).gram() == pytest.approx(deeper.gram())

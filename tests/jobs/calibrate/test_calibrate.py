@@ -9,6 +9,7 @@ import pytest
 
 from jobs.calibrate import __main__ as calibrate
 from meancache.calibration import Calibration
+from meancache.carrying import levels_below
 from tests.jobs.conftest import PROMPTS
 
 pytestmark = pytest.mark.usefixtures("shared_cluster")
@@ -53,6 +54,14 @@ def test_each_prompt_and_seed_is_one_small_trajectory_in_the_graph(calibrated, m
     assert set(table["count"].to_pylist()) == {6}
 
 
+def test_the_calibration_is_a_file_to_share_that_reaches_below_the_last_step(calibrated, model):
+    calibration = Calibration.load(calibrated / "calibration.parquet")
+    assert calibration.id == loaded(calibrated).id
+    assert calibration.grid == model.grid(8)
+    assert calibration.below == pytest.approx(levels_below(model.grid(8)))
+    assert calibration.schedule(model.grid(60), 6).nfe == 6
+
+
 def test_the_same_command_again_runs_nothing_and_changes_nothing(root, command, capsys):
     before = loaded(root).id
     assert calibrate.main(command) == 0
@@ -66,10 +75,11 @@ def test_a_stopped_calibration_runs_what_is_missing_also_with_another_gang(
     for path in [
         *sorted((root / "graph" / "trajectories").iterdir())[:2],
         *(root / "graph").glob("*.parquet"),
+        root / "calibration.parquet",
     ]:
         path.unlink()
     assert calibrate.main([*command, "--gang-size", "2"]) == 0
-    assert "2 trajectories to run (16 forwards), 4 already done" in capsys.readouterr().out
+    assert "2 trajectories to run (22 forwards), 4 already done" in capsys.readouterr().out
     alone, mixed = loaded(calibrated), loaded(root)
     assert list(alone.trajectories) == list(mixed.trajectories)
     # Costs are differences of velocities of order 1, each known to about 1e-5.
@@ -80,5 +90,5 @@ def test_a_stopped_calibration_runs_what_is_missing_also_with_another_gang(
 
 def test_a_dry_run_says_what_would_be_run_and_runs_nothing(tmp_path, command, capsys):
     assert calibrate.main([*command, "--dry-run"]) == 0
-    assert "6 trajectories to run (48 forwards), 0 already done" in capsys.readouterr().out
+    assert "6 trajectories to run (66 forwards), 0 already done" in capsys.readouterr().out
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
