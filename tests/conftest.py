@@ -25,6 +25,9 @@ from ray.cluster_utils import Cluster
 
 from tests.support.s3_server import s3_environment, serve_s3
 
+# Two threads of each process would wait for each other on cores that pytest's workers and the ranks
+# of gangs share; before torch is imported, here and in all that is started from here.
+os.environ["OMP_NUM_THREADS"] = "1"
 # Pytest's workers run side by side. Without `shared_cluster` a job starts a cluster of its own.
 os.environ["RAY_ADDRESS"] = "local"
 

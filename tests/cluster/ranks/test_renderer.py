@@ -145,7 +145,7 @@ def test_the_seed_decides_the_noise(model, gang_of_one):
 
 
 def test_the_renderer_runs_under_torchrun_without_ray_as_the_readme_says(
-    tmp_path, model, gang_of_one, monkeypatch
+    tmp_path, model, gang_of_one
 ):
     (command,) = (
         command
@@ -153,7 +153,6 @@ def test_the_renderer_runs_under_torchrun_without_ray_as_the_readme_says(
         if block.text.startswith("torchrun")
         for command in commands(block)
     )
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (tmp_path / "schedules").symlink_to(PROJECT / "schedules")
     assert "9 frames, 10 forwards" in run(command, tmp_path)
     (words,) = simple_commands(command)

@@ -28,7 +28,7 @@ def run(pipe, steps: int = STEPS) -> Counter[str]:
     arguments = {**tiny.DEFAULTS, "num_inference_steps": steps, "output_type": "latent"}
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         pipe("a red circle", generator=torch.Generator().manual_seed(0), **arguments)
-    return Counter({event.key: event.count for event in profiled.key_averages()})
+    return Counter(event.name() for event in profiled.profiler.kineto_results.events())
 
 
 def schedule(pipe, computed: list[int]) -> Schedule:
