@@ -1,8 +1,8 @@
 """Refreshes on a real cluster and a real S3 server: what is promoted, kept, refused and restored.
 
-All tests of this file look at three dates. First date: nothing is current for one of the budgets
-and a poor schedule for the other, and two refreshes run at once. Second date: the model is the
-same. Third date: the checkpoint is another one, and audits are falling.
+Three dates of one root, a fixture each. `first`: nothing is current for one of the budgets and a
+poor schedule for the other, and two refreshes run at once. `second`: the model is the same.
+`third`: the checkpoint is another one, and audits are falling.
 """
 
 import itertools
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import ray
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -43,7 +42,6 @@ CREATED, REPLACED = 4, 5  # budgets: of the second a poor schedule is current be
 ARGUMENTS = {"height": 64, "width": 64, "num_frames": 9, "guidance_scale": 6.0}
 COLOURS = ("red", "green", "blue", "yellow", "white", "purple")
 
-# All runs are the set-up of the first test.
 pytestmark = [
     pytest.mark.usefixtures("shared_cluster"),
     pytest.mark.timeout(900),
@@ -53,21 +51,41 @@ pytestmark = [
 
 @dataclass(frozen=True)
 class History:
-    """Copies of the root after each date, and what was run.
+    """What is run.
 
     Attributes:
-        link: the model's folder, which leads to `original` or to `swapped`.
+        root: on S3.
+        folder: for copies of the root.
         prompts: two files of other prompts.
-        roots: the root after each date.
-        poor: the schedule that was made current before them.
+        poor: the schedule that is current before the first date.
     """
 
-    link: Path
-    original: Path
-    swapped: Path
+    root: str
+    folder: Path
     prompts: tuple[Path, Path]
-    roots: tuple[Path, Path, Path]
     poor: Schedule
+
+    @property
+    def link(self) -> Path:
+        """The model's folder, which leads to `original` or to `swapped`."""
+        return self.folder / "model"
+
+    @property
+    def original(self) -> Path:
+        return self.folder / "original"
+
+    @property
+    def swapped(self) -> Path:
+        return self.folder / "swapped"
+
+    def registry(self) -> Succession:
+        """That of the original model, and of the budget that had a schedule before."""
+        return succession(self.root, self, self.original, REPLACED)
+
+    def copy(self, name: str) -> Path:
+        """Everything under the root as it is now, as files."""
+        copied(open_store(self.root), self.folder / name)
+        return self.folder / name
 
     def use(self, folder: Path) -> None:
         self.link.unlink(missing_ok=True)
@@ -89,49 +107,58 @@ class History:
 
 @pytest.fixture(scope="module")
 def history(tmp_path_factory, new_s3_root) -> History:
-    """All runs, on S3."""
-    ray.shutdown()  # workers have the environment that their cluster was started with
-    folder, root = tmp_path_factory.mktemp("history"), new_s3_root()
-    told = History(
-        link=folder / "model",
-        original=Path(shutil.copytree(tiny.WEIGHTS, folder / "original")),
-        swapped=perturbed(Path(shutil.copytree(tiny.WEIGHTS, folder / "swapped"))),
+    """Before the first date: two checkpoints, prompts, and a poor schedule of one budget."""
+    folder = tmp_path_factory.mktemp("history")
+    made = History(
+        root=new_s3_root(),
+        folder=folder,
         prompts=(
             written(folder / "circles.txt", "circle moving left"),
             written(folder / "squares.txt", "square moving up"),
         ),
-        roots=(folder / "first", folder / "second", folder / "third"),
         poor=Schedule.from_edges(
             find_model("tiny").grid(STEPS).sigmas,
             [{"start": 0, "stop": STEPS, "weights": {0: 1.0}}],
         ),
     )
-    told.use(told.original)
-    setting = setting_of(
-        find_model(str(told.link), dtype="float32"),
-        {**ARGUMENTS, "num_inference_steps": STEPS},
-    )
-    registry = Succession(open_store(root), {**setting, "budget": REPLACED})
-    registry.promote(told.poor, {"psnr": 5.0}, None)
+    shutil.copytree(tiny.WEIGHTS, made.original)
+    perturbed(Path(shutil.copytree(tiny.WEIGHTS, made.swapped)))
+    made.registry().promote(made.poor, {"psnr": 5.0}, None)
+    return made
+
+
+@pytest.fixture(scope="module")
+def first(history) -> Path:
+    """The root after the first date, of two refreshes at once."""
+    history.use(history.original)
     with subprocess.Popen(
-        [sys.executable, "-m", "jobs.refresh", *told.command(root, 1, prompts=1)],
+        [sys.executable, "-m", "jobs.refresh", *history.command(history.root, 1, prompts=1)],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     ) as other:
-        assert refresh.main(told.command(root, 1)) == 0
+        assert refresh.main(history.command(history.root, 1)) == 0
         _, said = other.communicate()
     assert other.returncode == 0, said
-    copied(open_store(root), told.roots[0])
+    return history.copy("first")
 
-    assert refresh.main(told.command(root, 2)) == 0
-    copied(open_store(root), told.roots[1])
 
-    told.use(told.swapped)
-    audited = falling_audits(open_store(str(folder / "videos")), registry.history()[0])
-    assert refresh.main([*told.command(root, 3), "--audits", audited]) == 0
-    copied(open_store(root), told.roots[2])
-    return told
+@pytest.fixture(scope="module")
+def second(history, first) -> Path:
+    """The root after the second date."""
+    history.use(history.original)
+    assert refresh.main(history.command(history.root, 2)) == 0
+    return history.copy("second")
+
+
+@pytest.fixture(scope="module")
+def third(history, first) -> Path:
+    """The root after the third date."""
+    audits = open_store(str(history.folder / "videos"))
+    audited = falling_audits(audits, history.registry().history()[0])
+    history.use(history.swapped)
+    assert refresh.main([*history.command(history.root, 3), "--audits", audited]) == 0
+    return history.copy("third")
 
 
 def written(path: Path, what: str) -> Path:
@@ -176,7 +203,7 @@ def copied(store: Store, folder: Path) -> None:
         path.write_bytes(store.get(key))
 
 
-def succession(root: Path, history: History, folder: Path, budget: int) -> Succession:
+def succession(root: object, history: History, folder: Path, budget: int) -> Succession:
     """That of a checkpoint and a budget."""
     history.use(folder)
     model = find_model(str(history.link), dtype="float32")
@@ -195,16 +222,16 @@ def root(tmp_path) -> Path:
 
 
 @pytest.fixture
-def last_run(history, root) -> Path:
+def last_run(history, third, root) -> Path:
     """A root with the last run alone."""
-    for run in history.roots[2].glob("nights/*/2026-01-03-*"):
-        shutil.copytree(run, root / run.relative_to(history.roots[2]))
+    for run in third.glob("nights/*/2026-01-03-*"):
+        shutil.copytree(run, root / run.relative_to(third))
         setting = run.parent / "setting.json"
-        shutil.copy(setting, root / setting.relative_to(history.roots[2]))
+        shutil.copy(setting, root / setting.relative_to(third))
     for budget in (CREATED, REPLACED):
         folder = succession(root, history, history.swapped, budget).folder
-        shutil.copytree(history.roots[2] / folder, root / folder)
-    shutil.copy(history.roots[2] / "report.html", root)
+        shutil.copytree(third / folder, root / folder)
+    shutil.copy(third / "report.html", root)
     return root
 
 
@@ -213,20 +240,20 @@ def no_ranks(monkeypatch) -> None:
     monkeypatch.setattr("cluster.fleet.driver.connect", lambda: pytest.fail("a rank was asked for"))
 
 
-def test_a_first_run_creates_a_schedule_and_promotes_it(history):
-    line = succession(history.roots[0], history, history.original, CREATED)
-    first = line.history()[0]
-    assert first.previous is None
-    assert first.metrics["pairs"] == 2
-    current = json.loads((history.roots[0] / line.folder / "current.json").read_text())
-    schedule = Schedule.load(history.roots[0] / line.folder / f"{current['schedule_id']}.json")
+def test_a_first_run_creates_a_schedule_and_promotes_it(history, first):
+    line = succession(first, history, history.original, CREATED)
+    promotion = line.history()[0]
+    assert promotion.previous is None
+    assert promotion.metrics["pairs"] == 2
+    current = json.loads((first / line.folder / "current.json").read_text())
+    schedule = Schedule.load(first / line.folder / f"{current['schedule_id']}.json")
     assert (schedule.id, schedule.nfe) == (current["schedule_id"], CREATED)
     model = find_model(str(history.link), dtype="float32")
     model.check_schedule(schedule, {**ARGUMENTS, "num_inference_steps": STEPS})
 
 
-def test_no_prompt_is_calibrated_on_that_is_judged_by(history):
-    for room in (history.roots[2] / "nights").glob("*/2026-*"):
+def test_no_prompt_is_calibrated_on_that_is_judged_by(second, third):
+    for room in (third / "nights").glob("*/2026-*"):
         merged = Calibration.from_parquet((room / MERGED_KEY).read_bytes())
         calibrated = {one.prompt for one in merged.trajectories.values()}
         rows = from_parquet((room / "held-out" / TABLE_KEY).read_bytes())
@@ -234,42 +261,42 @@ def test_no_prompt_is_calibrated_on_that_is_judged_by(history):
         assert not calibrated & set(rows["prompt"].to_pylist())
 
 
-def test_only_what_is_ahead_by_more_than_the_standard_error_is_promoted(history):
-    for outcome in outcomes(history.roots[0], 1):
+def test_only_what_is_ahead_by_more_than_the_standard_error_is_promoted(history, first):
+    for outcome in outcomes(first, 1):
         for one in outcome["decisions"]:
             metrics = one["metrics"]
             ahead = metrics.get("gain", 1.0) > metrics.get("gain_standard_error", 0.0)
             assert one["promoted"] == ahead or "promoted meanwhile" in one["reason"]
-    line = succession(history.roots[0], history, history.original, REPLACED)
+    line = succession(first, history, history.original, REPLACED)
     poor, better, *_ = line.history()
     assert (poor.schedule_id, better.previous) == (history.poor.id, history.poor.id)
     assert better.metrics["gain"] > 3.0
 
 
-def test_two_refreshes_at_once_leave_one_current_and_the_statistics_of_both_once(history):
-    assert len(outcomes(history.roots[0], 1)) == 2
+def test_two_refreshes_at_once_leave_one_current_and_the_statistics_of_both_once(history, first):
+    assert len(outcomes(first, 1)) == 2
     for budget in (CREATED, REPLACED):
-        line = succession(history.roots[0], history, history.original, budget)
+        line = succession(first, history, history.original, budget)
         promotions = line.history()
         assert [promotion.number for promotion in promotions] == [*range(1, len(promotions) + 1)]
-        published = (history.roots[0] / line.folder / "current.json").read_bytes()
+        published = (first / line.folder / "current.json").read_bytes()
         assert published == promotions[-1].to_json()
         for before, after in itertools.pairwise(promotions):
             assert after.previous == before.schedule_id
-    setting = json.loads(next(history.roots[0].glob("nights/*/setting.json")).read_text())
-    runs = Runs(open_store(str(history.roots[0])), setting)
+    setting = json.loads(next(first.glob("nights/*/setting.json")).read_text())
+    runs = Runs(open_store(str(first)), setting)
     both = [runs.graph(name) for name in runs.window("2026-01-02-" + 12 * "0", 2)[:-1]]
     assert [len(graph.trajectories) for graph in both] == [4, 4]
-    first, second = both
-    assert len(first.merge(second).merge(first).trajectories) == 8
+    one, other = both
+    assert len(one.merge(other).merge(one).trajectories) == 8
 
 
-def test_the_next_run_keeps_what_is_current_or_improves_on_it(history):
-    (outcome,) = outcomes(history.roots[1], 2)
+def test_the_next_run_keeps_what_is_current_or_improves_on_it(history, first, second):
+    (outcome,) = outcomes(second, 2)
     for one in outcome["decisions"]:
         before, after = (
             succession(root, history, history.original, one["budget"]).history()
-            for root in history.roots[:2]
+            for root in (first, second)
         )
         assert after[: len(before)] == before
         metrics = one["metrics"]
@@ -282,17 +309,17 @@ def test_the_next_run_keeps_what_is_current_or_improves_on_it(history):
             assert metrics["gain"] <= metrics["gain_standard_error"]
     graphs = [
         len(Calibration.from_parquet(file.read_bytes()).trajectories)
-        for file in (history.roots[1] / "nights").glob(f"*/2026-01-02-*/{MERGED_KEY}")
+        for file in (second / "nights").glob(f"*/2026-01-02-*/{MERGED_KEY}")
     ]
     assert graphs == [12]  # four of this run, and four of each of the two before
 
 
 def test_another_checkpoint_is_refused_the_old_schedule_with_the_reason(
-    history, tmp_path, capsys, no_ranks
+    history, first, tmp_path, capsys, no_ranks
 ):
     history.use(history.swapped)
     command = ["--prompts", str(history.prompts[0]), "--output", str(tmp_path / "out")]
-    asked = ["--schedule", "current", "--registry", str(history.roots[0]), "--budget", str(CREATED)]
+    asked = ["--schedule", "current", "--registry", str(first), "--budget", str(CREATED)]
     assert render.main([*history.model_flags(), *command, *asked]) == 2
     said = capsys.readouterr().err
     assert "differs: revision is '" in said
@@ -300,30 +327,32 @@ def test_another_checkpoint_is_refused_the_old_schedule_with_the_reason(
     assert not (tmp_path / "out").exists()
 
 
-def test_another_checkpoint_is_drift_and_gets_a_schedule_of_its_own(history):
-    (outcome,) = outcomes(history.roots[2], 3)
+def test_another_checkpoint_is_drift_and_gets_a_schedule_of_its_own(history, first, third):
+    (outcome,) = outcomes(third, 3)
     assert [one["promoted"] for one in outcome["decisions"]] == [True, True]
     assert outcome["drift"]["steps"]
     assert "of another setting (revision is '" in outcome["drift"]["says"]
     new, old = (
-        succession(history.roots[2], history, folder, CREATED)
+        succession(third, history, folder, CREATED)
         for folder in (history.swapped, history.original)
     )
     assert [said.split()[0] for said in differences(old.setting, new.setting)] == ["revision"]
     # And the old checkpoint keeps its own, should it come back.
-    before = succession(history.roots[0], history, history.original, CREATED).current()
+    before = succession(first, history, history.original, CREATED).current()
     assert old.current() == before
 
 
-def test_a_falling_audit_is_reported(history):
-    (outcome,) = outcomes(history.roots[2], 3)
+def test_a_falling_audit_is_reported(third):
+    (outcome,) = outcomes(third, 3)
     (said,) = outcome["audits"]
     assert "16 rows: falling: 34.5 ± 0.2 dB lately, 40.5 ± 0.2 dB before" in said
-    assert "falling: 34.5" in (history.roots[2] / "report.html").read_text()
+    assert "falling: 34.5" in (third / "report.html").read_text()
 
 
-def test_rollback_restores_what_the_current_one_has_replaced(history, root, capsys, no_ranks):
-    shutil.copytree(history.roots[0], root)
+def test_rollback_restores_what_the_current_one_has_replaced(
+    history, first, root, capsys, no_ranks
+):
+    shutil.copytree(first, root)
     line = succession(root, history, history.original, REPLACED)
     before = line.current()
     command = [*history.model_flags(), "--rollback", "--budgets", str(REPLACED)]
@@ -390,8 +419,8 @@ def test_without_a_date_a_stopped_run_is_resumed_and_a_finished_one_is_not(
     assert "0 held-out pairs to render, 2 already done" in said
 
 
-def test_half_a_calibration_counts_in_no_other_run(history, root):
-    shutil.copytree(history.roots[0], root)
+def test_half_a_calibration_counts_in_no_other_run(history, first, root):
+    shutil.copytree(first, root)
     setting = json.loads(next(root.glob("nights/*/setting.json")).read_text())
     runs = Runs(open_store(str(root)), setting)
     name = "2026-01-02-" + 12 * "0"
@@ -403,8 +432,8 @@ def test_half_a_calibration_counts_in_no_other_run(history, root):
 
 
 @needs_browser
-def test_the_report_shows_decisions_drift_and_history_in_a_real_browser(history):
-    file = history.roots[2] / "report.html"
+def test_the_report_shows_decisions_drift_and_history_in_a_real_browser(third):
+    file = third / "report.html"
     assert "http://" not in file.read_text().replace("http://www.w3.org", "")
     for page in views(file.as_uri()):
         assert page.locator("h1").inner_text() == "Promoted: 4, 5 forwards of 10"
