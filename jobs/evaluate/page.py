@@ -28,6 +28,8 @@ from meancache.schedule import Schedule
 HEADLINE_BUDGET = 10
 # How many of the worst samples are named.
 NAMED = 8
+# Of fewer runs a median is marked.
+FEW = 5
 _GAMMA = re.compile(r"jump, gamma ([\d.]+)")
 
 
@@ -49,6 +51,7 @@ def evaluation_page(
         ValueError: the table has no row of the full run.
     """
     found = results(table)
+    full = next(one for one in found if one.method == FULL)
     scores = scores_of(table, "psnr")
     ahead = margins(found)
     compared = [
@@ -70,7 +73,7 @@ def evaluation_page(
     environment = pages.environment("evaluate")
     environment.filters.update(plus_minus=plus_minus, number=number, percent=percent)
     return environment.get_template("evaluation.html").render(
-        full=next(one for one in found if one.method == FULL),
+        full=full,
         chosen=None if chosen is None else compared[ahead.index(chosen)],
         compared=compared,
         exact=_closer_than_the_full_run(found, scores_of(table, "psnr_fine")),
@@ -87,6 +90,8 @@ def evaluation_page(
         predicted=predicted,
         unusable=unusable,
         held_out=graph is not None,
+        few=full.pairs < FEW,
+        model=next((one.model["id"] for one in schedules if "id" in one.model), "MODEL"),
     )
 
 
@@ -129,7 +134,13 @@ def _worst(table: pa.Table, scores: Scores, chosen: Margin) -> list[dict[str, An
     ours = scores[key_of(chosen.fitted)]
     paper = {} if chosen.paper is None else scores[key_of(chosen.paper)]
     return [
-        {"prompt": prompts[pair], "seed": pair[1], "fitted": ours[pair], "paper": paper.get(pair)}
+        {
+            "id": pair[0],
+            "prompt": prompts[pair],
+            "seed": pair[1],
+            "fitted": ours[pair],
+            "paper": paper.get(pair),
+        }
         for pair in sorted(ours, key=lambda pair: (ours[pair], pair))[:NAMED]
     ]
 

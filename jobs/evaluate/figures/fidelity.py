@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from scipy.optimize import isotonic_regression
 
 from jobs._shared.drawing import COLOURS, FONT, drawing, error_of, unit
@@ -17,6 +17,14 @@ from jobs.evaluate.results import Result
 from jobs.evaluate.table import FULL, PAPER
 from meancache.quality import Summary
 
+# Leading digits of the numbers on an axis, the coarsest first, and how many make an axis.
+_ROUND = (
+    ("1", "2", "5"),
+    ("1", "1.5", "2", "3", "5", "7"),
+    tuple(f"{tenths / 10:g}" for tenths in range(10, 100)),
+    tuple(f"{hundredths / 100:g}" for hundredths in range(100, 1000)),
+)
+LEAST_TICKS = 3
 _SHORT = {"pyramid-attention-broadcast": "pyramid-attention"}
 
 
@@ -73,17 +81,38 @@ def fidelity(found: Sequence[Result], cost: str, measure: str = "psnr") -> str |
         if measure == "psnr_fine":
             _full_run(axes, found)
         axes.margins(y=0.04)
-        if cost == "share":
-            axes.xaxis.set_major_locator(FixedLocator([0.05, 0.1, 0.2, 0.3, 0.5, 1.0]))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f}%"))
-        else:
-            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g} s"))
+        axes.xaxis.set_major_locator(FixedLocator(ticks(*axes.get_xlim())))
+        shown = (lambda x, _: f"{100 * x:.3g}%") if cost == "share" else (lambda x, _: f"{x:g} s")
+        axes.xaxis.set_major_formatter(FuncFormatter(shown))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel(words[cost])
         unit(axes, f"dB to {goal}")
         _direct_labels(axes, {method: points[-1] for method, points in fronts.items()})
         return done()
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Round numbers on a logarithmic axis from `low` to `high`: several, and far enough apart.
+
+    The coarsest round numbers of which three lie within, without those nearer to the one before
+    than a seventh of the axis.
+    """
+    lowest, highest = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    found: list[float] = []
+    for digits in _ROUND:
+        found = [
+            float(f"{digit}e{power}")
+            for power in range(lowest, highest + 1)
+            for digit in digits
+            if low <= float(f"{digit}e{power}") <= high
+        ]
+        if len(found) >= LEAST_TICKS:
+            break
+    apart, kept = (high / low) ** (1 / 7), found[:1]
+    for value in found[1:]:
+        if value >= kept[-1] * apart:
+            kept.append(value)
+    return kept
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jobs._shared.pages import number, plus_minus
 from jobs.evaluate import figures
-from jobs.evaluate.figures.fidelity import Point, front, spread
+from jobs.evaluate.figures.fidelity import Point, front, spread, ticks
 from jobs.evaluate.figures.velocity import relative_change
 from jobs.evaluate.page import evaluation_page
 from jobs.evaluate.results import results
@@ -369,3 +369,18 @@ def test_a_real_browser_shows_it_whole_on_phone_and_desktop_in_light_and_dark(pa
         )
         brightness = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (ink, paper)]
         assert abs(brightness[0] - brightness[1]) > 200
+
+
+@given(st.floats(1e-3, 1e4), st.floats(1.05, 1e4))
+def test_an_axis_has_several_numbers_that_do_not_overlap(low, ratio):
+    found = ticks(low, low * ratio)
+    assert 2 <= len(found) <= 8
+    assert all(low <= one <= low * ratio for one in found)
+    assert all(after / before >= ratio ** (1 / 7) for before, after in itertools.pairwise(found))
+
+
+def test_a_median_of_few_runs_is_marked():
+    for pairs, marked in ((2, True), (6, False)):
+        table, schedules = evaluation(pairs=pairs)
+        page = evaluation_page(table, schedules, None, [])
+        assert ("of only 2 pairs" in " ".join(page.split())) == marked
