@@ -23,6 +23,7 @@ def refresh_page(
     decisions: Sequence[Decision],
     drift: Drift | None,
     trends: Sequence[Trend],
+    evaluation: str,
 ) -> str:
     """The page as HTML text.
 
@@ -33,6 +34,7 @@ def refresh_page(
         decisions: one for each budget.
         drift: its costs against those of earlier runs; None where there are too few.
         trends: what audits say; empty where none were read.
+        evaluation: where the page of the held-out pairs is, from this one.
     """
     environment = pages.environment("refresh")
     environment.filters.update(plus_minus=plus_minus, number=number)
@@ -46,4 +48,5 @@ def refresh_page(
         drift=drift,
         picture=None if drift is None else Markup(cost_drift(drift)),
         trends=trends,
+        evaluation=evaluation,
     )

@@ -215,11 +215,20 @@ def _finish(here: RefreshRun, graph: Calibration, decisions: Sequence[Decision])
     earlier, differs = here.runs.before(here.name, drift.RUNS)
     moved = drift.drift(here.runs.graph(here.name), earlier, differs)
     trends = audits.trends(_audits(here), _promised(decisions))
-    page = refresh_page(
-        date_of(here.name), here.runs.setting, graph, decisions, moved, trends
-    ).encode()
-    here.store.put(REPORT_KEY, page)
-    here.root.put(REPORT_KEY, page)  # the latest run's, where people look first
+    for store, folder in (
+        (here.store, ""),
+        (here.root, f"{here.runs.folder}{here.name}/"),  # the latest run's, where people look first
+    ):
+        page = refresh_page(
+            date_of(here.name),
+            here.runs.setting,
+            graph,
+            decisions,
+            moved,
+            trends,
+            f"{folder}{HELD_OUT}/{REPORT_KEY}",
+        )
+        store.put(REPORT_KEY, page.encode())
     said = [decision.to_json() for decision in decisions]
     outcome = {
         "decisions": said,

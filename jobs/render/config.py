@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from jobs._shared.configs import DEFAULT_FLEET, FleetConfig, ModelConfig
 
+REPORT_KEY = "report.html"
+
 
 @dataclass(frozen=True)
 class Config:

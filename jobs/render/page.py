@@ -25,11 +25,11 @@ from cluster.work import plan
 from jobs._shared import pages
 from jobs._shared.calibrations import carried_words
 from jobs._shared.progress import QUIET_S, counted, duration, progress
+from jobs.render.config import REPORT_KEY
 from jobs.render.gallery import Chosen, Sample, choose, sample
 from jobs.render.settings import schedules_in
 from jobs.render.times import STAGES, goodput, known, measures, seconds, stages, throughput
 
-REPORT_KEY = "report.html"
 # Of reasons, how many are told, each with so many items, and how many failed attempts are read.
 REASONS, NAMED, ATTEMPTS_READ = 12, 3, 500
 LONGEST_TEXT = 240

@@ -15,11 +15,12 @@ from cluster.fleet import metrics
 from cluster.fleet.delivery import Delivery
 from cluster.results import manifest
 from cluster.results.manifest import Manifest, Success
+from cluster.store import Store
 from cluster.work import plan
 from cluster.work.plan import WorkItem
 from jobs._shared.progress import Staffing, progress
 from jobs.render.announcement import announce
-from jobs.render.page import REPORT_KEY, write_page
+from jobs.render.config import REPORT_KEY
 from jobs.render.request import Prepared
 from meancache.json_values import shown
 
@@ -40,7 +41,7 @@ def render(prepared: Prepared) -> Success | None:
         return _render(prepared, Manifest(store, last.healing + 1), again, success)
     announce(prepared, items, [])
     if not (config.dry_run or store.exists(REPORT_KEY)):
-        write_page(store)
+        _write_page(store)
     return success
 
 
@@ -80,8 +81,14 @@ def _render(
     if tally.gang_s:
         print(tally.goodput)
     success = here.finish(shards, before)
-    write_page(here.store)
+    _write_page(here.store)
     return success
+
+
+def _write_page(store: Store) -> None:
+    from jobs.render.page import write_page  # with PyAV and Pillow, which no start waits for
+
+    write_page(store)
 
 
 def named(row: Mapping[str, Any]) -> str:

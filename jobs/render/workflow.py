@@ -11,10 +11,8 @@ from cluster.results import manifest
 from cluster.store import Store
 from jobs._shared.progress import counted
 from jobs._shared.roots import to_look_at
-from jobs.render.config import Config
+from jobs.render.config import REPORT_KEY, Config
 from jobs.render.request import Prepared, prepare
-
-REPORT_KEY = "report.html"
 
 __all__ = ["Config", "Outcome", "Prepared", "prepare", "run", "write_page"]
 

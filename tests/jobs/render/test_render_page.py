@@ -19,8 +19,9 @@ from cluster.store import Store, open_store
 from cluster.work.plan import SHARD_SIZE, SPEC_KEY, plan_items, specification
 from cluster.work.prompts import Prompt
 from jobs.render import page as render_page
+from jobs.render.config import REPORT_KEY
 from jobs.render.gallery import SAMPLES
-from jobs.render.page import REPORT_KEY, plain
+from jobs.render.page import plain
 from jobs.render.schedules import SHIPPED
 from meancache import Schedule
 from meancache.json_values import canonical_json
