@@ -31,16 +31,18 @@ class Staffing:
 
     doing: str = "rendering"
     count: int | None = None
+    _begun: bool = False
 
     def staffed(self, count: int) -> None:
         """Takes note of how many gangs are ready; the fleet's `Staffed`."""
+        self._begun = self._begun or count > 0
         self.count = count
 
     def __str__(self) -> str:
         if self.count is None:
             return ", starting Ray"
-        if not self.count:
-            return ", starting ranks"
+        if not self.count:  # the last are dismissed, or others start
+            return "" if self._begun else ", starting ranks"
         return f", {self.doing} on {counted(self.count, 'gang')}"
 
 
@@ -156,7 +158,8 @@ class _Line:
         if not self.done:
             return also + (so_far if elapsed >= LOG_EVERY_S else "")
         if self.done == self._total:
-            return f", {self._each():.2f} s each{so_far}, done{also}"
+            each = f", {self._each():.2f} s each" if self.done > 1 else ""  # one is mostly start
+            return f"{each}{so_far}, done{also}"
         return f"{self._eta(now)}{so_far}{also}"
 
     def _each(self) -> float:

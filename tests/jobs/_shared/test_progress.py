@@ -146,12 +146,12 @@ def test_durations_read_as_people_say_them():
 def test_before_the_first_result_it_says_what_is_being_done():
     staffing = Staffing("fitting")
     said = [str(staffing)]
-    for count in (0, 1, 2):
+    for count in (0, 1, 2, 0):
         staffing.staffed(count)
         said.append(str(staffing))
     assert said == [
         *(", starting Ray", ", starting ranks"),
-        *(", fitting on 1 gang", ", fitting on 2 gangs"),
+        *(", fitting on 1 gang", ", fitting on 2 gangs", ""),
     ]
 
 
