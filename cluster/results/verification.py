@@ -18,6 +18,7 @@ import pyarrow as pa
 from cluster.results import manifest
 from cluster.results.manifest import OK, PARTS, UNREADABLE, Manifest, Success, at_once
 from cluster.store import MissingKey, Store, StoreError
+from cluster.work.plan import SPEC_KEY
 
 MISSING = "is missing"
 Finding = tuple[str, str | None]
@@ -37,6 +38,7 @@ def verify(store: Store, share: float = 1.0) -> Iterator[list[Finding]]:
         says how often.
     """
     known: dict[str, tuple[str, dict[str, int]]] = {}
+    steps = _steps_by_schedule(store)
     for healing in _expected_healings(store):
         here = Manifest(store, healing)
         data, problem = _fetch(store, here.success_key)
@@ -50,7 +52,7 @@ def verify(store: Store, share: float = 1.0) -> Iterator[list[Finding]]:
             continue
         for key, sha256 in [*success.parts, *success.failures]:
             if known.get(key, ("",))[0] != sha256:  # those that an earlier round named are done
-                findings, counts = _verify_part(store, key, sha256, share)
+                findings, counts = _verify_part(store, key, sha256, share, steps)
                 known[key] = sha256, counts
                 yield findings
         agree = (success.rows, success.failed) == (
@@ -68,7 +70,7 @@ def verify(store: Store, share: float = 1.0) -> Iterator[list[Finding]]:
         if _healing(key) in {None, *finished}:
             yield [(_name(store, key), "is not named by its _SUCCESS, but would be read as data")]
         else:  # of a job, or a healing, that is on its way
-            yield _verify_part(store, key, None, share)[0]
+            yield _verify_part(store, key, None, share, steps)[0]
 
 
 def expected_steps(store: Store) -> int:
@@ -99,7 +101,7 @@ def _healing(key: str) -> int | None:
 
 
 def _verify_part(
-    store: Store, key: str, sha256: str | None, share: float
+    store: Store, key: str, sha256: str | None, share: float, steps: Mapping[str, int] | None
 ) -> tuple[list[Finding], dict[str, int]]:
     """What is wrong in a part and with what its rows name, and how many rows of each status."""
     counts = {OK: 0, manifest.FAILED: 0}
@@ -115,12 +117,29 @@ def _verify_part(
         for row in rows:
             counts[row["status"]] = counts.get(row["status"], 0) + 1
         chosen = [row for row in rows if share >= 1 or random.random() < share]
-        check = partial(_verify_row, Manifest(store, _healing(key) or 0))
+        check = partial(_verify_row, Manifest(store, _healing(key) or 0), steps)
         findings += [finding for found in at_once(check, chosen) for finding in found]
     return findings, counts
 
 
-def _verify_row(here: Manifest, row: Mapping[str, Any]) -> list[Finding]:
+def _steps_by_schedule(store: Store) -> dict[str, int] | None:
+    """Of a job with a schedule for each setting: how many steps each is for, by its id.
+
+    None where one schedule, or none, serves all rows, and where job.json cannot be read.
+    """
+    data, problem = _fetch(store, SPEC_KEY)
+    if problem is not None:
+        return None
+    try:
+        schedules = json.loads(data)["schedules"]
+        return {one["id"]: one["grid"]["num_inference_steps"] for one in schedules}
+    except UNREADABLE:
+        return None
+
+
+def _verify_row(
+    here: Manifest, steps: Mapping[str, int] | None, row: Mapping[str, Any]
+) -> list[Finding]:
     store = here.store
     receipt = here.receipt_key(row["shard"], row["item_id"])
     data, problem = _fetch(store, receipt)
@@ -130,6 +149,11 @@ def _verify_row(here: Manifest, row: Mapping[str, Any]) -> list[Finding]:
             problem = None if kept == [row] else "is damaged: it contradicts the manifest"
         except (pa.ArrowException, *UNREADABLE):
             problem = "is damaged: not a receipt"
+    if problem is None and steps is not None:
+        there, rendered = steps.get(row["schedule_id"]), row["num_inference_steps"]
+        if there != rendered:
+            what = "which job.json does not hold" if there is None else f"which is for {there}"
+            problem = f"has {rendered} steps and names the schedule {row['schedule_id']}, {what}"
     findings: list[Finding] = [(store.uri(receipt), problem)]
     if row["status"] == OK:
         findings.append((_name(store, row["key"]), _fetch(store, row["key"], row["sha256"])[1]))

@@ -5,9 +5,10 @@ import json
 
 import pytest
 
-from cluster.results import verification
+from cluster.results import manifest, verification
 from cluster.results.manifest import Manifest
 from cluster.store import open_store
+from cluster.work.plan import SPEC_KEY
 from tests.support.manifest_rows import finish
 
 
@@ -128,3 +129,22 @@ def test_a_part_of_another_kind_is_named_even_if_its_hash_fits(store, job, items
     changed["parts"][0]["sha256"] = hashlib.sha256(b"no parquet").hexdigest()
     (tmp_path / "manifest" / "_SUCCESS").write_text(json.dumps(changed))
     assert "not a Parquet file" in problems(store)[str(tmp_path / job.part_key(0))]
+
+
+def test_rows_of_several_settings_must_name_a_schedule_of_their_steps(store, job, items):
+    finish(job, items)
+    (row, *_) = manifest.read_rows(store.get("manifest/parts/part-000000.parquet"))
+    right = {"id": row["schedule_id"], "grid": {"num_inference_steps": row["num_inference_steps"]}}
+    other = {**right, "grid": {"num_inference_steps": 1}}
+    for schedules, sentence in (
+        ([right], None),
+        ([other], "which is for 1"),
+        ([{**right, "id": "another"}], "which job.json does not hold"),
+    ):
+        store.put(SPEC_KEY, json.dumps({"schedules": schedules}).encode())
+        found = problems(store)
+        if sentence is None:
+            assert found == {}
+        else:
+            assert len(found) == len(items)
+            assert all(sentence in problem for problem in found.values())
