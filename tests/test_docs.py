@@ -2,8 +2,8 @@
 
 What the fence of a block of commands says besides their language is where they run:
 
-    ```sh            in tests/jobs/demo/test_demo.py, one after the other where the demo has run
-    ```sh few        there too, with the first few of the prompts that they write into a file
+    ```sh            in tests/jobs/demo/test_workflow.py, one after the other after the demo
+    ```sh few        in tests/test_readme.py, with a few of the prompts that they write into a file
     ```sh checkout   in a checkout of the project: by .ci/run, the demo itself or another test
     ```sh cluster    on a cluster, or with tools that are not there in tests
 

@@ -1,6 +1,6 @@
 """Who imports whom: the contracts of import-linter hold, and fail where one is broken.
 
-That no driver and no leader imports torch is seen in tests/jobs/render/test_render.py too.
+That no driver and no leader imports torch is seen in tests/jobs/render/test_workflow.py too.
 """
 
 from __future__ import annotations
