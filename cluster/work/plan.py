@@ -27,6 +27,19 @@ SHARD_SIZE = 250
 MOST_NAMED = 8
 
 
+# Keys of a specification as its user knows them, where they are not called the same.
+_FLAGS = {"num_inference_steps": "steps"}
+_WORDS = {
+    "items": "the number of items",
+    "kind": "the kind of job",
+    "model.id": "--model",
+    "model.revision": "the model's revision",
+    "model.dtype": "--dtype",
+    "reference_steps": "--reference-steps",
+    "calibrated_on": "the calibration of --graph",
+}
+
+
 class SpecError(InputError):
     """A root belongs to another job; the message says in what they differ and what to do."""
 
@@ -248,7 +261,9 @@ def _read(store: Store, key: str, data: bytes) -> dict[str, Any]:
 
 
 def _differences(there: Any, here: Any, path: str = "") -> list[str]:
-    """Each leaf in which two JSON objects differ, as 'path is X there and Y here'."""
+    """Each leaf in which two JSON objects differ, as '--flag is X there and Y here'."""
+    if path == "schedule":
+        return [] if there == here else [_other_schedule(there, here)]
     if isinstance(there, dict) and isinstance(here, dict):
         found = []
         for key in sorted({*there, *here}):
@@ -259,7 +274,31 @@ def _differences(there: Any, here: Any, path: str = "") -> list[str]:
         return []
     if path == "plan":
         return ["the prompts, or what their rows override, are others there"]
-    return [f"{path} is {_short(there)} there and {_short(here)} here"]
+    return [f"{_in_words(path)} is {_short(there)} there and {_short(here)} here"]
+
+
+def _in_words(path: str) -> str:
+    """A key of a specification as its user knows it: mostly a flag."""
+    room, _, name = path.rpartition(".")
+    if room == "arguments":
+        return f"--{_FLAGS.get(name, name).replace('_', '-')}"
+    return _WORDS.get(path, path)
+
+
+def _other_schedule(there: Any, here: Any) -> str:
+    was, now = _schedule_in_words(there), _schedule_in_words(here)
+    if was == now and isinstance(there, dict) and isinstance(here, dict):
+        was, now = (f"{was}, id {shown(one.get('id'))}" for one in (there, here))
+    return f"the schedule is {was} there and {now} here"
+
+
+def _schedule_in_words(schedule: Any) -> str:
+    """'fitted of 10 forwards'; of a stranger's file, whatever that is."""
+    if schedule is None:
+        return "none (every step)"
+    if not isinstance(schedule, dict):
+        return shown(schedule)
+    return f"{shown(schedule.get('method'))} of {shown(schedule.get('budget'))} forwards"
 
 
 def _short(value: Any) -> str:

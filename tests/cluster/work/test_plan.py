@@ -85,9 +85,29 @@ def test_a_root_keeps_its_job_and_names_what_differs(tmp_path, model):
     other = specification("render", items[:2], model, {**model.defaults, "guidance_scale": 5.0})
     with pytest.raises(SpecError) as refusal:
         freeze(store, other)
-    assert "arguments.guidance_scale is 6.0 there and 5.0 here" in str(refusal.value)
+    assert "--guidance-scale is 6.0 there and 5.0 here" in str(refusal.value)
     assert "items is 3 there and 2 here" in str(refusal.value)
     assert "another --output" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        (None, "the schedule is none (every step) there and 'paper' of 4 forwards here"),
+        ({"method": "paper", "budget": 8}, "is 'paper' of 8 forwards there and 'paper' of 4 forw"),
+        ({"method": "paper", "budget": 4, "id": "x"}, "4 forwards, id 'x' there and 'paper' of 4"),
+        ("a text", "the schedule is 'a text' there and 'paper' of 4 forwards here"),
+    ],
+)
+def test_another_schedule_is_said_in_a_persons_words(tmp_path, there, said):
+    store = open_store(str(tmp_path))
+    freeze(store, {"schema": 1, "schedule": there})
+    with pytest.raises(SpecError) as refusal:
+        check_spec(
+            store, {"schema": 1, "schedule": {"method": "paper", "budget": 4, "edges": [1, 2]}}
+        )
+    assert said in str(refusal.value)
+    assert "edges" not in str(refusal.value)
 
 
 def test_a_root_with_something_else_for_a_job_is_refused(tmp_path, model):

@@ -161,7 +161,7 @@ def test_a_root_of_another_job_shows_the_difference(tmp_path, refused, prompts, 
     prepared = prepare(configured("render", [*args, "--guidance-scale", "4"]))
     plan.freeze(prepared.store, prepared.spec)
     said = refused(render.main, *args)
-    assert "arguments.guidance_scale is 4.0 there and 6.0 here" in said
+    assert "--guidance-scale is 4.0 there and 6.0 here" in said
     assert "choose another --output" in said
 
 

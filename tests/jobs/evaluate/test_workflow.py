@@ -355,7 +355,7 @@ def test_pairs_that_the_table_could_not_tell_apart_are_refused(tmp_path, refused
 def test_a_root_of_another_evaluation_is_refused_with_the_difference(tmp_path, evaluated, refused):
     root = Path(shutil.copytree(evaluated, tmp_path / "out"))
     said = refused(command(root, None, "--reference-steps", "150"))
-    assert "reference_steps is 100 there and 150 here" in said
+    assert "--reference-steps is 100 there and 150 here" in said
 
 
 def test_a_dry_run_says_what_would_be_rendered_and_renders_nothing(tmp_path, capsys):
