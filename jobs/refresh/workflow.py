@@ -35,6 +35,7 @@ from jobs.refresh.page import refresh_page
 from jobs.refresh.request import RefreshRun, Rollback, prepare
 from jobs.solve import workflow as solve
 from meancache.calibration import Calibration
+from meancache.carrying import LEVELS_BELOW
 from meancache.json_values import canonical_json
 from meancache.schedule import Schedule
 
@@ -290,7 +291,8 @@ def _announce(here: RefreshRun) -> None:
     if here.config.dry_run:
         calls = here.model.calls(here.arguments)
         fit = solve.fitting_forwards(min(solve.TRAJECTORIES, len(here.trajectories)), steps)
-        forwards = to_run * steps + fit + pairs * (steps + 2 * sum(budgets))
+        recorded = steps + LEVELS_BELOW
+        forwards = to_run * recorded + fit + pairs * (steps + 2 * sum(budgets))
         print(f"at most {forwards * calls} forwards, {fit} of them to fit")
 
 
