@@ -29,9 +29,9 @@ from diffusers import DiffusionPipeline
 
 from meancache.errors import FittingError
 from meancache.grid import Grid
-from meancache.hooks.hook import Call, MeanCacheHook, attach_hooks, remove_mean_cache
-from meancache.hooks.outputs import velocities_of, with_velocities
+from meancache.hooks.hook import attach_hook, remove_mean_cache
 from meancache.hooks.pipelines import transformers_of
+from meancache.hooks.runs import Replay
 from meancache.quality import psnr
 from meancache.reference import check_refines, fine_schedule
 from meancache.schedule import Edge, Schedule
@@ -93,7 +93,7 @@ class _State:
 
     position: torch.Tensor  # z_t - z_0
     velocities: Mapping[int, torch.Tensor]  # of computed steps that the next weights may name
-    outputs: dict[int, dict[Call, Any]]  # of the transformer, at all computed steps
+    replay: Replay  # the velocities of all computed steps
 
 
 _Rollout = tuple[Steps, tuple[Edge, ...], list[_State]]
@@ -239,12 +239,12 @@ class Fitter:
 
     def _drawn(self, run: int, edges: tuple[Edge, ...], state: _State) -> float:
         """The PSNR of the video that a finished rollout draws, at no further forward."""
-        with self._following(self._schedule(edges), dict(state.outputs)):
+        with self._following(self._schedule(edges), state.replay.copy()):
             return _psnr(self.runs[run](decode=True), self.references[run])
 
     def _beginnings(self, count: int | None) -> list[_State]:
         zero = torch.zeros_like(self.references[0].path[0])
-        return [_State(zero, {}, {}) for _ in self.runs[:count]]
+        return [_State(zero, {}, Replay()) for _ in self.runs[:count]]
 
     def _rollouts(
         self, paths: Sequence[Steps], count: int | None = None, fitted_on: int | None = None
@@ -301,81 +301,34 @@ class Fitter:
         """The state with the model's velocity at `step`, where the edges so far have led."""
         ahead = Edge(step, self.grid.num_inference_steps, weights={step: 1.0})
         schedule = self._schedule((*edges, ahead))
-        walk, outputs = _Walk(self.grid, last=step), dict(state.outputs)
-        with self._following(schedule, outputs), watch_velocities(self.transformers[0], walk.take):
+        walk, replay = _Walk(self.grid, last=step), state.replay.copy()
+        with self._following(schedule, replay), watch_velocities(self.transformers[0], walk.take):
             try:
                 run()
             except _ReachedError:
                 velocities = {**state.velocities, step: walk.velocity}
-                return _State(walk.position, velocities, outputs)
+                return _State(walk.position, velocities, replay)
         raise FittingError(f"the run ended before step {step}: it has another number of steps")
 
     def _schedule(self, edges: tuple[Edge, ...]) -> Schedule:
         return Schedule(self.grid, edges, method="fitted", budget=len(edges))
 
     @contextmanager
-    def _following(
-        self, schedule: Schedule, outputs: dict[int, dict[Call, Any]] | None = None
-    ) -> Iterator[None]:
+    def _following(self, schedule: Schedule, replay: Replay | None = None) -> Iterator[None]:
         """The transformers follow the schedule, while open.
 
         Args:
             schedule: what they follow.
-            outputs: of the transformer by step, which are not computed again; those that had to be
-                computed are added. None computes all and keeps nothing.
+            replay: velocities that are not computed again; those that had to be computed are
+                added. None computes all and keeps nothing.
         """
-        if outputs is None:
-            hooks = attach_hooks(self.transformers, schedule)
-        else:
-            hooks = attach_hooks(self.transformers, schedule, _ReplayHook, outputs=outputs)
+        hook = attach_hook(self.transformers, schedule, replay)
         try:
             yield
         finally:
             for transformer in self.transformers:
                 remove_mean_cache(transformer)
-            self.forwards += hooks[0].forwards
-
-
-_Problem = tuple[np.ndarray, np.ndarray]
-"""The normal matrix (J, J) and the right-hand side (J,) of one trajectory's jump."""
-
-
-def _known(state: _State) -> list[int]:
-    """The computed steps whose velocities a jump may use, the newest first."""
-    return sorted(state.velocities, reverse=True)[:ORDER]
-
-
-def _problem(state: _State, target: torch.Tensor, length: float) -> _Problem:
-    """Least squares of the velocity that leads to `target`, beyond v_t itself.
-
-    Beyond it, so that the ridge pulls towards holding the velocity.
-    """
-    features = torch.stack([state.velocities[step].flatten() for step in _known(state)]).double()
-    missing = (target - state.position).flatten().double() / length - features[0]
-    return (features @ features.T).cpu().numpy(), (features @ missing).cpu().numpy()
-
-
-def _solved(problems: Sequence[_Problem], known: Sequence[int]) -> dict[int, float]:
-    """The weights of the known velocities that suit all of the problems together best."""
-    normal = np.sum([normal for normal, _ in problems], axis=0)
-    right = np.sum([right for _, right in problems], axis=0)
-    ridge = RIDGE * np.trace(normal) / len(known) * np.eye(len(known))
-    solution = np.linalg.solve(normal + ridge, right)
-    solution[0] += 1.0
-    return {step: float(weight) for step, weight in zip(known, solution, strict=True)}
-
-
-def _jumped(state: _State, weights: Mapping[int, float], length: float) -> _State:
-    """The state at the end of the jump; it keeps what later weights may name."""
-    estimate = sum(
-        (state.velocities[step] * weight for step, weight in weights.items()),
-        torch.zeros_like(state.position),
-    )
-    return _State(
-        position=state.position + length * estimate,
-        velocities={step: state.velocities[step] for step in list(weights)[: ORDER - 1]},
-        outputs=state.outputs,
-    )
+            self.forwards += hook.forwards
 
 
 class _ReachedError(Exception):
@@ -413,26 +366,6 @@ class _Walk:
     def _note(self) -> None:
         if self.every and self.step % self.every == 0:
             self.path.append(self.position.cpu())
-
-
-class _ReplayHook(MeanCacheHook):
-    """Follows a schedule with outputs that are known, and keeps those that it has to compute."""
-
-    def __init__(
-        self, *arguments: Any, outputs: dict[int, dict[Call, Any]], **options: Any
-    ) -> None:
-        super().__init__(*arguments, **options)
-        self.outputs = outputs
-
-    @torch.compiler.disable(recursive=False)
-    def compute(self, call: Call, *args: Any, **kwargs: Any) -> Any:
-        known = self.outputs.setdefault(self.progress.branches[call].step, {})
-        if call not in known:
-            output = super().compute(call, *args, **kwargs)
-            # A copy, as a pipeline or its scheduler may write into what it is given.
-            copies = [velocity.detach().clone() for velocity in velocities_of(output)]
-            known[call] = with_velocities(output, copies)
-        return known[call]
 
 
 def _all_steps(grid: Grid) -> Schedule:

@@ -4,7 +4,7 @@ That is what the pipeline's scheduler is given at every step: the transformer's 
 guidance in two forwards, its renormalisation and the sign that a pipeline may give it. So a
 recorded run is z_{k+1} = z_k + h_k v_k exactly, whatever a pipeline does around its transformer.
 In a loop without a pipeline it is the transformer's output itself. Nothing else is kept: every
-statistic of `stability` follows from velocities alone, and differencing bf16 latents instead
+statistic of `calibration` follows from velocities alone, and differencing bf16 latents instead
 would cost 2-15% in the estimates.
 """
 
@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.hooks import ModelHook
 
 from meancache.hooks.attach import attach, detach
+from meancache.hooks.callers import caller_of
 from meancache.hooks.outputs import velocity_of
-from meancache.hooks.pipelines import calling_pipeline, check_scheduler, transformers_of
+from meancache.hooks.pipelines import transformers_of
+from meancache.hooks.schedulers import check_scheduler, listen, unlisten
 
 HOOK_NAME = "mean_cache_record"
 
@@ -106,62 +107,54 @@ def watch_velocities(
         transformer: as `record_trajectory` takes it.
         see: gets (B, ...) in the pipeline's dtype, to be copied if it is kept.
     """
-    watched: dict[int, _Watched] = {}
+    watch = _Watch(see)
     modules = transformers_of(transformer)
     for module in modules:
-        attach(module, _WatchHook(see, watched), HOOK_NAME)
+        attach(module, watch, HOOK_NAME)
     try:
         yield
     finally:
         for module in modules:
             detach(module, HOOK_NAME)
-        for one in watched.values():
-            one.release()
+        watch.end()
 
 
-@dataclass(frozen=True)
-class _Watched:
-    """A scheduler whose steps are watched."""
-
-    scheduler: Any
-    found: Any  # another watcher's `step`, where one was there before
-
-    def release(self) -> None:
-        if self.found is None:
-            del self.scheduler.step
-        else:
-            self.scheduler.step = self.found
-
-
-class _WatchHook(ModelHook):
+class _Watch:
     """Finds the scheduler that the transformer's output goes to, and watches its steps."""
 
-    def __init__(self, see: Callable[[torch.Tensor], None], watched: dict[int, _Watched]) -> None:
-        super().__init__()
+    def __init__(self, see: Callable[[torch.Tensor], None]) -> None:
         self.see = see
-        self.watched = watched
+        self.schedulers: list[Any] = []
 
-    def pre_forward(
-        self, module: torch.nn.Module, *args: Any, **kwargs: Any
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        caller = calling_pipeline()
-        self.alone = caller is None
-        if caller is not None and id(caller.scheduler) not in self.watched:
-            check_scheduler(caller.scheduler)
-            self._watch(caller.scheduler)
-        return args, kwargs
-
-    def post_forward(self, module: torch.nn.Module, output: Any) -> Any:
-        if self.alone:
+    @torch.compiler.disable(recursive=False)
+    def __call__(
+        self, module: torch.nn.Module, compute: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        alone = self._enter(module)
+        output = compute(*args, **kwargs)
+        if alone:
             self.see(velocity_of(output).detach())
         return output
 
-    def _watch(self, scheduler: Any) -> None:
-        step = scheduler.step
+    @torch.compiler.disable
+    def _enter(self, module: torch.nn.Module) -> bool:
+        """Whether a loop without a pipeline calls; else its scheduler is watched from now on."""
+        caller = caller_of(module)
+        if caller is None:
+            return True
+        if not any(one is caller.scheduler for one in self.schedulers):
+            check_scheduler(caller.scheduler)
+            listen(caller.scheduler, self)
+            self.schedulers.append(caller.scheduler)
+        return False
 
-        def seen(model_output: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            self.see(model_output.detach())
-            return step(model_output, *args, **kwargs)
+    def before_step(self, scheduler: Any, velocity: torch.Tensor) -> torch.Tensor:
+        self.see(velocity.detach())
+        return velocity
 
-        self.watched[id(scheduler)] = _Watched(scheduler, vars(scheduler).get("step"))
-        scheduler.step = seen
+    def after_step(self, scheduler: Any) -> None:
+        pass
+
+    def end(self) -> None:
+        for scheduler in self.schedulers:
+            unlisten(scheduler, self)

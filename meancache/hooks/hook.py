@@ -1,329 +1,318 @@
 """Runs a schedule inside any diffusers pipeline: apply_mean_cache / remove_mean_cache.
 
-The hook sits on the transformer's root, so the pipeline, its Euler scheduler and the rest of
-its code stay as they are: on computed steps the transformer runs, on skipped steps the hook
-answers in its place with a weighted sum of earlier outputs (`velocity.velocities_in_use`).
+The hook intercepts every call of the transformer, so the pipeline, its Euler scheduler and the rest
+of its code stay as they are: on computed steps the transformer runs, on skipped steps it does not,
+and the scheduler integrates a weighted sum of earlier velocities (`velocity.velocities_in_use`).
 It knows nothing of ranks: a schedule is static, so sequence-parallel ranks take the same
 decisions by themselves and no collective is needed here.
+
+The schedule comes from a `ScheduleSource` (`hooks.source`), which is asked before the first forward
+of every run.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from diffusers import DiffusionPipeline
-from diffusers.hooks import ModelHook
-from diffusers.hooks.hooks import BaseState, StateManager
+from diffusers import SchedulerMixin
 
 from meancache.errors import ScheduleError
-from meancache.hooks.attach import attach, attached, detach
-from meancache.hooks.outputs import velocities_of, velocity_of, with_velocities
+from meancache.grid import Grid
+from meancache.hooks.attach import attach, attached, cache_context, detach, show
+from meancache.hooks.callers import Call, Caller, caller_of
+from meancache.hooks.conditions import RunConditions
+from meancache.hooks.guard import Guard, check_free, guard, guard_of, unguard
+from meancache.hooks.history import Rule
+from meancache.hooks.loops import LoopRun
+from meancache.hooks.outputs import signature, velocity_of
 from meancache.hooks.pipelines import (
-    Caller,
-    calling_pipeline,
-    check_run,
+    active_loras,
     check_transformer,
+    named_transformers,
     transformers_of,
 )
+from meancache.hooks.runs import PipelineRun, Replay
+from meancache.hooks.schedulers import check_scheduler, levels, step_by_value, step_of
+from meancache.hooks.source import FixedSchedule, ScheduleSource, source_of
+from meancache.hooks.timesteps import NAMES, timestep_of
 from meancache.schedule import Schedule
-from meancache.velocity import velocities_in_use
 
 HOOK_NAME = "mean_cache"
-NUM_TRAIN_TIMESTEPS = 1000
-# A timestep may reach the transformer rounded to bf16: 8 bits of precision.
-TIMESTEP_ROUNDING = 2.0**-8
-
-# One of the calls that a step makes: its cache context, and its number among those in there.
-Call = tuple[str | None, int]
+# Schedules whose weights are kept ready; a pipeline whose grid changes with the size has several.
+_RULES = 16
 
 
 def apply_mean_cache(
-    transformer: torch.nn.Module | DiffusionPipeline, schedule: Schedule
+    target: Any, schedule: Any, budget: int | None = None, strict: bool = False
 ) -> MeanCacheHook:
-    """Makes `transformer` follow `schedule` in every run of its pipeline from now on.
+    """Makes a pipeline follow a schedule in every run from now on.
 
-    >>> apply_mean_cache(pipe.transformer, Schedule.load("schedule.json"))
+    >>> apply_mean_cache(pipe, Schedule.load("schedule.json"))
     >>> video = pipe(prompt).frames  # same call as before, schedule.nfe forwards
 
     A step whose velocities are not all known is computed: a run that begins in the middle of the
-    grid, or a branch of guidance that begins later than the others, costs more than NFE forwards.
+    grid costs more than its share of NFE forwards with a fixed schedule.
 
     Args:
-        transformer: the denoiser of a diffusers flow-matching pipeline. Or the pipeline, for all
-            of its transformers: where several share the steps (Wan 2.2), they are one velocity
-            field, so the one goes on with the velocities of the other.
-        schedule: solved for the pipeline's grid of noise levels.
+        target: a diffusers flow-matching pipeline, classic or modular. Or its transformer alone,
+            which then follows the schedule in every pipeline or loop that calls it.
+        schedule: a `Schedule` solved for the pipeline's grid of noise levels, or a `Calibration`,
+            which makes one for the levels that each run really has.
+        budget: B, with a calibration: the forwards of a run.
+        strict: with a calibration: refuse a run that differs from it in anything but the grid.
 
     Returns:
-        The (first) hook, whose `forwards` counts how often the transformers really ran.
+        The hook. Its `forwards` counts how often the transformers really ran, its `schedule` is
+        what runs.
 
     Raises:
-        ScheduleError: a schedule or another cache is active on this transformer already. Later,
-            before the first forward of a run: the scheduler, the grid, the shape or the LoRA
-            adapters are not the schedule's, or another cache was enabled since.
+        ScheduleError: a schedule or another cache is active on a transformer already. Later,
+            before the first forward of a run: the scheduler, the grid or the conditions are not
+            the schedule's, or another cache was enabled since.
     """
-    modules = transformers_of(transformer)
+    modules = transformers_of(target)
     for module in modules:
-        check_transformer(module, schedule)
-        if attached(module, HOOK_NAME) is not None:
-            raise ScheduleError(
-                f"{type(module).__name__} follows a schedule already; call remove_mean_cache "
-                "before applying another"
-            )
-    hooks = attach_hooks(modules, schedule)
-    return hooks[0]
+        check_transformer(module)
+        check_free(module, HOOK_NAME)
+    hook = MeanCacheHook(source_of(schedule, budget, strict), modules)
+    if isinstance(hook.source, FixedSchedule):
+        hook.source.check_lora(hook.loras())
+    for module in modules:
+        attach(module, hook, HOOK_NAME, innermost=True)
+    if not isinstance(target, torch.nn.Module):
+        guard(target, Guard(hook, HOOK_NAME, named_transformers(target)))
+    return hook
 
 
-def remove_mean_cache(transformer: torch.nn.Module | DiffusionPipeline) -> None:
-    """Makes `transformer` compute every step again; nothing happens where no schedule is."""
-    for module in transformers_of(transformer):
+def remove_mean_cache(target: Any) -> None:
+    """Makes a pipeline, or a transformer, compute every step again.
+
+    Nothing happens where no schedule is, and nothing is left where one was.
+    """
+    if not isinstance(target, torch.nn.Module):
+        one = guard_of(target)
+        for module in () if one is None else one.modules.values():
+            detach(module, HOOK_NAME)
+        unguard(target)
+    for module in transformers_of(target):
+        hook = attached(module, HOOK_NAME)
         detach(module, HOOK_NAME)
+        if isinstance(hook, MeanCacheHook):
+            hook.let_go(module)
 
 
-@dataclass
-class _Branch:
-    """One of the calls that every step makes, such as cond: the velocities still needed of it."""
-
-    step: int = 0
-    shape: torch.Size | None = None
-    history: dict[int, list[torch.Tensor]] = field(default_factory=dict)
-    # The weights of the newest estimate, and what they came to.
-    estimate: tuple[dict[int, float], list[torch.Tensor]] | None = None
-    output: Any = None
-
-    def forget(self) -> None:
-        self.__init__()  # type: ignore[misc]
-
-
-@dataclass
-class _Progress:
-    """A pipeline's run: where it is and what each call of a step knows.
-
-    Calls of one step are told apart by their cache context and, where a pipeline makes several
-    calls in one context or in none, by their order.
+class MeanCacheHook:
+    """What `apply_mean_cache` puts on the transformers of a pipeline; they share its runs.
 
     Attributes:
-        grid: the very tensor of noise levels that the scheduler made for this run.
-        modules: the transformers that share the run.
-        forwards: how often they ran, in all runs.
+        forwards: how often they ran since it was applied.
+        schedule: what the last run followed; of a fixed schedule, that one.
+        modules: the transformers.
     """
 
-    modules: Sequence[torch.nn.Module]
-    grid: torch.Tensor | None = None
-    step: int = -1
-    calls: dict[str | None, int] = field(default_factory=dict)
-    branches: dict[Call, _Branch] = field(default_factory=dict)
-    forwards: int = 0
+    def __init__(
+        self,
+        source: ScheduleSource,
+        modules: Sequence[torch.nn.Module],
+        replay: Replay | None = None,
+    ) -> None:
+        self.source = source
+        self.modules = list(modules)
+        self.replay = replay
+        self.forwards = 0
+        self.schedule = source.schedule if isinstance(source, FixedSchedule) else None
+        self._lock = threading.Lock()
+        self._rules: dict[int, Rule] = {}
+        self._loops = threading.local()
 
-    def forget(self) -> None:
-        self.grid, self.step = None, -1
-        self.calls.clear()
-        self.branches.clear()
-
-    def next_call(self, context: str | None, step: int) -> Call:
-        """Which call of the step it is that comes now, in this context."""
-        if step != self.step:
-            self.step = step
-            self.calls.clear()
-        number = self.calls.get(context, 0)
-        self.calls[context] = number + 1
-        return context, number
-
-
-class MeanCacheHook(ModelHook):
-    """The diffusers hook behind `apply_mean_cache`; `forwards` counts the forwards it let run."""
-
-    _is_stateful = True
-
-    def __init__(self, schedule: Schedule, progress: _Progress) -> None:
-        super().__init__()
-        self.schedule = schedule
-        self.progress = progress
-        # diffusers' cache_context names the call here; what a call knows is in `progress`.
-        self.context = StateManager(BaseState)
-        rows = velocities_in_use(schedule)
-        self._computed = frozenset(schedule.computed_steps)
-        self._weights = [{int(n): float(row[n]) for n in np.flatnonzero(row)} for row in rows]
-        self._last_use = {n: k for k, weights in enumerate(self._weights) for n in weights}
-
-    @property
-    def forwards(self) -> int:
-        """How often the transformer ran, or all that share the schedule, since it was applied."""
-        return self.progress.forwards
-
-    def initialize_hook(self, module: torch.nn.Module) -> torch.nn.Module:
-        """Notes the names of the forward's arguments, which a caller may give by position."""
-        # The class's own: an instance's forward may be somebody's wrapper.
-        self._names = tuple(inspect.signature(type(module).forward).parameters)[1:]
-        return module
-
+    # Not compiled itself, where a compiled wrapper calls the transformer; the transformer is.
     @torch.compiler.disable(recursive=False)
-    def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """Stands in for the transformer's forward; see the module's docstring."""
-        # Where the whole module is compiled, the transformer itself is; decisions are not.
+    def __call__(
+        self, module: torch.nn.Module, compute: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """One call of the transformer; see `attach.Interceptor`."""
+        run, form = self._enter(module, args, kwargs)
         try:
-            call = self._locate(*args, **kwargs)
-            if self._must_compute(call):
-                self._let_go(call)
-                self._keep(call, self.compute(call, *args, **kwargs))
-            return self._answer(call)
+            if not run.computes(form):
+                return self._answered(run, form, module, args, kwargs)
+            run.begin_forward(form)
+            output = compute(*args, **kwargs)
+            return self._computed(run, form, output)
         except BaseException:
-            self.progress.forget()
+            run.end()
             raise
 
-    def reset_state(self, module: torch.nn.Module) -> torch.nn.Module:
-        """Forgets all runs in progress (diffusers calls this between pipeline calls)."""
-        self.progress.forget()
-        self.context.reset()
-        return module
-
-    @torch.compiler.disable(recursive=False)
-    def compute(self, call: Call, *args: Any, **kwargs: Any) -> Any:
-        """The transformer's own output for the call."""
-        self.progress.forwards += 1
-        return self.fn_ref.original_forward(*args, **kwargs)
+    @torch.compiler.disable
+    def _enter(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The run that a call is of, and the form of the call."""
+        caller = caller_of(module)
+        form = signature(args, kwargs)
+        if caller is None:
+            return self._loop(module, args, kwargs, form), form
+        if caller.call is not None:
+            caller.call.forwards += 1
+        scheduler = caller.scheduler
+        run = PipelineRun.on(scheduler, self)
+        if run is None:
+            run = self._begin(caller, module, args, kwargs)
+        run.enter(self._step(caller, args, kwargs))
+        return run, form
 
     @torch.compiler.disable
-    def _must_compute(self, call: Call) -> bool:
-        branch = self.progress.branches[call]
-        answerable = branch.output is not None and self._known(branch)
-        return branch.step in self._computed or not answerable
-
-    def _known(self, branch: _Branch) -> bool:
-        """Whether all velocities of earlier steps are there that the step's own weights name."""
-        return all(n in branch.history for n in self._weights[branch.step] if n != branch.step)
-
-    @torch.compiler.disable
-    def _let_go(self, call: Call) -> None:
-        """Frees what the forward replaces, while it needs the memory itself."""
-        branch = self.progress.branches[call]
-        branch.output = branch.estimate = None
-
-    @torch.compiler.disable
-    def _keep(self, call: Call, output: Any) -> None:
-        """Notes what the transformer has returned, as far as it will be needed."""
-        branch = self.progress.branches[call]
-        step = branch.step
-        branch.output = output
-        needed = self._last_use.get(step, step) > step or self._weights[step] != {step: 1.0}
-        if step in self._computed and needed:
-            branch.history[step] = [
-                velocity.to(torch.float32, copy=True) for velocity in velocities_of(output)
-            ]
-
-    @torch.compiler.disable
-    def _answer(self, call: Call) -> Any:
-        """The output of the call: the transformer's own, or the estimate's."""
-        branch = self.progress.branches[call]
-        step, weights, output = branch.step, self._weights[branch.step], branch.output
-        if weights != {step: 1.0} and self._known(branch):
-            if branch.estimate is None or branch.estimate[0] != weights:
-                branch.estimate = weights, _weighted_sum(weights, branch.history, output)
-            # Schedulers may write into what they are given; the next step needs it unharmed.
-            output = with_velocities(output, [v.clone() for v in branch.estimate[1]])
-        branch.history = {
-            n: v for n, v in branch.history.items() if self._last_use.get(n, -1) > step
-        }
-        branch.step += 1
-        if branch.step == self.schedule.num_inference_steps:
-            branch.forget()
+    def _answered(self, run: Any, form: Hashable, module: Any, args: Any, kwargs: Any) -> Any:
+        output = run.answer(form)
+        show(module, args, kwargs, output)
         return output
 
     @torch.compiler.disable
-    def _locate(self, *args: Any, **kwargs: Any) -> Call:
-        """Finds which call of which step this is, and that it is one the schedule knows."""
-        given = dict(zip(self._names, args, strict=False)) | kwargs
-        # Latents come first, by whatever name; a wrapper's forward has none.
-        latents = velocity_of(given.get(self._names[0], next(iter(given.values()))))
-        caller, context = calling_pipeline(), self._context()
-        if caller is None:
-            branch = self.progress.branches.setdefault((context, 0), _Branch())
-            self._synchronise(branch, latents, given.get("timestep"))
-            return context, 0
-        grid = getattr(caller.scheduler, "sigmas", None)
-        if grid is None or grid is not self.progress.grid:
-            self._begin(caller)
-        call = self.progress.next_call(context, caller.step)
-        branch = self.progress.branches.setdefault(call, _Branch())
-        if branch.shape not in (None, latents.shape):
-            branch.forget()
-        branch.step, branch.shape = caller.step, latents.shape
-        return call
+    def _computed(self, run: Any, form: Hashable, output: Any) -> Any:
+        with self._lock:
+            self.forwards += 1
+        return run.keep(form, output)
 
-    def _begin(self, caller: Caller) -> None:
+    def _begin(self, caller: Caller, module: Any, args: Any, kwargs: Any) -> PipelineRun:
         """A new run: its scheduler has made its noise levels anew."""
-        check_run(caller, self.schedule)
-        for module in self.progress.modules:
-            check_transformer(module, self.schedule)
-        self.progress.forget()
-        self.progress.grid = caller.scheduler.sigmas
-
-    def _context(self) -> str | None:
-        try:
-            return self.context.context.name
-        except ValueError:  # no cache context is set: a bare loop, or a model that has none
-            return None
-
-    def _synchronise(self, branch: _Branch, latents: torch.Tensor, timestep: Any) -> None:
-        """In a loop without a pipeline: finds the start of a run, and checks that it is there."""
-        if branch.step == 0 or branch.shape != latents.shape:
-            branch.forget()
-            for module in self.progress.modules:
-                check_transformer(module, self.schedule)
-        # An unfinished run, begun again, is nearer to the first step's timestep.
-        if self._distance(timestep, 0) < self._distance(timestep, branch.step):
-            branch.forget()
-        if self._distance(timestep, branch.step) > TIMESTEP_ROUNDING:
+        scheduler = caller.scheduler
+        check_scheduler(scheduler)
+        for one in self.modules:
+            check_transformer(one)
+        grid, begin = levels(scheduler), self._step(caller, args, kwargs)
+        conditions = RunConditions.of(caller, velocity_of((args, kwargs)).dtype, self.loras())
+        schedule = self.source.schedule_for(grid, conditions, begin)
+        offset = grid.num_inference_steps - schedule.num_inference_steps
+        rest = grid.sigmas[offset:]
+        if offset not in (0, begin) or not schedule.grid.matches(rest):
             raise ScheduleError(
-                f"the schedule is at step {branch.step} of {self.schedule.grid}, but the timestep "
-                f"is {timestep}: run on the schedule's grid from its first step, one call a step "
-                "in each cache context"
+                f"the schedule is for a grid of {schedule.grid}, but the pipeline runs {grid}"
             )
-        branch.shape = latents.shape
+        self.schedule = schedule
+        others = _other_schedulers(caller, grid)
+        run = PipelineRun(self, scheduler, others, self._rule(schedule), offset, self.replay)
+        if caller.call is not None:
+            caller.call.runs.append(run)
+        return run
 
-    def _distance(self, timestep: Any, step: int) -> float:
-        """How far a bare loop's timestep, in units of 1 or of 1000, is from that of `step`.
+    def _step(self, caller: Caller, args: Any, kwargs: Any) -> int:
+        """The scheduler's step that a call is of.
 
-        Relative to the step's own, after rounding that to the timestep's dtype; 0 where there is
-        no timestep, and the count of calls is all there is.
+        Raises:
+            ScheduleError: it cannot be known.
         """
-        if not isinstance(timestep, torch.Tensor):
-            return 0.0
-        value, sigma = float(timestep.flatten()[0]), self.schedule.grid.sigmas[step]
-        rounded = (
-            float(torch.tensor(sigma * unit, dtype=timestep.dtype))
-            for unit in (1, NUM_TRAIN_TIMESTEPS)
-        )
-        return min(abs(value - expected) / max(expected, sigma) for expected in rounded)
+        scheduler = caller.scheduler
+        step = step_of(scheduler, (value for value in (*args, *kwargs.values())))
+        if step is not None:
+            return step
+        variables = caller.variables()
+        nearby = [local[name] for local in variables for name in NAMES if name in local]
+        step = step_of(scheduler, nearby)
+        if step is None:
+            step = step_by_value(scheduler, nearby)
+        if step is None:
+            raise ScheduleError(
+                "the step at which the run begins cannot be told: call the scheduler's "
+                "set_begin_index before the first step, or loop over its timesteps"
+            )
+        return step
+
+    def _loop(self, module: Any, args: Any, kwargs: Any, form: Hashable) -> Any:
+        """The branch of a loop without a pipeline that a call is of."""
+        run = getattr(self._loops, "run", None)
+        if run is None:
+            run = self._loops.run = self._begin_loop()
+        given = _given(module, args, kwargs)
+        timestep = timestep_of(given, run.rule.schedule.grid.sigmas)
+        branch = run.enter((cache_context(), form), timestep)
+        if branch.step == 0:
+            self._check_loop(args, kwargs)
+        return branch
+
+    def _begin_loop(self) -> LoopRun:
+        if not isinstance(self.source, FixedSchedule):
+            raise ScheduleError(
+                "a loop without a pipeline has no scheduler whose noise levels could be read: give "
+                "it a schedule (Calibration.schedule), or let a pipeline run the transformer"
+            )
+        return LoopRun(self._rule(self.source.schedule), self.replay)
+
+    def _check_loop(self, args: Any, kwargs: Any) -> None:
+        """What can be checked of a loop: other caches, adapters and the dtype."""
+        for one in self.modules:
+            check_transformer(one)
+        assert isinstance(self.source, FixedSchedule)
+        conditions = RunConditions.of(None, velocity_of((args, kwargs)).dtype, self.loras())
+        self.source.schedule_for(self.source.schedule.grid, conditions, 0)
+
+    def loras(self) -> list[str]:
+        """Names of the adapters in use, sorted."""
+        return sorted({name for one in self.modules for name in active_loras(one)})
+
+    def _rule(self, schedule: Schedule) -> Rule:
+        rule = self._rules.get(id(schedule))
+        if rule is None or rule.schedule is not schedule:
+            rule = Rule(schedule)
+            with self._lock:
+                if len(self._rules) == _RULES:
+                    self._rules.pop(next(iter(self._rules)))
+                self._rules[id(schedule)] = rule
+        return rule
+
+    def end(self, call: Call) -> None:
+        """A call of a guarded pipeline is over: nothing stays of its runs."""
+        for run in call.runs:
+            if run.hook is self:
+                run.end()
+
+    def let_go(self, module: torch.nn.Module) -> None:
+        """The module does not follow this hook any more."""
+        self.modules = [one for one in self.modules if one is not module]
+        self._loops = threading.local()
 
 
-def attach_hooks(
-    modules: Sequence[torch.nn.Module],
-    schedule: Schedule,
-    kind: type[MeanCacheHook] = MeanCacheHook,
-    **options: Any,
-) -> list[Any]:
-    """Puts a hook that follows `schedule` on each module; they share the run."""
-    progress = _Progress(modules)
-    hooks = [kind(schedule, progress, **options) for _ in modules]
-    for module, hook in zip(modules, hooks, strict=True):
-        attach(module, hook, HOOK_NAME)
-    return hooks
+def attach_hook(
+    modules: Sequence[torch.nn.Module], schedule: Schedule, replay: Replay | None = None
+) -> MeanCacheHook:
+    """Puts one hook that follows `schedule` on all modules."""
+    hook = MeanCacheHook(FixedSchedule(schedule), modules, replay)
+    for module in modules:
+        attach(module, hook, HOOK_NAME, innermost=True)
+    return hook
 
 
-def _weighted_sum(
-    weights: dict[int, float], history: dict[int, list[torch.Tensor]], like: Any
-) -> list[torch.Tensor]:
-    """Sum of weights x velocities in fp32, a tensor for each of `like`, in its dtype."""
-    sums = []
-    for index, velocity in enumerate(velocities_of(like)):
-        total = torch.zeros_like(velocity, dtype=torch.float32)
-        for step, weight in weights.items():
-            total.add_(history[step][index], alpha=weight)
-        sums.append(total.to(velocity.dtype))
-    return sums
+def _given(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """A call's arguments by name; those of a wrapper whose forward names none by their place."""
+    parameters = inspect.signature(type(module).forward).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [one.name for one in parameters if one.kind in kinds][1:]
+    names += [f"*{number}" for number in range(len(names), len(args))]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _other_schedulers(caller: Caller, grid: Grid) -> list[Any]:
+    """Schedulers beside the pipeline's own that its loop steps, as for sound beside a video.
+
+    Raises:
+        ScheduleError: they cannot follow the schedule together with the pipeline's.
+    """
+    values = [value for local in caller.variables() for value in local.values()]
+    for value in values:
+        if isinstance(value, list | tuple) and any(isinstance(v, SchedulerMixin) for v in value):
+            raise ScheduleError(
+                f"{type(caller.pipeline).__name__} steps each part of its latents with a "
+                "scheduler of its own, and a schedule is for one: call remove_mean_cache"
+            )
+    schedulers = {id(one): one for one in values if isinstance(one, SchedulerMixin)}
+    schedulers.pop(id(caller.scheduler), None)
+    found = list(schedulers.values())
+    for one in found:
+        check_scheduler(one)
+        if not levels(one).matches(grid.sigmas):
+            raise ScheduleError(
+                f"{type(caller.pipeline).__name__} runs a second scheduler on other noise levels "
+                f"({levels(one)}) than its own ({grid}), and a schedule is for one grid: call "
+                "remove_mean_cache"
+            )
+    return found

@@ -1,12 +1,12 @@
-"""What a diffusers transformer returns, and how to return something else in the same form.
+"""What a diffusers transformer returns and is given, whatever its form.
 
 A tensor, a tuple, lists of samples, an object with `.sample` or with a field a modality: every
-floating-point tensor in it is a predicted velocity, or its negative, and estimators are linear.
+floating-point tensor in an output is a prediction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 
 def velocities_of(output: Any) -> list[torch.Tensor]:
-    """All predicted velocities in a transformer's output, in a fixed order.
+    """All predictions in a transformer's output, in a fixed order.
 
     Raises:
         TypeError: there is no tensor in it.
@@ -31,7 +31,7 @@ def velocities_of(output: Any) -> list[torch.Tensor]:
 
 
 def velocity_of(output: Any) -> torch.Tensor:
-    """The first, and mostly the only, predicted velocity in a transformer's output."""
+    """The first, and mostly the only, prediction in a transformer's output."""
     return velocities_of(output)[0]
 
 
@@ -39,6 +39,25 @@ def with_velocities(output: Any, velocities: Sequence[torch.Tensor]) -> Any:
     """An output of the same form as `output` that carries `velocities` instead."""
     following = iter(velocities)
     return pytree.tree_map(lambda leaf: next(following) if _is_velocity(leaf) else leaf, output)
+
+
+def signature(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
+    """Tells calls apart by the form of all of their inputs: calls that are alike here return the
+    same form.
+
+    Nesting, number, shapes and dtypes of all tensors count, and switches and names; numbers, such
+    as a timestep, do not.
+    """
+    leaves, tree = pytree.tree_flatten((args, dict(kwargs)))
+    return str(tree), tuple(_described(leaf) for leaf in leaves)
+
+
+def _described(leaf: Any) -> Hashable:
+    if isinstance(leaf, torch.Tensor):
+        return tuple(leaf.shape), leaf.dtype
+    if leaf is None or isinstance(leaf, bool | str):
+        return leaf
+    return type(leaf).__qualname__
 
 
 def _is_velocity(leaf: Any) -> bool:

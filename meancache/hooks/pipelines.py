@@ -1,23 +1,27 @@
-"""What the method needs to know of a diffusers pipeline, and what it refuses about one.
-
-The contract that a pipeline has to follow: its scheduler is a FlowMatchEulerDiscreteScheduler
-(z_{k+1} = z_k + h_k v_k), set anew for every call, and its transformer's output, or a fixed
-multiple of it, is the velocity. Everything here is read before the first forward of a run.
-"""
+"""Which modules of a pipeline follow a schedule, and what must not be on them."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
+import functools
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from meancache.errors import ScheduleError
-from meancache.grid import Grid, describe
-from meancache.json_values import shown
-from meancache.schedule import Schedule
+from meancache.hooks.attach import plain
+from meancache.hooks.schedulers import check_scheduler, grid_of
+
+__all__ = [
+    "active_loras",
+    "check_scheduler",
+    "check_transformer",
+    "grid_of",
+    "named_transformers",
+    "other_cache",
+    "replaced_forward",
+    "transformers_of",
+]
 
 # Where diffusers keeps its caches; its other hooks (offloading, casting, parallelism) do no harm.
 CACHES = (
@@ -29,162 +33,51 @@ CACHES = (
     "taylorseer_cache",
     "text_kv_cache",
 )
-SPATIAL = (
-    "vae_scale_factor_spatial",
-    "vae_spatial_compression_ratio",
-    "vae_spatial_scale_factor",
-    "vae_scale_factor",
-)
-TEMPORAL = (
-    "vae_scale_factor_temporal",
-    "vae_temporal_compression_ratio",
-    "vae_temporal_scale_factor",
-)
+# Packages whose wrappers around a forward run it in every call: offloading, casting, adapters. What
+# cache-dit leaves on a transformer does so too, unless its cache is on (`other_cache`).
+_TRANSPARENT = ("accelerate", "cache_dit", "contextlib", "diffusers", "peft", "torch")
 
 
-class Caller:
-    """A diffusers pipeline in the middle of its call.
-
-    Attributes:
-        pipeline: it.
-        variables: the local variables of its `__call__`.
-    """
-
-    def __init__(self, pipeline: DiffusionPipeline, variables: Mapping[str, Any]) -> None:
-        self.pipeline = pipeline
-        self.variables = variables
-
-    @property
-    def scheduler(self) -> Any:
-        return self.pipeline.scheduler
-
-    @property
-    def step(self) -> int:
-        """The step that the scheduler is at: exact, and read without waiting for the device."""
-        for name in ("step_index", "begin_index"):
-            step = getattr(self.scheduler, name, None)
-            if step is not None:
-                return int(step)
-        return 0
-
-    def sizes(self) -> dict[str, list[int]]:
-        """Height, width and num_frames in pixels and frames, in every way that they can be read.
-
-        The call's own variables are what was asked for, or what the pipeline made of it, but some
-        reuse the names for latents. Latents that still have their axes, times the VAE's factors,
-        are what is drawn, but some pipelines order their axes in another way.
-        """
-        found: dict[str, list[int]] = {"height": [], "width": [], "num_frames": []}
-        for name, readings in found.items():
-            if isinstance(self.variables.get(name), int):
-                readings.append(self.variables[name])
-        latents = self.variables.get("latents")
-        axes: tuple[int, ...] = latents.shape if isinstance(latents, torch.Tensor) else ()
-        spatial, temporal = self._factor(SPATIAL), self._factor(TEMPORAL)
-        if len(axes) in (4, 5) and spatial is not None:
-            found["height"].append(axes[-2] * spatial)
-            found["width"].append(axes[-1] * spatial)
-        if len(axes) == 5 and temporal is not None:
-            found["num_frames"].append((axes[2] - 1) * temporal + 1)
-        return found
-
-    def _factor(self, names: tuple[str, ...]) -> int | None:
-        found = (getattr(self.pipeline, name, None) for name in names)
-        return next((factor for factor in found if isinstance(factor, int)), None)
-
-
-def calling_pipeline() -> Caller | None:
-    """The diffusers pipeline whose `__call__` is running the transformer, or None.
-
-    A transformer does not know its pipeline, and its timestep alone cannot tell 50 steps from
-    30: both begin at 1000. The pipeline's scheduler can, before a forward is spent.
-    """
-    frame = sys._getframe(1)
-    while frame is not None:
-        if "self" in frame.f_code.co_varnames:
-            variables = frame.f_locals
-            pipeline = variables.get("self")
-            if isinstance(pipeline, DiffusionPipeline) and hasattr(pipeline, "scheduler"):
-                return Caller(pipeline, variables)
-        frame = frame.f_back  # type: ignore[assignment]
-    return None
-
-
-def transformers_of(target: torch.nn.Module | DiffusionPipeline) -> list[torch.nn.Module]:
+def transformers_of(target: Any) -> list[torch.nn.Module]:
     """The denoisers of a pipeline, in the order of their names, or the one given itself.
 
     Raises:
         ScheduleError: the pipeline has none.
     """
     if isinstance(target, torch.nn.Module):
-        return [_plain(target)]
-    components = getattr(target, "components", {})
-    found = [
-        _plain(module)
-        for name, module in sorted(components.items())
-        if name.startswith("transformer") and isinstance(module, torch.nn.Module)
-    ]
+        return [plain(target)]
+    return list(named_transformers(target).values())
+
+
+def named_transformers(pipeline: Any) -> dict[str, torch.nn.Module]:
+    """The denoisers of a pipeline by the names of its components.
+
+    Raises:
+        ScheduleError: the pipeline has none.
+    """
+    modules = {
+        name: plain(module)
+        for name, module in sorted(getattr(pipeline, "components", {}).items())
+        if isinstance(module, torch.nn.Module)
+    }
+    # transformer, transformer_2, unconditional_transformer
+    found = {name: module for name, module in modules.items() if "transformer" in name}
+    flow = isinstance(getattr(pipeline, "scheduler", None), FlowMatchEulerDiscreteScheduler)
+    if not found and flow:
+        found = {name: module for name, module in modules.items() if name == "unet"}
     if not found:
         raise ScheduleError(
-            f"{type(target).__name__} has no transformer; give the module that predicts its "
+            f"{type(pipeline).__name__} has no transformer; give the module that predicts its "
             "velocity instead"
         )
     return found
 
 
-def check_run(caller: Caller, schedule: Schedule) -> None:
-    """Refuses a run that is not the schedule's.
+def check_transformer(transformer: torch.nn.Module) -> None:
+    """Refuses a transformer with another cache on it.
 
     Raises:
-        ScheduleError: the pipeline does not integrate a velocity by Euler steps, or runs on other
-            noise levels or in another shape than the schedule was made for.
-    """
-    scheduler = caller.scheduler
-    check_scheduler(scheduler)
-    sigmas = scheduler.sigmas.tolist()
-    if not schedule.grid.matches(sigmas):
-        raise ScheduleError(
-            f"the schedule is for a grid of {schedule.grid}, but the pipeline runs "
-            f"{describe(sigmas)}: set num_inference_steps and the scheduler's shift to the "
-            "schedule's, or solve a schedule for this grid"
-        )
-    for name, readings in caller.sizes().items():
-        wanted = schedule.conditions.get(name)
-        if wanted is not None and readings and wanted not in readings:
-            raise ScheduleError(
-                f"the schedule was made for {name} {shown(wanted)}, but the pipeline runs {name} "
-                f"{readings[0]}: ask for the schedule's size, or solve a schedule for this one"
-            )
-
-
-def check_scheduler(scheduler: Any) -> None:
-    """Refuses what is not the Euler method on a flow: a schedule's jumps add up only there.
-
-    Multistep, second-order and stochastic samplers of flows are refused too: their step is not
-    h_k v_k, so weights that were made for the one would be wrong in the other.
-
-    Raises:
-        ScheduleError: names the scheduler.
-    """
-    name = type(scheduler).__name__
-    if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-        raise ScheduleError(
-            f"the pipeline's scheduler is a {name}, but a schedule stands in for a velocity that "
-            "Euler steps integrate: give a flow-matching pipeline a "
-            "FlowMatchEulerDiscreteScheduler of its shift; other pipelines cannot follow one"
-        )
-    if scheduler.config.get("stochastic_sampling") or scheduler.config.get("invert_sigmas"):
-        raise ScheduleError(
-            f"the pipeline's {name} has stochastic_sampling or invert_sigmas set, so it does not "
-            "follow a velocity from noise level 1 to 0; a schedule needs both off"
-        )
-
-
-def check_transformer(transformer: torch.nn.Module, schedule: Schedule) -> None:
-    """Refuses a transformer with another cache, or with other adapters than the schedule's.
-
-    Raises:
-        ScheduleError: names them.
+        ScheduleError: names it.
     """
     name = type(transformer).__name__
     cache = other_cache(transformer)
@@ -193,25 +86,17 @@ def check_transformer(transformer: torch.nn.Module, schedule: Schedule) -> None:
             f"{name} has another cache enabled ({cache}), and two caches do not add up: switch it "
             "off (disable_cache), or do without a schedule (remove_mean_cache)"
         )
-    wanted = schedule.conditions.get("lora")
-    if wanted is None:
-        return
-    names = [wanted] if isinstance(wanted, str) else wanted
-    if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
+    found = replaced_forward(transformer)
+    if found is not None:
         raise ScheduleError(
-            f"the schedule's condition lora is {shown(wanted)}; it must be the names of adapters "
-            "in a list, empty for none, or null where they are left open"
-        )
-    active = active_loras(transformer)
-    if sorted(names) != active:
-        raise ScheduleError(
-            f"the schedule was made for {_adapters(sorted(names))}, but {name} runs "
-            f"{_adapters(active)}: set the schedule's adapters, or solve a schedule for these"
+            f"the forward of {name} was replaced by {found}, which may answer without computing: "
+            "take it off, or, if it always runs the forward that it replaced, set its "
+            "attribute computes_always = True"
         )
 
 
 def other_cache(transformer: torch.nn.Module) -> str | None:
-    """The name of a cache of diffusers or cache-dit that is on the transformer, if one is."""
+    """The name of a cache that is on the transformer by diffusers' hooks or is cache-dit's."""
     if getattr(transformer, "_is_cached", False):
         return "cache-dit"
     for module in transformer.modules():
@@ -220,8 +105,56 @@ def other_cache(transformer: torch.nn.Module) -> str | None:
             package, _, cache = type(hook).__module__.rpartition(".")
             if package == "diffusers.hooks" and cache in CACHES:
                 return cache
+            if package != "diffusers.hooks" and hasattr(hook, "new_forward"):
+                return f"{type(hook).__module__}.{type(hook).__qualname__}"
     config = getattr(transformer, "_cache_config", None)
     return None if config is None else type(config).__name__
+
+
+def replaced_forward(module: torch.nn.Module) -> str | None:
+    """The function that stands in for the module's own forward, if it is not known to run it."""
+    stranger = _stranger(vars(module).get("forward"), type(module))
+    if stranger is not None:
+        return stranger
+    owner = next((one for one in type(module).__mro__ if "forward" in vars(one)), None)
+    return None if owner is None else _stranger(vars(owner)["forward"], owner)
+
+
+def _stranger(forward: Any, owner: type) -> str | None:
+    """The first function in a chain of wrappers that is neither the class's own nor known."""
+    seen: set[int] = set()
+    while forward is not None and id(forward) not in seen:
+        seen.add(id(forward))
+        function = forward.func if isinstance(forward, functools.partial) else forward
+        function = getattr(function, "__func__", function)
+        if _is_own(function, owner):
+            return None
+        if _module(function).partition(".")[0] not in _TRANSPARENT and not getattr(
+            function, "computes_always", False
+        ):
+            return f"{_module(function)}.{_name(function)}"
+        forward = getattr(forward, "__wrapped__", None)
+    return None
+
+
+def _is_own(function: Any, owner: type) -> bool:
+    """Whether the function was written in the body of the class, or of one that it derives from."""
+    return any(
+        _name(function) == f"{base.__qualname__}.forward" and _module(function) == base.__module__
+        for base in owner.__mro__
+    )
+
+
+def _module(function: Any) -> str:
+    """The module that a function's code is in, whatever functools.wraps says of it."""
+    if not hasattr(function, "__code__"):
+        return type(function).__module__
+    return str(function.__globals__.get("__name__", "builtins"))
+
+
+def _name(function: Any) -> str:
+    code = getattr(function, "__code__", None)
+    return type(function).__qualname__ if code is None else str(code.co_qualname)
 
 
 def active_loras(transformer: torch.nn.Module) -> list[str]:
@@ -236,22 +169,3 @@ def active_loras(transformer: torch.nn.Module) -> list[str]:
             if name in layer.lora_A
         }
     )
-
-
-def grid_of(pipeline: DiffusionPipeline) -> Grid:
-    """The noise levels of the pipeline's last call.
-
-    Raises:
-        ScheduleError: its scheduler is not one that a schedule can follow.
-    """
-    check_scheduler(pipeline.scheduler)
-    return Grid.from_scheduler(pipeline.scheduler)
-
-
-def _plain(module: torch.nn.Module) -> torch.nn.Module:
-    """The module that torch.compile wrapped: hooks go inside, around what is compiled."""
-    return getattr(module, "_orig_mod", module)
-
-
-def _adapters(names: list[str]) -> str:
-    return f"LoRA {', '.join(shown(name)[1:-1] for name in names)}" if names else "no LoRA"

@@ -50,6 +50,8 @@ def install(transformer: Any, ranks: int) -> None:
         sample = result[0][..., :height, :width]
         return (sample,) if isinstance(result, tuple) else type(result)(sample=sample)
 
+    # It always runs the forward that it replaces (`meancache.hooks.pipelines` asks).
+    padded.computes_always = True  # type: ignore[attr-defined]
     transformer.forward = padded
 
 
