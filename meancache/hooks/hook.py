@@ -135,24 +135,29 @@ class MeanCacheHook:
         self, module: torch.nn.Module, compute: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
         """One call of the transformer; see `attach.Interceptor`."""
-        run, form = self._enter(module, args, kwargs)
+        run, form, computes = self._enter(module, args, kwargs)
+        if not computes:
+            return self._answered(run, form, module, args, kwargs)
         try:
-            if not run.computes(form):
-                return self._answered(run, form, module, args, kwargs)
-            run.begin_forward(form)
-            output = compute(*args, **kwargs)
-            return self._computed(run, form, output)
+            return self._computed(run, form, compute(*args, **kwargs))
         except BaseException:
-            run.end()
+            self._failed(run)
             raise
 
     @torch.compiler.disable
     def _enter(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The run that a call is of, and the form of the call."""
-        caller = caller_of(module)
+        """The run that a call is of, the form of the call, and whether it must be computed."""
         form = signature(args, kwargs)
+        run = self._run(module, args, kwargs, form)
+        computes = run.computes(form)
+        if computes:
+            run.begin_forward(form)
+        return run, form, computes
+
+    def _run(self, module: Any, args: Any, kwargs: Any, form: Hashable) -> Any:
+        caller = caller_of(module)
         if caller is None:
-            return self._loop(module, args, kwargs, form), form
+            return self._loop(module, args, kwargs, form)
         if caller.call is not None:
             caller.call.forwards += 1
         scheduler = caller.scheduler
@@ -160,7 +165,7 @@ class MeanCacheHook:
         if run is None:
             run = self._begin(caller, module, args, kwargs)
         run.enter(self._step(caller, args, kwargs))
-        return run, form
+        return run
 
     @torch.compiler.disable
     def _answered(self, run: Any, form: Hashable, module: Any, args: Any, kwargs: Any) -> Any:
@@ -173,6 +178,10 @@ class MeanCacheHook:
         with self._lock:
             self.forwards += 1
         return run.keep(form, output)
+
+    @torch.compiler.disable
+    def _failed(self, run: Any) -> None:
+        run.end()
 
     def _begin(self, caller: Caller, module: Any, args: Any, kwargs: Any) -> PipelineRun:
         """A new run: its scheduler has made its noise levels anew."""
