@@ -56,7 +56,7 @@ def detach(module: torch.nn.Module, name: str) -> None:
 
 
 def plain(module: torch.nn.Module) -> torch.nn.Module:
-    """The module inside torch.compile's wrapper, which calls it as everybody does."""
+    """The module inside torch.compile's wrapper, where there is one."""
     return getattr(module, "_orig_mod", module)
 
 
@@ -70,12 +70,15 @@ def show(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Any, output: An
 
     What they return is not used: it is in the outputs that the answer was made from.
     """
-    for key, hook in list(module._forward_pre_hooks.items()):
-        given = (args, kwargs) if key in module._forward_pre_hooks_with_kwargs else (args,)
-        hook(module, *given)
-    for key, hook in list(module._forward_hooks.items()):
-        given = (args, kwargs) if key in module._forward_hooks_with_kwargs else (args,)
-        hook(module, *given, output)
+    modules = [module] if plain(module) is module else [module, plain(module)]
+    for one in modules:
+        for key, hook in list(one._forward_pre_hooks.items()):
+            given = (args, kwargs) if key in one._forward_pre_hooks_with_kwargs else (args,)
+            hook(one, *given)
+    for one in reversed(modules):
+        for key, hook in list(one._forward_hooks.items()):
+            given = (args, kwargs) if key in one._forward_hooks_with_kwargs else (args,)
+            hook(one, *given, output)
 
 
 def become(one: Any, key: str, subclass: Callable[[type, str], type]) -> None:
@@ -113,10 +116,10 @@ def subclass_of(base: type, key: str, namespace: dict[str, Any]) -> type:
         if not isinstance(made, tuple):
             return made
         build, args, *rest = made
-        args = tuple(base if one is type(self) else one for one in args)
+        build, *args = (base if one is type(self) else one for one in (build, *args))
         if rest and isinstance(rest[0], dict):
             rest[0] = {name: value for name, value in rest[0].items() if name != key}
-        return (build, args, *rest)
+        return (build, tuple(args), *rest)
 
     about = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
     body = {**about, **namespace, "__reduce_ex__": reduced, "_mean_cache_base": base}

@@ -48,15 +48,17 @@ class Guard:
         """
         for name, module in self.modules.items():
             now = getattr(pipeline, name, None)
-            # A wrapper around the module (parallelism, torch.compile) still calls it.
-            if now is None or any(one is module for one in now.modules()):
+            if now is None or now is module:
                 continue
-            new = plain(now)
-            check_transformer(new)
-            check_free(new, self.name)
+            # A wrapper around the module (parallelism) still calls it. Not one of torch.compile:
+            # what answers without computing stands outside of it.
+            if plain(now) is now and any(one is module for one in now.modules()):
+                continue
             detach(module, self.name)
-            attach(new, self.hook, self.name, innermost=True)
-            self.modules[name] = new
+            check_transformer(now)
+            check_free(now, self.name)
+            attach(now, self.hook, self.name, innermost=True)
+            self.modules[name] = now
         self.hook.modules = list(self.modules.values())
 
 
@@ -84,9 +86,9 @@ def check_free(module: torch.nn.Module, name: str) -> None:
     Raises:
         ScheduleError: it does.
     """
-    if attached(module, name) is not None:
+    if any(attached(one, name) is not None for one in (module, plain(module))):
         raise ScheduleError(
-            f"{type(module).__name__} follows a schedule already; call remove_mean_cache "
+            f"{type(plain(module)).__name__} follows a schedule already; call remove_mean_cache "
             "before applying another"
         )
 

@@ -22,7 +22,7 @@ from diffusers import SchedulerMixin
 
 from meancache.errors import ScheduleError
 from meancache.grid import Grid
-from meancache.hooks.attach import attach, attached, cache_context, detach, show
+from meancache.hooks.attach import attach, attached, cache_context, detach, plain, show
 from meancache.hooks.callers import Call, Caller, caller_of
 from meancache.hooks.conditions import RunConditions
 from meancache.hooks.guard import Guard, check_free, guard, guard_of, unguard
@@ -33,7 +33,6 @@ from meancache.hooks.pipelines import (
     active_loras,
     check_transformer,
     named_transformers,
-    transformers_of,
 )
 from meancache.hooks.runs import PipelineRun, Replay
 from meancache.hooks.schedulers import check_scheduler, levels, step_by_value, step_of
@@ -74,7 +73,8 @@ def apply_mean_cache(
             before the first forward of a run: the scheduler, the grid or the conditions are not
             the schedule's, or another cache was enabled since.
     """
-    modules = transformers_of(target)
+    alone = isinstance(target, torch.nn.Module)
+    modules = [target] if alone else list(named_transformers(target).values())
     for module in modules:
         check_transformer(module)
         check_free(module, HOOK_NAME)
@@ -83,7 +83,7 @@ def apply_mean_cache(
         hook.source.check_lora(hook.loras())
     for module in modules:
         attach(module, hook, HOOK_NAME, innermost=True)
-    if not isinstance(target, torch.nn.Module):
+    if not alone:
         guard(target, Guard(hook, HOOK_NAME, named_transformers(target)))
     return hook
 
@@ -98,7 +98,10 @@ def remove_mean_cache(target: Any) -> None:
         for module in () if one is None else one.modules.values():
             detach(module, HOOK_NAME)
         unguard(target)
-    for module in transformers_of(target):
+        modules = list(named_transformers(target).values())
+    else:
+        modules = [target]
+    for module in (*modules, *map(plain, modules)):
         hook = attached(module, HOOK_NAME)
         detach(module, HOOK_NAME)
         if isinstance(hook, MeanCacheHook):
@@ -187,6 +190,7 @@ class MeanCacheHook:
         """A new run: its scheduler has made its noise levels anew."""
         scheduler = caller.scheduler
         check_scheduler(scheduler)
+        _check_compiled(caller, module)
         for one in self.modules:
             check_transformer(one)
         grid, begin = levels(scheduler), self._step(caller, args, kwargs)
@@ -293,11 +297,27 @@ def attach_hook(
 
 def _given(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """A call's arguments by name; those of a wrapper whose forward names none by their place."""
-    parameters = inspect.signature(type(module).forward).parameters.values()
+    parameters = inspect.signature(type(plain(module)).forward).parameters.values()
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     names = [one.name for one in parameters if one.kind in kinds][1:]
     names += [f"*{number}" for number in range(len(names), len(args))]
     return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _check_compiled(caller: Caller, module: torch.nn.Module) -> None:
+    """Refuses a transformer that was compiled around its hook, as a whole, by fullgraph=True.
+
+    Raises:
+        ScheduleError: a call that is answered without computing would have nothing to compile.
+    """
+    for one in vars(caller.pipeline).values():
+        around = isinstance(one, torch.nn.Module) and plain(one) is module and one is not module
+        if around and getattr(getattr(one, "dynamo_ctx", None), "fullgraph", False):
+            raise ScheduleError(
+                f"{type(module).__name__} was compiled as a whole after its schedule was applied: "
+                "call remove_mean_cache and apply_mean_cache anew, on the pipeline or on what "
+                "torch.compile returned"
+            )
 
 
 def _other_schedulers(caller: Caller, grid: Grid) -> list[Any]:

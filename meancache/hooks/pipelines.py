@@ -46,17 +46,17 @@ def transformers_of(target: Any) -> list[torch.nn.Module]:
     """
     if isinstance(target, torch.nn.Module):
         return [plain(target)]
-    return list(named_transformers(target).values())
+    return [plain(one) for one in named_transformers(target).values()]
 
 
 def named_transformers(pipeline: Any) -> dict[str, torch.nn.Module]:
-    """The denoisers of a pipeline by the names of its components.
+    """The denoisers of a pipeline by the names of its components, with torch.compile's wrappers.
 
     Raises:
         ScheduleError: the pipeline has none.
     """
     modules = {
-        name: plain(module)
+        name: module
         for name, module in sorted(getattr(pipeline, "components", {}).items())
         if isinstance(module, torch.nn.Module)
     }
@@ -79,6 +79,7 @@ def check_transformer(transformer: torch.nn.Module) -> None:
     Raises:
         ScheduleError: names it.
     """
+    transformer = plain(transformer)
     name = type(transformer).__name__
     cache = other_cache(transformer)
     if cache is not None:
