@@ -7,7 +7,7 @@ velocity that would lead to the reference, z_ref[s] = z_t + (sigma_s - sigma_t) 
 over all trajectories, and the run goes on with it. What comes out is at most 3 B numbers.
 
 The rollout is the unmodified pipeline's, started anew for every computed step: the schedule so far
-runs with the transformer's outputs already known, lets the model compute one step more, and ends
+runs with the velocities already known, lets the model compute one step more, and ends
 the call. So whatever a pipeline does around its transformer, guidance in two forwards and its
 renormalisation too, is done here as it will be in use. What is fitted is the velocity that the
 sampler integrates. Knows no gang: every rank of one makes the same calls and comes to the same
@@ -329,6 +329,48 @@ class Fitter:
             for transformer in self.transformers:
                 remove_mean_cache(transformer)
             self.forwards += hook.forwards
+
+
+_Problem = tuple[np.ndarray, np.ndarray]
+"""The normal matrix (J, J) and the right-hand side (J,) of one trajectory's jump."""
+
+
+def _known(state: _State) -> list[int]:
+    """The computed steps whose velocities a jump may use, the newest first."""
+    return sorted(state.velocities, reverse=True)[:ORDER]
+
+
+def _problem(state: _State, target: torch.Tensor, length: float) -> _Problem:
+    """Least squares of the velocity that leads to `target`, beyond v_t itself.
+
+    Beyond it, so that the ridge pulls towards holding the velocity.
+    """
+    features = torch.stack([state.velocities[step].flatten() for step in _known(state)]).double()
+    missing = (target - state.position).flatten().double() / length - features[0]
+    return (features @ features.T).cpu().numpy(), (features @ missing).cpu().numpy()
+
+
+def _solved(problems: Sequence[_Problem], known: Sequence[int]) -> dict[int, float]:
+    """The weights of the known velocities that suit all of the problems together best."""
+    normal = np.sum([normal for normal, _ in problems], axis=0)
+    right = np.sum([right for _, right in problems], axis=0)
+    ridge = RIDGE * np.trace(normal) / len(known) * np.eye(len(known))
+    solution = np.linalg.solve(normal + ridge, right)
+    solution[0] += 1.0
+    return {step: float(weight) for step, weight in zip(known, solution, strict=True)}
+
+
+def _jumped(state: _State, weights: Mapping[int, float], length: float) -> _State:
+    """The state at the end of the jump; it keeps what later weights may name."""
+    estimate = sum(
+        (state.velocities[step] * weight for step, weight in weights.items()),
+        torch.zeros_like(state.position),
+    )
+    return _State(
+        position=state.position + length * estimate,
+        velocities={step: state.velocities[step] for step in list(weights)[: ORDER - 1]},
+        replay=state.replay,
+    )
 
 
 class _ReachedError(Exception):
