@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import platform
 from collections import defaultdict
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cluster.ranks.random_weights import RandomModel
+    from jobs.benchmark import speed
 
 # (width, height, frames): the paper's and xDiT's on a GPU, and smaller ones of like proportions.
 SHAPES = {
@@ -103,6 +105,20 @@ def measure(shape: str, repeats: int, videos: int, compiled: bool = False) -> di
     return figures
 
 
+def _skipped_step(turns: Sequence[speed.Turn], computed: Collection[int]) -> float:
+    """Median seconds of the steps that a schedule skips."""
+    from jobs.benchmark import speed
+
+    return speed.median(
+        [
+            second
+            for turn in turns
+            for step, second in enumerate(turn.steps, start=1)
+            if step not in computed
+        ]
+    )
+
+
 def _figures(
     model: RandomModel, arguments: dict[str, Any], repeats: int, videos: int, compiled: bool
 ) -> dict[str, Any]:
@@ -114,8 +130,8 @@ def _figures(
     sigmas = model.grid(STEPS, arguments).sigmas
     schedules = {f"b{budget}": speed.even_schedule(sigmas, budget) for budget in BUDGETS}
     renderer = Renderer(model, 0, 1, "", compiled=compiled)
-    turns: dict[str, list[speed.Turn]] = defaultdict(list)
     kinds = {"full": None, **schedules}
+    turns: dict[str, list[speed.Turn]] = defaultdict(list)
     runs = speed.take_turns(renderer, arguments, kinds, repeats)
     for name, turn in progress(
         runs, repeats * len(kinds), "videos", also=lambda: "" if turns else ", warming up"
@@ -125,15 +141,7 @@ def _figures(
     loop = {name: speed.median([turn.loop for turn in of]) for name, of in turns.items()}
     video = {name: speed.median([turn.video for turn in of]) for name, of in turns.items()}
     forward = speed.median([second for turn in turns["full"] for second in turn.steps])
-    computed = schedules["b10"].computed_steps
-    skipped = speed.median(
-        [
-            second
-            for turn in turns["b10"]
-            for step, second in enumerate(turn.steps, start=1)
-            if step not in computed
-        ]
-    )
+    skipped = _skipped_step(turns["b10"], schedules["b10"].computed_steps)
     statistics_s = speed.statistics_seconds(renderer, arguments)
     peaks = {name: speed.peak_gib(renderer, arguments, of) for name, of in kinds.items()}
     limit = speed.matmul_rate(renderer, MATRIX[renderer.device.type])

@@ -26,6 +26,28 @@ def parser() -> argparse.ArgumentParser:
     )
     cli.add_output(result, "where evaluation.parquet and report.html go")
     cli.add_prompts(result)
+    _add_methods(result)
+    result.add_argument(
+        "--seeds",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="videos a prompt, each from its own noise (default 1)",
+    )
+    result.add_argument(
+        "--reference-steps",
+        type=positive,
+        metavar="N",
+        help="measure against a fine solution of so many steps too: a multiple of the grid's "
+        "steps, such as 300",
+    )
+    cli.add_model(result)
+    cli.add_fleet(result)
+    return result
+
+
+def _add_methods(result: argparse.ArgumentParser) -> None:
+    """What is compared."""
     result.add_argument(
         "--schedules",
         metavar="DIR",
@@ -62,23 +84,6 @@ def parser() -> argparse.ArgumentParser:
         help="compare with other acceleration methods too, each over its own knob; with --graph "
         "also those that calibrate on its trajectories (HunyuanVideo and gang size 1 only)",
     )
-    result.add_argument(
-        "--seeds",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="videos a prompt, each from its own noise (default 1)",
-    )
-    result.add_argument(
-        "--reference-steps",
-        type=positive,
-        metavar="N",
-        help="measure against a fine solution of so many steps too: a multiple of the grid's "
-        "steps, such as 300",
-    )
-    cli.add_model(result)
-    cli.add_fleet(result)
-    return result
 
 
 def configured(options: argparse.Namespace) -> Config:
