@@ -27,11 +27,7 @@ if TYPE_CHECKING:
 
 HERE = "this project"
 # Methods whose schedules were solved here, but thought out elsewhere.
-SOURCES = {
-    "paper": "written from arXiv:2601.19961",
-    "optimal-stepsize": "written from arXiv:2503.21774",
-    "refined": "written from arXiv:2403.01329",
-}
+SOURCES = {"paper": "written from arXiv:2601.19961"}
 # The paper's ablation (Table 3): execution rule -> gammas.
 ABLATION = {"jump": (1.0, 2.0, 3.0, 4.0, 5.0), "fine-step": (3.0, 4.0)}
 
@@ -89,12 +85,18 @@ def from_schedules(schedules: Mapping[str, Schedule]) -> list[Method]:
             setting=name
             if taken.count((schedule.method, schedule.budget, setting)) > 1
             else setting,
-            source=SOURCES.get(schedule.method, HERE),
+            source=_source(schedule),
             budget=schedule.budget,
             runs=schedule,
         )
         for name, schedule, setting in entries
     ]
+
+
+def _source(schedule: Schedule) -> str:
+    """Where its method is from: as it says itself, or as is known of the project's own."""
+    said = schedule.calibration.get("source")
+    return said if isinstance(said, str) else SOURCES.get(schedule.method, HERE)
 
 
 def _setting(schedule: Schedule) -> str | None:

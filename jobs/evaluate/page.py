@@ -85,7 +85,7 @@ def evaluation_page(
         groups=_groups(found, predicted),
         measured={
             name: any(getattr(one, name) is not None for one in found)
-            for name in ("lpips", "caption", "psnr_fine")
+            for name in ("lpips", "flip", "caption", "psnr_fine")
         },
         predicted=predicted,
         unusable=unusable,

@@ -32,7 +32,7 @@ from jobs.evaluate.methods import (
 )
 from jobs.evaluate.table import FULL, schema_of, scoreboard, to_parquet
 from meancache.baselines import Baseline
-from meancache.quality import LpipsAbsentError, lpips_metric, psnr, ssim
+from meancache.quality import LpipsAbsentError, flip, lpips_metric, psnr, ssim
 from meancache.schedule import Schedule
 
 PAIRS = "evaluation/pairs/"
@@ -122,6 +122,7 @@ class Evaluation(CountedWork):
             "psnr": None if reference is None else psnr(frames, reference),
             "ssim": None if reference is None else ssim(frames, reference),
             "lpips": None if reference is None else _lpips(frames, reference),
+            "flip": None if reference is None else flip(frames, reference),
             "psnr_fine": None if fine is None else psnr(frames, fine),
             "caption": caption_score(frames, item.prompt) if self.captioned else None,
         }

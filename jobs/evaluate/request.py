@@ -36,7 +36,10 @@ SPEC_KEY = "evaluation/job.json"
 CALIBRATION_RUNS = 10
 # The pipeline that the settings of the baselines were tuned for.
 BASELINES_PIPELINE = "HunyuanVideoPipeline"
-NEED_CALIBRATION = "magcache, teacache-rescaled, optimal-stepsize, refined"
+NEED_CALIBRATION = (
+    "magcache, teacache-rescaled, dpcache, l2p, spectrum, hicache, freecache, paper-forced, "
+    "optimal-stepsize, budcache, refined and other packages' baselines"
+)
 # The model whose prompts are captions of known facts.
 CAPTIONED = "tiny"
 

@@ -42,6 +42,7 @@ class Result:
         psnr: dB against the full run; None for the full run.
         ssim: likewise.
         lpips: likewise, its worst the highest; None where LPIPS was absent.
+        flip: likewise, its worst the highest.
         psnr_fine: dB against the fine solution; None where none was rendered.
         caption: share of the caption's facts shown; None for other models than the embedded one.
     """
@@ -59,6 +60,7 @@ class Result:
     psnr: Summary | None
     ssim: Summary | None
     lpips: Summary | None
+    flip: Summary | None
     psnr_fine: Summary | None
     caption: Summary | None
 
@@ -185,7 +187,7 @@ def _is_full(row: Mapping[str, Any]) -> bool:
 def _result(rows: Sequence[Mapping[str, Any]], full_seconds: float) -> Result:
     known = {
         name: [row[name] for row in rows if row.get(name) is not None]
-        for name in ("share", "psnr", "ssim", "lpips", "psnr_fine", "caption")
+        for name in ("share", "psnr", "ssim", "lpips", "flip", "psnr_fine", "caption")
     }
     summaries = {name: Summary.of(known[name]) if known[name] else None for name in known}
     first = rows[0]
@@ -204,6 +206,7 @@ def _result(rows: Sequence[Mapping[str, Any]], full_seconds: float) -> Result:
         psnr=summaries["psnr"],
         ssim=summaries["ssim"],
         lpips=Summary.of(known["lpips"], worst=max) if known["lpips"] else None,
+        flip=Summary.of(known["flip"], worst=max) if known["flip"] else None,
         psnr_fine=summaries["psnr_fine"],
         caption=summaries["caption"],
     )

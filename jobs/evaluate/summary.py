@@ -32,9 +32,11 @@ def text_table(found: Sequence[Result], schedules: Sequence[Schedule]) -> str:
         "seconds": [f"{one.seconds:.2f}" for one in found],
         "speed-up": [f"{one.speedup:.1f}x" for one in found],
         "PSNR (worst)": [_with_worst(one.psnr) for one in found],
+        "tenth": [_decibels(None if one.psnr is None else one.psnr.tail) for one in found],
         "predicted": [_decibels(predicted[False].get(one.schedule_id or "")) for one in found],
         "SSIM": ["" if one.ssim is None else f"{one.ssim.mean:.3f}" for one in found],
         "LPIPS": ["" if one.lpips is None else f"{one.lpips.mean:.3f}" for one in found],
+        "FLIP": ["" if one.flip is None else f"{one.flip.mean:.3f}" for one in found],
         "caption": [_percent(None if one.caption is None else one.caption.mean) for one in found],
         "PSNR to fine": [_with_worst(one.psnr_fine) for one in found],
         "predicted to fine": [

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-VERSION = "1"
+VERSION = "2"
 FULL = "full"
 OURS = ("fitted", "secant")
 PAPER = "paper"
@@ -29,14 +29,15 @@ SCHEMA = pa.schema(
         pa.field("psnr", pa.float64()),
         pa.field("ssim", pa.float64()),
         pa.field("lpips", pa.float64()),
+        pa.field("flip", pa.float64()),
         pa.field("psnr_fine", pa.float64()),
         pa.field("seconds", pa.float64(), nullable=False),
     ],
     metadata={"schema": VERSION},
 )
 """A row a (method, pair). `share`: transformer FLOPs of the run over the full run's; `psnr`,
-`ssim`, `lpips`: against the full run, null for itself; `psnr_fine`: dB against a fine solution
-of the flow; `seconds`: of the denoising loop."""
+`ssim`, `lpips`, `flip`: against the full run, null for itself; `psnr_fine`: dB against a fine
+solution of the flow; `seconds`: of the denoising loop."""
 
 TINY_SCHEMA = SCHEMA.insert(SCHEMA.get_field_index("seconds"), pa.field("caption", pa.float64()))
 """That of the embedded model, whose prompts are captions of known facts: the share of them that a
