@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import importlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 
 import numpy as np
 
@@ -57,6 +58,32 @@ class Summary:
     def __str__(self) -> str:
         known = math.isfinite(self.standard_error)  # of one video it is not
         return f"{self.mean:.1f}" + (f" ± {self.standard_error:.1f}" if known else "")
+
+
+def mean_interval(
+    scores: Sequence[float], groups: Sequence[Hashable], coverage: float = 0.9
+) -> tuple[float, float] | None:
+    """Where the mean of scores lies in the long run, by Student's t over independent groups.
+
+    Args:
+        scores: finite, one a video.
+        groups: what each is of, such as its prompt; scores of one group count as one, their mean.
+        coverage: how often such an interval holds the mean.
+
+    Returns:
+        (low, high), or None where there are not two groups.
+    """
+    from scipy.special import stdtrit
+
+    means = [
+        fmean(score for score, other in zip(scores, groups, strict=True) if other == group)
+        for group in dict.fromkeys(groups)
+    ]
+    if len(means) < 2:
+        return None
+    error = stdev(means) / math.sqrt(len(means))
+    reach = float(stdtrit(len(means) - 1, (1 + coverage) / 2)) * error
+    return fmean(means) - reach, fmean(means) + reach
 
 
 def psnr(video: np.ndarray, reference: np.ndarray) -> float:

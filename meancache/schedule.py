@@ -237,6 +237,19 @@ class Schedule:
         known: Any = self.calibration.get("psnr_estimate")
         return float(known) if is_number(known) and math.isfinite(known) else None
 
+    @property
+    def predicted_interval(self) -> tuple[float, float] | None:
+        """(low, high) dB that hold the mean of new prompts' videos 9 times of 10; if known.
+
+        From calibration runs under weights that were fitted without their prompts.
+        """
+        known: Any = self.calibration.get("psnr_interval")
+        if not isinstance(known, list | tuple) or len(known) != 2:
+            return None
+        if not all(is_number(one) and math.isfinite(one) for one in known):
+            return None
+        return float(known[0]), float(known[1])
+
     @classmethod
     def from_edges(
         cls,

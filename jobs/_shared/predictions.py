@@ -11,7 +11,10 @@ from meancache.schedule import Schedule
 def smallest_budget(
     schedules: Sequence[Schedule], target_psnr: float, fix: str = "add larger --budgets"
 ) -> Schedule:
-    """The cheapest schedule whose fidelity reaches the target, measured or estimated.
+    """The cheapest schedule whose mean fidelity is predicted to reach the target.
+
+    Where it was predicted by calibration runs, the lower end of the interval counts, so that new
+    prompts' videos fall short in one of twenty such choices.
 
     Args:
         schedules: those without a known fidelity are passed over.
@@ -28,26 +31,26 @@ def smallest_budget(
         closest = "none has a known fidelity"
         if known:
             most, best = max(known, key=lambda pair: pair[0])
-            closest = f"{best.budget} forwards come closest, at {most:.1f} dB"
+            closest = f"{best.budget} forwards come closest, at {most:.1f} dB or more"
         raise SolverError(f"no budget here reaches {target_psnr:g} dB: {closest}; {fix}")
     return min(reaching, key=lambda schedule: schedule.budget)
 
 
 def prediction(schedule: Schedule) -> str:
-    """', 53.2 ± 0.9 dB on 10 calibration runs', or nothing where that is not known."""
+    """', 53.2 dB (51.6 to 54.8) by 10 calibration runs', or nothing where that is not known."""
     if schedule.predicted_psnr is None:
         estimated = schedule.estimated_psnr
         return "" if estimated is None else f", about {estimated:.0f} dB by its calibration"
-    error = schedule.calibration.get("psnr_standard_error")
-    spread = "" if error is None else f" ± {error:.1f}"
+    interval = schedule.predicted_interval
+    spread = "" if interval is None else f" ({interval[0]:.1f} to {interval[1]:.1f})"
     count = schedule.calibration.get("fitted_on", 1)
-    return f", {schedule.predicted_psnr:.1f}{spread} dB on {runs(count)}"
+    return f", {schedule.predicted_psnr:.1f} dB{spread} by {runs(count)}"
 
 
 def _expected(schedule: Schedule) -> float | None:
-    """What it had on calibration runs, else the estimate."""
-    measured = schedule.predicted_psnr
-    return schedule.estimated_psnr if measured is None else measured
+    """The lower end of what runs left out of its fit predict, else the estimate."""
+    interval = schedule.predicted_interval
+    return schedule.estimated_psnr if interval is None else interval[0]
 
 
 def runs(count: int) -> str:

@@ -99,7 +99,14 @@ def _add_fitting(parser: argparse.ArgumentParser) -> None:
         "--trajectories",
         type=positive,
         metavar="N",
-        help="how many of the graph's trajectories to fit on (default 10)",
+        help="how many of the graph's trajectories to fit on (default 10, with --search 32)",
+    )
+    group.add_argument(
+        "--search",
+        type=positive,
+        metavar="VIDEOS",
+        help="search the computed steps on calibration runs, with the forwards of so many full "
+        "videos for each budget (50 and more are worth it for large jobs; default: no search)",
     )
     group.add_argument(
         "--reference-steps",
@@ -134,6 +141,7 @@ def configured(options: argparse.Namespace) -> Config:
         execution=options.execution,
         trajectories=options.trajectories,
         reference_steps=options.reference_steps,
+        search=options.search,
         target_psnr=options.target_psnr,
         fleet=cli.fleet_config(options),
         dry_run=options.dry_run,

@@ -3,8 +3,10 @@
 A gang records its reference trajectories once and keeps them for its next budget; what leaves it
 are weights and scores. Forwards are counted, and shared out so that on one gang five budgets cost
 no more than LIMIT_VIDEOS full videos a trajectory: the references, the fit of each budget's path,
-and with what is left the choice between candidate paths and the comparison with the paper's
-schedule. Further gangs save time and change no weight, but each runs the references again.
+the runs that are left out of it to predict its fidelity, and with what is left the choice between
+candidate paths and the comparison with the paper's schedule. A search of the steps (`search`) has
+a budget of its own. Further gangs save time and change no weight, but each runs the references
+again.
 """
 
 from __future__ import annotations
@@ -13,12 +15,15 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from cluster.fleet.gang import TASK_DEADLINE_S, Gang
 from cluster.fleet.gangs import Gangs
 from cluster.models.model import Model
 from jobs._shared.progress import Staffing, progress
 from meancache.calibration import Calibration
-from meancache.errors import CalibrationError
+from meancache.costs import least_squares_costs
+from meancache.errors import CalibrationError, SolverError
 from meancache.grid import Grid
 from meancache.methods import (
     CANDIDATE_GAMMAS,
@@ -27,16 +32,19 @@ from meancache.methods import (
     paper_schedules,
     weighted_schedule,
 )
-from meancache.quality import MOST_DECIBELS, Summary
+from meancache.quality import MOST_DECIBELS, Summary, mean_interval
 from meancache.reference import check_refines
 from meancache.schedule import Edge, Schedule
+from meancache.search import Found, rollout_forwards, search
 from meancache.solver import Steps
 
 if TYPE_CHECKING:
     from cluster.ranks.renderer import Renderer
     from meancache.fitting import Fitter
 
-LIMIT_VIDEOS = 3
+LIMIT_VIDEOS = 4
+# A search fits on so much of the trajectories, and judges by the others too.
+FITTED_SHARE = 5 / 8
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,7 @@ class Fitting:
         baselines: budget -> the paper's schedule, to compare with.
         fine_grid: noise levels of a finer reference, or None for the run of the graph's steps.
         calls: forwards in a step that is computed.
+        search: full videos that each budget's search of the steps may take; 0 for no search.
     """
 
     graph: Calibration
@@ -60,6 +69,7 @@ class Fitting:
     baselines: Mapping[int, Schedule]
     fine_grid: Grid | None
     calls: int = 1
+    search: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,9 @@ class FitRequest:
         tried: how many of the trajectories the candidates and the baseline are tried on; with 0
             the first candidate is taken.
         baseline: the schedule to compare with.
+        gram: (T, T) of the graph, by which a search ranks its moves.
+        search: forwards that the search of the steps may take, each call of a step counted once;
+            0 for no search.
     """
 
     grid: Grid
@@ -84,13 +97,16 @@ class FitRequest:
     candidates: tuple[Steps, ...]
     tried: int
     baseline: Schedule
+    gram: np.ndarray
+    search: int
 
     @property
     def videos(self) -> int:
         """What it may cost, in full videos: the references, and all else within the limit."""
         reference = self.fine_grid or self.grid
         finer = reference.num_inference_steps // self.grid.num_inference_steps
-        return len(self.trajectories) * (finer + LIMIT_VIDEOS)
+        search = self.search // self.grid.num_inference_steps
+        return len(self.trajectories) * (finer + LIMIT_VIDEOS) + search
 
 
 @dataclass(frozen=True)
@@ -100,9 +116,11 @@ class FitAnswer:
     Attributes:
         budget: whose it is.
         edges: the schedule's, with weights.
-        psnr: dB against the reference, a fitted video each of the trajectories.
+        psnr: dB against the reference, a video of each of the trajectories: under weights fitted
+            without its prompt, or fitted on it where there is no other prompt.
         baseline_psnr: dB of the baseline's videos, of those that it was tried on.
         forwards: of the transformer, references included where this gang had to run them.
+        found: what the search came to, where there was one.
     """
 
     budget: int
@@ -110,6 +128,7 @@ class FitAnswer:
     psnr: tuple[float, ...]
     baseline_psnr: tuple[float, ...]
     forwards: int
+    found: Found | None = None
 
 
 # On a rank: the references it keeps for the next budget, by what they are references of.
@@ -119,11 +138,17 @@ _kept: dict[object, Fitter] = {}
 def fit_budget(renderer: Renderer, request: FitRequest) -> FitAnswer:
     """The gang's task: the best candidate's weights, and how close they come."""
     fitter, before = _fitter(renderer, request)
-    best = request.candidates[0]
-    if request.tried and len(request.candidates) > 1:
+    best, found = request.candidates[0], None
+    if request.search:
+        found = _searched(renderer, fitter, request)
+        best = found.steps
+    elif request.tried and len(request.candidates) > 1:
         fits = fitter.fit(request.candidates, request.tried)
         best = renderer.broadcast(max(request.candidates, key=lambda steps: fits[steps].score))
-    fit, scores = fitter.fit_and_draw(best)
+    if prompts_of(request.trajectories) > 1:
+        fit, scores = fitter.fit_held_out(best)
+    else:
+        fit, scores = fitter.fit_and_draw(best)
     baseline = fitter.fidelity(request.baseline, request.tried)
     return FitAnswer(
         budget=request.baseline.budget,
@@ -131,7 +156,44 @@ def fit_budget(renderer: Renderer, request: FitRequest) -> FitAnswer:
         psnr=tuple(scores),
         baseline_psnr=tuple(baseline),
         forwards=fitter.forwards - before,
+        found=found,
     )
+
+
+def _searched(renderer: Renderer, fitter: Fitter, request: FitRequest) -> Found:
+    """The search's result, the same on all ranks: every decision is rank 0's."""
+    count = len(request.trajectories)
+    fitted_on = split(request.trajectories)
+
+    def trial(paths: Sequence[Steps]) -> Mapping[Steps, Sequence[float]]:
+        fits = fitter.fit(paths, fitted_on=fitted_on)
+        errors: Mapping[Steps, Sequence[float]] = renderer.broadcast(
+            {path: fits[path].errors for path in paths}
+        )
+        return errors
+
+    costs = least_squares_costs(request.gram, request.grid.array(), 2)
+    return search(trial, costs, request.candidates, count, fitted_on, request.search)
+
+
+def split(trajectories: Sequence[tuple[str, int]]) -> int:
+    """How many of the trajectories a search fits on, the first ones; no prompt is on both sides
+    where there are several."""
+    count = len(trajectories)
+    prompts = [prompt for prompt, _ in trajectories]
+    borders = [at for at in range(1, count) if prompts[at] != prompts[at - 1]]
+    wanted = count * FITTED_SHARE
+    return min(borders or [max(1, int(wanted))], key=lambda border: abs(border - wanted))
+
+
+def prompts_of(trajectories: Sequence[tuple[str, int]]) -> int:
+    """How many different prompts the trajectories are of."""
+    return len({prompt for prompt, _ in trajectories})
+
+
+def fit_forwards(budget: int, trajectories: Sequence[tuple[str, int]]) -> int:
+    """Forwards of a trajectory in the fit of one path, and in the run that is left out of it."""
+    return 2 * budget - 1 if prompts_of(trajectories) > 1 else budget
 
 
 def _fitter(renderer: Renderer, request: FitRequest) -> tuple[Fitter, int]:
@@ -144,7 +206,8 @@ def _fitter(renderer: Renderer, request: FitRequest) -> tuple[Fitter, int]:
         return _kept[key], _kept[key].forwards
     _kept.clear()
     runs = renderer.runs(request.trajectories, request.arguments)
-    _kept[key] = Fitter(renderer.pipeline, request.grid, runs, request.fine_grid)
+    prompts = [prompt for prompt, _ in request.trajectories]
+    _kept[key] = Fitter(renderer.pipeline, request.grid, runs, request.fine_grid, prompts)
     return _kept[key], 0
 
 
@@ -161,6 +224,7 @@ def prepare_fitting(
     trajectories: int,
     gamma: float | None = None,
     reference_steps: int | None = None,
+    search: int = 0,
 ) -> Fitting:
     """Finds the candidates and checks what can be checked before a rank starts.
 
@@ -171,12 +235,13 @@ def prepare_fitting(
         trajectories: how many of the graph's to fit on, evenly spread.
         gamma: of the candidates' costs; None tries CANDIDATE_GAMMAS.
         reference_steps: of a finer reference, or None.
+        search: full videos that each budget's search of the steps may take; 0 for none.
 
     Raises:
         CalibrationError: the model here is not the graph's, or the graph holds no prompts.
         ModelError: so many reference steps are beyond any model.
         FittingError: the reference steps do not refine the graph's grid.
-        SolverError: a budget or gamma breaks a rule.
+        SolverError: a budget or gamma breaks a rule, or a search has too few trajectories.
     """
     if dict(graph.model) != model.key:
         raise CalibrationError(
@@ -184,6 +249,11 @@ def prepare_fitting(
             "calibrate again, or solve with --method secant, which runs no model"
         )
     chosen = graph.spread(trajectories)
+    if search and len(chosen) < 2:
+        raise SolverError(
+            f"a search fits on some trajectories and judges by others, and there is {len(chosen)}: "
+            "calibrate more prompts, or leave --search out"
+        )
     gammas = CANDIDATE_GAMMAS if gamma is None else (gamma,)
     steps = graph.grid.num_inference_steps
     conditions = {
@@ -205,6 +275,7 @@ def prepare_fitting(
         baselines=paper_schedules(graph, budgets, paper_gamma(graph), "jump"),
         fine_grid=fine_grid,
         calls=model.calls(arguments),
+        search=search,
     )
 
 
@@ -217,7 +288,8 @@ def requests(fitting: Fitting) -> list[FitRequest]:
     steps = fitting.graph.grid.num_inference_steps
     count = len(fitting.trajectories)
     budgets = sorted(fitting.candidates, reverse=True)
-    left = count * ((LIMIT_VIDEOS - 1) * steps - sum(budgets))
+    fits = sum(fit_forwards(budget, fitting.trajectories) for budget in budgets)
+    left = count * ((LIMIT_VIDEOS - 1) * steps - fits)
     trial = sum(budgets) + sum(map(rollout_forwards, fitting.candidates.values()))
     return [
         FitRequest(
@@ -228,14 +300,11 @@ def requests(fitting: Fitting) -> list[FitRequest]:
             candidates=tuple(fitting.candidates[budget]),
             tried=min(count, max(0, left // trial)),
             baseline=fitting.baselines[budget],
+            gram=fitting.graph.gram(),
+            search=fitting.search * steps,
         )
         for budget in budgets
     ]
-
-
-def rollout_forwards(paths: Sequence[Steps]) -> int:
-    """Forwards of a trajectory rolled out on all of `paths`: one for each beginning they have."""
-    return len({path[:length] for path in paths for length in range(1, len(path) + 1)})
 
 
 def fit_all(
@@ -255,8 +324,14 @@ def fit_all(
 
 
 def fitted_schedule(fitting: Fitting, answer: FitAnswer) -> Schedule:
-    """The schedule of an answer, with the fidelity that it had on the calibration trajectories."""
-    fidelity = Summary.of([min(score, MOST_DECIBELS) for score in answer.psnr])
+    """The schedule of an answer, with the fidelity that is predicted of it.
+
+    Predicted by the calibration runs under weights that have not seen their prompts, with the 90%
+    interval of their mean; no interval, where all are of one prompt.
+    """
+    scores = [min(score, MOST_DECIBELS) for score in answer.psnr]
+    fidelity = Summary.of(scores)
+    interval = mean_interval(scores, [prompt for prompt, _ in fitting.trajectories])
     target = fitting.fine_grid or fitting.graph.grid
     return weighted_schedule(
         fitting.graph,
@@ -267,7 +342,8 @@ def fitted_schedule(fitting: Fitting, answer: FitAnswer) -> Schedule:
             "fitted_on": len(answer.psnr),
             "reference_steps": target.num_inference_steps,
             "psnr": fidelity.mean,
-            "psnr_standard_error": fidelity.standard_error if len(answer.psnr) > 1 else None,
+            "psnr_interval": None if interval is None else list(interval),
+            "psnr_tail": fidelity.tail,
             "psnr_worst": fidelity.worst,
         },
     )

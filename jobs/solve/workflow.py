@@ -27,8 +27,11 @@ from meancache.calibration import Calibration
 from meancache.errors import CalibrationError, SolverError
 from meancache.methods import SECANT_GAMMA, paper_gamma, paper_schedules, secant_schedules
 from meancache.schedule import Schedule
+from meancache.search import Found
 
 TRAJECTORIES = 10
+# How many a search has, where nothing else is said: with fewer it overfits.
+SEARCHED_ON = 32
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Config:
         setting: of the runs, where it is another than the calibration's; see `Setting`.
         strict: refuse to carry the calibration to anything but another grid.
         any_revision: take a calibration of another revision of the model.
+        search: full videos that each budget's search of the steps may take; None for no search.
         target_psnr: dB; write only the smallest budget that reaches it, or None for all.
         fleet: the gangs that fit.
         dry_run: say what would be done, and stop.
@@ -65,6 +69,7 @@ class Config:
     setting: Setting = SAME
     strict: bool = False
     any_revision: bool = False
+    search: int | None = None
     target_psnr: float | None = None
     fleet: FleetConfig = DEFAULT_FLEET
     dry_run: bool = False
@@ -113,6 +118,9 @@ def run(config: Config) -> Outcome:
         print(f"{file_name(schedule):>16} {strip} {forwards}{prediction(schedule)}")
     if answers and prepared.fitting is not None:
         print(gain(answers))
+        for answer in answers:
+            if answer.found is not None:
+                print(searched(answer.budget, answer.found, prepared.fitting))
         print(cost(prepared.fitting, answers))
     if config.target_psnr is not None:
         try:
@@ -151,9 +159,10 @@ def prepare(config: Config) -> Prepared:
             graph,
             model,
             config.budgets,
-            config.trajectories or TRAJECTORIES,
+            config.trajectories or (SEARCHED_ON if config.search else TRAJECTORIES),
             config.gamma,
             config.reference_steps,
+            config.search or 0,
         )
         gangs = _gangs(config.fleet, model, to_fit)
         model.check_arguments(to_fit.arguments, gangs.size)
@@ -208,6 +217,15 @@ def gain(answers: Sequence[FitAnswer]) -> str:
     return f"against the paper's schedules, PSNR on {runs(tried)}: {gains}"
 
 
+def searched(budget: int, found: Found, fitting: Fitting) -> str:
+    """What a search cost and gained, in a sentence."""
+    videos = found.forwards / fitting.graph.grid.num_inference_steps
+    return (
+        f"search at B = {budget}: {found.tried} paths tried in {videos:.0f} full videos; "
+        f"calibration runs not fitted on gained {found.held_out - found.first_held_out:+.1f} dB"
+    )
+
+
 def cost(prepared: Fitting, answers: Sequence[FitAnswer]) -> str:
     """What fitting cost in forwards, in a sentence."""
     forwards = sum(answer.forwards for answer in answers)
@@ -259,6 +277,7 @@ def _announce(prepared: Fitting) -> None:
         f"{counted(count, 'trajectory')}, some "
         f"{fitting_forwards(count, steps, prepared.calls)} forwards ({LIMIT_VIDEOS} full videos a "
         "trajectory)"
+        + (f", {prepared.search} full videos a budget to search" if prepared.search else "")
         + ("" if fine is None else f" and references of {fine.num_inference_steps} steps")
     )
 
@@ -278,7 +297,7 @@ def _conclude(output: str, written: Sequence[Schedule], solved: int) -> None:
 
 # Which options only one method has.
 _OPTIONS_OF = {
-    "fitted": ("trajectories", "reference_steps", "target_psnr"),
+    "fitted": ("trajectories", "reference_steps", "search", "target_psnr"),
     "paper": ("execution",),
 }
 
