@@ -28,10 +28,21 @@ ENTRY_POINTS = "meancache.baselines"
 """The entry point group of packages that add baselines of their own: each entry point names a
 function from `CalibrationData` to a sequence of `Baseline`s and `Schedule`s."""
 
+Method = Callable[[CalibrationData], Sequence[Baseline | Schedule]]
+
+
+def _magcaches(data: CalibrationData) -> list[Baseline]:
+    return magcache(data.pipeline, data.runs, data.grid.num_inference_steps)
+
+
+def _teacaches(data: CalibrationData) -> list[Baseline]:
+    return rescaled_teacaches(data.pipeline, data.runs)
+
+
+HOOKS: tuple[Method, ...] = (_magcaches, _teacaches)
 # From cheap to dear, so that a fault shows soon.
-METHODS: tuple[Callable[[CalibrationData], Sequence[Baseline | Schedule]], ...] = (
-    lambda data: magcache(data.pipeline, data.runs, data.grid.num_inference_steps),
-    lambda data: rescaled_teacaches(data.pipeline, data.runs),
+METHODS: tuple[Method, ...] = (
+    *HOOKS,
     dpcache_schedules,
     l2p_schedules,
     spectrum_schedules,
@@ -84,9 +95,10 @@ def calibrated(
     return found
 
 
-def _load(point: EntryPoint) -> Callable[[CalibrationData], Sequence[Baseline | Schedule]]:
+def _load(point: EntryPoint) -> Method:
     try:
-        return point.load()
+        function: Method = point.load()
+        return function
     except Exception as error:
         raise BaselineError(
             f"the baseline {point.name!r} of the package "
@@ -97,7 +109,7 @@ def _load(point: EntryPoint) -> Callable[[CalibrationData], Sequence[Baseline | 
 
 def _offered(
     point: EntryPoint,
-    function: Callable[[CalibrationData], Sequence[Baseline | Schedule]],
+    function: Method,
     data: CalibrationData,
 ) -> list[Baseline | Schedule]:
     """What another package's function makes of the data, if it is what can be compared."""

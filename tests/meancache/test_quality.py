@@ -4,9 +4,18 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
-from meancache.quality import LpipsAbsentError, Summary, flip, lpips_metric, psnr, ssim
+from meancache.quality import (
+    LpipsAbsentError,
+    Summary,
+    flip,
+    lpips_metric,
+    mean_interval,
+    psnr,
+    ssim,
+)
 
 RNG = np.random.default_rng(0)
 VIDEO = RNG.integers(0, 200, size=(3, 32, 32, 3), dtype=np.uint8)
@@ -67,6 +76,23 @@ def test_the_tail_is_the_tenth_percentile_or_the_ninetieth_where_low_is_good():
     assert Summary.of(scores).tail == 2
     assert Summary.of(scores, worst=max).tail == 18
     assert Summary.of([math.inf, 30.0, math.inf]).tail == 30.0
+
+
+def test_the_interval_of_a_mean_is_students():
+    scores = [41.0, 44.0, 38.0, 45.0, 47.0]
+    low, high = mean_interval(scores, "abcde")
+    expected = scipy.stats.t.interval(0.9, 4, np.mean(scores), scipy.stats.sem(scores))
+    assert (low, high) == pytest.approx(expected)
+    # Two videos of one prompt are one witness; with one prompt there is no interval.
+    assert mean_interval([40.0, 42.0, *scores[1:]], "aabcde") == pytest.approx((low, high))
+    assert mean_interval(scores, "aaaaa") is None
+
+
+def test_intervals_hold_the_mean_as_often_as_they_say():
+    rng = np.random.default_rng(1)
+    intervals = [mean_interval(rng.normal(40, 5, size=10), range(10)) for _ in range(2000)]
+    held = np.mean([low <= 40 <= high for low, high in intervals])
+    assert held == pytest.approx(0.9, abs=0.02)
 
 
 def test_lpips_without_its_weights_is_refused_in_a_sentence(tmp_path):

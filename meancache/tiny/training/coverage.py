@@ -48,7 +48,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with torch.no_grad():
         rows = predicted(
-            Setting(given.steps, given.shift, given.pairs, 0), given.fits, given.device
+            Setting(given.steps, given.shift, BUDGETS, given.pairs, 0), given.fits, given.device
         )
     about = {
         "command": " ".join(["python -m meancache.tiny.training.coverage", *sys.argv[1:]]),

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,9 +30,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from meancache import apply_mean_cache, remove_mean_cache, tiny
-from meancache.baselines import calibrated, sweep
+from meancache.baselines import sweep
 from meancache.baselines.baseline import Baseline
 from meancache.baselines.calibration_data import CalibrationData, roll_out
+from meancache.baselines.table import HOOKS, METHODS
 from meancache.costs import least_squares_costs
 from meancache.methods import candidate_paths, secant_schedules
 from meancache.quality import Summary, flip, psnr, ssim
@@ -46,7 +47,6 @@ from meancache.tiny.training.batch import Batch, make_batch
 BUDGETS = (6, 8, 10, 12, 15)
 CALIBRATION_SEED, HELD_OUT_SEED = 1000, 5000
 TRAJECTORIES, SEARCHED_ON, FITTED_ON = 10, 32, 20
-SEARCH_VIDEOS = 200
 # A hook that cannot go below this share of the compute is measured at its cheapest alone.
 MOST_SHARE = 0.32
 
@@ -57,8 +57,9 @@ class Setting:
 
     steps: int
     shift: float
+    budgets: tuple[int, ...]
     pairs: int
-    perceptual: int
+    search: int
 
     def captions(self) -> list[Caption]:
         """The held-out captions, one a pair; some come twice, with other noise."""
@@ -71,26 +72,32 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--shift", type=float, default=7.0)
+    parser.add_argument("--budgets", type=budgets, default=BUDGETS, metavar="B,B,...")
     parser.add_argument("--pairs", type=int, default=48)
-    parser.add_argument("--perceptual", type=int, default=12, help="pairs with SSIM and FLIP")
+    parser.add_argument("--search", type=int, default=200, metavar="VIDEOS")
+    parser.add_argument("--schedules-only", action="store_true", help="leave hooks out")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=1, help="processes for hooks and metrics")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    setting = Setting(given.steps, given.shift, given.pairs, given.perceptual)
-    began = time.time()
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(given.workers, context) as pool:
-        rows = [*measured(setting, given.device, pool)]
+    setting = Setting(given.steps, given.shift, given.budgets, given.pairs, given.search)
     about = {
         "command": " ".join(["python -m meancache.tiny.training.table", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),
-        "seconds": round(time.time() - began),
         **vars(setting),
-        "rows": rows,
     }
-    given.output.write_text(json.dumps(about, indent=1) + "\n")
+    rows: list[dict[str, Any]] = []
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(given.workers, context) as pool:
+        for row in measured(setting, given.device, pool, hooks=not given.schedules_only):
+            rows.append(row)
+            given.output.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
     print(text_table(rows))
+
+
+def budgets(text: str) -> tuple[int, ...]:
+    """'6,10' as numbers."""
+    return tuple(sorted(int(number) for number in text.split(",")))
 
 
 def pipeline_at(shift: float, device: str = "cpu") -> Any:
@@ -103,62 +110,67 @@ def pipeline_at(shift: float, device: str = "cpu") -> Any:
     return pipeline.to(device)
 
 
-def measured(setting: Setting, device: str, pool: ProcessPoolExecutor) -> Iterator[dict[str, Any]]:
-    """One row a method and budget, or a hook's setting."""
+def measured(
+    setting: Setting, device: str, pool: ProcessPoolExecutor, hooks: bool
+) -> Iterator[dict[str, Any]]:
+    """One row a method and budget, or a hook's setting, as they come."""
     pipeline = pipeline_at(setting.shift, device)
     with torch.no_grad():
         held_out = make_batch(pipeline, setting.captions(), HELD_OUT_SEED, setting.steps)
         full = batch.decode(pipeline, held_out.reference[-1])
     say("full runs")
-    ours, runs = solved(pipeline, setting)
-    say("fitted and searched")
-    fitted = {one.budget: one for one in ours if one.method == "fitted"}
-    others = calibrated(pipeline, runs, fitted)
-    say("baselines calibrated")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "full.npy"
         np.save(file, np.stack(full))
-        hooks = [*sweep(), *(one for one in others if isinstance(one, Baseline))]
-        at_work = [pool.submit(hook_row, setting, hook, file) for hook in hooks]
-        schedules = [*ours, *(one for one in others if isinstance(one, Schedule))]
-        for schedule in schedules:
-            with torch.no_grad():
-                ends = roll_out(held_out.field, held_out.reference[0], schedule)
-                check(pipeline, setting, schedule, ends[0])
-                videos = batch.decode(pipeline, ends)
-            at_work.append(pool.submit(scores, setting, _named(schedule), np.stack(videos), file))
-        say("schedules run")
-        for one in at_work:
-            yield one.result()
+        at_work: list[Future[dict[str, Any]]] = []
+        for one in methods(pipeline, setting, hooks):
+            if isinstance(one, Schedule):
+                with torch.no_grad():
+                    ends = roll_out(held_out.field, held_out.reference[0], one)
+                    check(pipeline, setting, one, ends[0])
+                    videos = np.stack(batch.decode(pipeline, ends))
+                at_work.append(pool.submit(scores, _named(one), videos, file))
+                say(f"{one.method}, B = {one.budget}")
+            elif hooks:
+                at_work.append(pool.submit(hook_row, setting, one, file))
+            while at_work and at_work[0].done():
+                yield at_work.pop(0).result()
+        for work in at_work:
+            yield work.result()
+
+
+def methods(pipeline: Any, setting: Setting, hooks: bool) -> Iterator[Schedule | Baseline]:
+    """This project's schedules, then the others', each as soon as it is calibrated."""
+    runs = [
+        partial(batch.run, pipeline, caption, CALIBRATION_SEED + i, setting.steps)
+        for i, caption in enumerate(CALIBRATION[:TRAJECTORIES])
+    ]
+    few = make_batch(pipeline, CALIBRATION[:TRAJECTORIES], CALIBRATION_SEED, setting.steps)
+    every = Schedule.from_edges(
+        few.field.grid.sigmas, [Edge(k, k + 1, weights={k: 1.0}) for k in range(setting.steps)]
+    )
+    data = CalibrationData(pipeline, runs, dict.fromkeys(setting.budgets, every))
+    paths = candidate_paths(data.statistics, setting.budgets)
+    with torch.no_grad():
+        for budget in setting.budgets:
+            data.schedules[budget] = fitted(data, few, budget, paths[budget])
+            yield data.schedules[budget]
+            yield paper(data, budget)
+        yield from secant_schedules(data.statistics, setting.budgets).values()
+        many = make_batch(pipeline, CALIBRATION[:SEARCHED_ON], CALIBRATION_SEED, setting.steps)
+        for budget in setting.budgets:
+            yield searched(data, many, budget, paths[budget], setting.search)
+    if hooks:
+        yield from sweep()
+    with data.field.frozen():
+        for method in METHODS:
+            if hooks or method not in HOOKS:
+                yield from method(data)
 
 
 def say(what: str) -> None:
     """Progress, for a terminal."""
     print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
-
-
-def solved(pipeline: Any, setting: Setting) -> tuple[list[Schedule], list[partial[Any]]]:
-    """This project's schedules and the paper's, and the ten runs that baselines calibrate on."""
-    runs = [
-        partial(batch.run, pipeline, caption, CALIBRATION_SEED + i, setting.steps)
-        for i, caption in enumerate(CALIBRATION[:SEARCHED_ON])
-    ]
-    with torch.no_grad():
-        many = make_batch(pipeline, CALIBRATION[:SEARCHED_ON], CALIBRATION_SEED, setting.steps)
-        few = make_batch(pipeline, CALIBRATION[:TRAJECTORIES], CALIBRATION_SEED, setting.steps)
-        open_ended = Schedule.from_edges(
-            many.field.grid.sigmas,
-            [Edge(k, k + 1, weights={k: 1.0}) for k in range(setting.steps)],
-        )
-        data = CalibrationData(pipeline, runs[:TRAJECTORIES], dict.fromkeys(BUDGETS, open_ended))
-        graph = data.statistics
-        found = [paper(data, budget) for budget in BUDGETS]
-        found += secant_schedules(graph, BUDGETS).values()
-        paths = candidate_paths(graph, BUDGETS)
-        for budget in BUDGETS:
-            found.append(fitted(data, few, budget, paths[budget]))
-            found.append(searched(data, many, budget, paths[budget]))
-    return found, runs[:TRAJECTORIES]
 
 
 def paper(data: CalibrationData, budget: int) -> Schedule:
@@ -185,7 +197,9 @@ def fitted(data: CalibrationData, few: Batch, budget: int, paths: Sequence[Steps
     return data.schedule("fitted", budget, fits[best][0], "this project", "10 trajectories")
 
 
-def searched(data: CalibrationData, many: Batch, budget: int, paths: Sequence[Steps]) -> Schedule:
+def searched(
+    data: CalibrationData, many: Batch, budget: int, paths: Sequence[Steps], videos: int
+) -> Schedule:
     """`fitted` on the steps that a search on 20 + 12 trajectories has found."""
     costs = least_squares_costs(data.statistics.gram(), data.grid.array(), 2)
     found = search(
@@ -196,12 +210,12 @@ def searched(data: CalibrationData, many: Batch, budget: int, paths: Sequence[St
         paths,
         SEARCHED_ON,
         FITTED_ON,
-        SEARCH_VIDEOS * data.grid.num_inference_steps,
+        videos * data.grid.num_inference_steps,
     )
     edges, _ = batch.fit(many, found.steps)
-    videos = found.forwards / data.grid.num_inference_steps
+    spent = found.forwards / data.grid.num_inference_steps
     said = (
-        f"{found.tried} paths tried in {videos:.0f} full videos, held-out calibration runs "
+        f"{found.tried} paths tried in {spent:.0f} full videos, held-out calibration runs "
         f"{found.held_out - found.first_held_out:+.1f} dB"
     )
     return data.schedule("searched", budget, edges, "this project", said)
@@ -242,7 +256,7 @@ def hook_row(setting: Setting, hook: Baseline, file: Path) -> dict[str, Any]:
     with torch.no_grad():
         ends = torch.stack([run(pair).squeeze(0) for pair in range(setting.pairs)])
         videos = batch.decode(pipeline, ends)
-    return scores(setting, row, np.stack(videos), file)
+    return scores(row, np.stack(videos), file)
 
 
 def _flops(work: Callable[[], Any]) -> int:
@@ -263,18 +277,15 @@ def _named(schedule: Schedule) -> dict[str, Any]:
     }
 
 
-def scores(
-    setting: Setting, row: Mapping[str, Any], videos: np.ndarray, file: Path
-) -> dict[str, Any]:
+def scores(row: Mapping[str, Any], videos: np.ndarray, file: Path) -> dict[str, Any]:
     """The row with what its videos are worth against the full runs in `file`."""
     pairs = list(zip(videos, np.load(file), strict=True))
     decibel = [psnr(video, full) for video, full in pairs]
-    seen = pairs[: setting.perceptual]
     return {
         **row,
         "psnr": _summary(Summary.of(decibel)),
-        "ssim": _summary(Summary.of([ssim(*pair) for pair in seen])),
-        "flip": _summary(Summary.of([flip(*pair) for pair in seen], worst=max)),
+        "ssim": _summary(Summary.of([ssim(*pair) for pair in pairs])),
+        "flip": _summary(Summary.of([flip(*pair) for pair in pairs], worst=max)),
         "psnrs": [round(each, 2) for each in decibel],
     }
 

@@ -3,17 +3,19 @@
 import json
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from jobs._shared.predictions import smallest_budget
 from jobs.solve import __main__ as solve
-from jobs.solve.fitting import LIMIT_VIDEOS, FitAnswer, Fitting, requests, rollout_forwards
+from jobs.solve.fitting import LIMIT_VIDEOS, FitAnswer, Fitting, requests, split
 from jobs.solve.workflow import gain
 from meancache import Schedule
 from meancache.errors import SolverError
 from meancache.methods import candidate_paths, paper_schedules, secant_schedules
+from meancache.search import rollout_forwards
 from tests.jobs.conftest import PROMPTS
 from tests.support.calibrations import recorded
 
@@ -101,7 +103,10 @@ class TestFitted:
             assert (schedule.method, schedule.nfe) == ("fitted", budget)
             assert schedule.calibration["fitted_on"] == 3
             assert schedule.calibration["reference_steps"] == STEPS
-            assert schedule.calibration["psnr_worst"] <= schedule.calibration["psnr"]
+            known = schedule.calibration
+            assert known["psnr_worst"] <= known["psnr_tail"] <= known["psnr"]
+            low, high = schedule.predicted_interval
+            assert low < schedule.predicted_psnr == pytest.approx((low + high) / 2) < high
         forwards, videos = re.search(r"took (\d+) forwards: ([\d.]+) full videos", said).groups()
         assert int(forwards) <= LIMIT_VIDEOS * STEPS * 3
         assert float(videos) <= LIMIT_VIDEOS
@@ -130,7 +135,8 @@ class TestFitted:
             budget: json.loads((root / "fitted" / f"fitted-b{budget}.json").read_text())
             for budget in (4, 5)
         }
-        reached = {budget: one["calibration"]["psnr"] for budget, one in known.items()}
+        reached = {budget: one["calibration"]["psnr_interval"][0] for budget, one in known.items()}
+        assert reached[4] < reached[5]
         target = (reached[4] + reached[5]) / 2
         command = ["--graph", str(root / "graph"), "--budgets", "4,5"]
         out = root / "targeted"
@@ -144,11 +150,24 @@ class TestFitted:
         schedule = Schedule.load(out / "fitted-b4.json")
         assert schedule.calibration["reference_steps"] == 32
         assert schedule.calibration["fitted_on"] == 1
+        assert schedule.predicted_interval is None  # there is no other prompt to predict by
+
+    def test_a_search_says_what_it_cost_and_gained(self, root, capsys):
+        command = ["--graph", str(root / "graph"), "--budgets", "4", "--search", "6"]
+        assert solve.main([*command, "--output", str(root / "searched")]) == 0
+        said = re.search(
+            r"search at B = 4: (\d+) paths tried in (\d+) full videos; calibration runs not "
+            r"fitted on gained [+-][\d.]+ dB",
+            capsys.readouterr().out,
+        )
+        assert int(said[1]) > 4
+        assert int(said[2]) <= 6
+        assert Schedule.load(root / "searched" / "fitted-b4.json").nfe == 4
 
     def test_a_dry_run_starts_nothing(self, root, capsys):
         out = root / "dry"
         assert solve.main(["--graph", str(root / "graph"), "--dry-run", "--output", str(out)]) == 0
-        assert "144 forwards" in capsys.readouterr().out
+        assert f"{LIMIT_VIDEOS * STEPS * 3} forwards" in capsys.readouterr().out
         assert list(out.iterdir()) == []
 
 
@@ -158,7 +177,7 @@ def fitting(graph, trajectories: int) -> Fitting:
     return Fitting(
         graph=graph,
         arguments={},
-        trajectories=[("p", seed) for seed in range(trajectories)],
+        trajectories=[(f"prompt {number}", number) for number in range(trajectories)],
         candidates=candidate_paths(graph, budgets),
         baselines=paper_schedules(graph, budgets, 3.0, "jump"),
         fine_grid=None,
@@ -172,21 +191,42 @@ def test_all_that_is_asked_of_the_gangs_keeps_the_limit_of_forwards(graph, traje
     count = len(asked[0].trajectories)
     forwards = count * 50
     for request in asked:
-        forwards += count * request.baseline.budget
+        # The run left out of the fit shares its first step with it; a single one has none.
+        left_out = request.baseline.budget - 1 if count > 1 else 0
+        forwards += count * (request.baseline.budget + left_out)
         forwards += request.tried * (request.baseline.budget + rollout_forwards(request.candidates))
     assert forwards <= LIMIT_VIDEOS * 50 * trajectories
     assert asked[0].tried >= (trajectories >= 10)
 
 
-def test_what_beginnings_paths_share_is_counted_once():
-    assert rollout_forwards([(0, 2, 5), (0, 2, 6), (0, 3)]) == 5
-    assert rollout_forwards([]) == 0
+def test_a_search_judges_by_prompts_that_it_does_not_fit_on():
+    assert split([(f"prompt {number}", 0) for number in range(32)]) == 20
+    assert split([("a", 0), ("a", 1), ("b", 0)]) == 2
+    assert split([("a", 0), ("b", 0), ("b", 1), ("b", 2)]) == 1
+    assert split([("a", seed) for seed in range(8)]) == 5
+    assert split([("a", 0), ("a", 1)]) == 1
 
 
 def test_a_fidelity_that_is_not_known_is_never_chosen(graph):
     schedules = list(secant_schedules(graph, [5, 6]).values())
     with pytest.raises(SolverError, match="none has a known fidelity"):
         smallest_budget(schedules, 20.0)
+
+
+def test_a_target_counts_on_the_lower_end_of_what_is_predicted(graph):
+    found = secant_schedules(graph, [5, 6, 7])
+    intervals = {5: [29.0, 41.0], 6: [31.0, 43.0], 7: [39.0, 51.0]}
+    known = [
+        replace(
+            schedule, calibration={"psnr": sum(intervals[b]) / 2, "psnr_interval": intervals[b]}
+        )
+        for b, schedule in found.items()
+    ]
+    assert smallest_budget(known, 30.0).budget == 6
+    assert smallest_budget(known, 31.0).budget == 6
+    assert smallest_budget(known, 31.1).budget == 7
+    with pytest.raises(SolverError, match=r"reaches 40 dB: 7 forwards come closest, at 39\.0 dB"):
+        smallest_budget(known, 40.0)
 
 
 def test_the_gain_is_said_in_a_sentence():
