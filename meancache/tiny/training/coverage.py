@@ -21,11 +21,12 @@ import numpy as np
 import torch
 
 from meancache.baselines.calibration_data import roll_out
-from meancache.calibration import Calibration, trajectory_statistics
+from meancache.calibration import Calibration
 from meancache.methods import candidate_paths
 from meancache.quality import mean_interval, psnr
 from meancache.schedule import Schedule
 from meancache.search import decibels
+from meancache.statistics import trajectory_statistics
 from meancache.tiny.captions import CALIBRATION
 from meancache.tiny.training import batch
 from meancache.tiny.training.batch import Batch, make_batch
