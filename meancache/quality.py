@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import numpy as np
 
@@ -183,11 +184,20 @@ def lpips_metric() -> Metric:
         raise LpipsAbsentError(
             f"AlexNet's weights are not in torch's hub cache as {weights}: download them there"
         )
-    network = lpips.LPIPS(net="alex", verbose=False).eval()
+    return perceptual_metric(lpips.LPIPS(net="alex", verbose=False).eval())
+
+
+def perceptual_metric(network: Callable[..., Any]) -> Metric:
+    """A network that compares batches of images as a metric of videos: its mean over frames.
+
+    Args:
+        network: from two tensors (F, 3, H, W), float32 in [-1, 1], to F distances in any shape, as
+            the networks of the `lpips` package.
+    """
+    import torch
 
     @torch.no_grad()
     def measure(video: np.ndarray, reference: np.ndarray) -> float:
-        # The networks are the package's own kind: (F, 3, H, W) in [-1, 1].
         pair = [
             torch.from_numpy(_unit(*both)).permute(0, 3, 1, 2).float() * 2 - 1
             for both in ((video, reference), (reference, video))

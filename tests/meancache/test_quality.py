@@ -13,6 +13,7 @@ from meancache.quality import (
     flip,
     lpips_metric,
     mean_interval,
+    perceptual_metric,
     psnr,
     ssim,
 )
@@ -106,6 +107,52 @@ def test_lpips_without_its_weights_is_refused_in_a_sentence(tmp_path):
     finally:
         torch.hub.set_dir(before)
         lpips_metric.cache_clear()
+
+
+class RandomBackbone(torch.nn.Module):
+    """LPIPS as its paper defines it, on AlexNet's layers with random weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        relu, pool = torch.nn.ReLU(), torch.nn.MaxPool2d(3, 2)
+        self.stages = torch.nn.ModuleList(
+            [
+                torch.nn.Sequential(torch.nn.Conv2d(3, 64, 11, 4, 2), relu),
+                torch.nn.Sequential(pool, torch.nn.Conv2d(64, 192, 5, 1, 2), relu),
+                torch.nn.Sequential(pool, torch.nn.Conv2d(192, 384, 3, 1, 1), relu),
+                torch.nn.Sequential(torch.nn.Conv2d(384, 256, 3, 1, 1), relu),
+                torch.nn.Sequential(torch.nn.Conv2d(256, 256, 3, 1, 1), relu),
+            ]
+        )
+
+    def forward(self, images, others):
+        assert images.shape[1] == others.shape[1] == 3
+        assert images.dtype == torch.float32
+        self.range = float(images.min()), float(images.max())
+        distance = torch.zeros(len(images), 1, 1, 1)
+        for stage in self.stages:
+            images, others = stage(images), stage(others)
+            unit, other = (torch.nn.functional.normalize(x, dim=1) for x in (images, others))
+            distance += (unit - other).square().sum(dim=1, keepdim=True).mean((2, 3), keepdim=True)
+        return distance
+
+
+def test_a_perceptual_network_sees_frames_as_images_of_its_own_range():
+    network = RandomBackbone().eval()
+    measure = perceptual_metric(network)
+    video = RNG.integers(0, 200, size=(2, 64, 64, 3), dtype=np.uint8)
+    video[0, 0, 0], video[0, 0, 1] = 0, 255
+    slight, heavy = np.maximum(video, 5), RNG.integers(0, 255, size=video.shape, dtype=np.uint8)
+    assert measure(video, video) == 0
+    assert network.range == (-1.0, 1.0)
+    assert 0 < measure(slight, video) < measure(heavy, video)
+    assert measure(heavy / 255.0, video / 255.0) == pytest.approx(measure(heavy, video), rel=1e-5)
+    # The mean over frames, each compared with its own.
+    each = [measure(heavy[i : i + 1], video[i : i + 1]) for i in range(2)]
+    assert measure(heavy, video) == pytest.approx(np.mean(each), rel=1e-5)
+    with pytest.raises(ValueError, match="cannot be compared"):
+        measure(video, video[:1])
 
 
 def test_lpips_tells_a_slight_change_from_a_heavy_one():
