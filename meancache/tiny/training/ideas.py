@@ -14,24 +14,21 @@ itself is in `meancache.fitting`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
 
 from meancache import tiny
-from meancache.baselines.field import Field
 from meancache.calibration import Calibration
 from meancache.fitting import ORDER, RIDGE
 from meancache.methods import candidate_paths
 from meancache.quality import Summary, psnr
 from meancache.solver import Steps
 from meancache.statistics import trajectory_statistics
-from meancache.tiny.captions import CALIBRATION, HELD_OUT, Caption
+from meancache.tiny.captions import CALIBRATION, HELD_OUT
+from meancache.tiny.training.batch import Batch, decode, make_batch
 
 BUDGETS = (6, 8, 10, 12)
 # Enough for fits by shape, which see a third of them.
@@ -39,21 +36,6 @@ TRAJECTORIES = 36
 PAIRS = 48
 CHANNEL_AXIS = 1
 STEP = 1e-3  # of a weight, for the derivative of the final latents
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Runs of some captions from their own noise.
-
-    Attributes:
-        captions: one a run.
-        field: v(latents, sigma) of all of them at once.
-        reference: (T + 1, N, ...) latents of the full runs.
-    """
-
-    captions: Sequence[Caption]
-    field: Field
-    reference: torch.Tensor
 
 
 Weights = list[list[torch.Tensor]]
@@ -69,8 +51,8 @@ def main() -> None:
     pipeline = tiny.load()
     pipeline.set_progress_bar_config(disable=True)
     with torch.no_grad():
-        calibration = batch(pipeline, list(CALIBRATION)[:TRAJECTORIES], seed=1000)
-        held_out = batch(pipeline, [*HELD_OUT[: PAIRS // 2]] * 2, seed=5000)
+        calibration = make_batch(pipeline, CALIBRATION[:TRAJECTORIES], seed=1000)
+        held_out = make_batch(pipeline, [*HELD_OUT[: PAIRS // 2]] * 2, seed=5000)
         full = decode(pipeline, held_out.reference[-1])
         print(f"PSNR on {PAIRS} held-out videos, and its difference by idea, dB, ± standard error")
         for budget, steps in paths(calibration).items():
@@ -85,17 +67,6 @@ def main() -> None:
                 gained = Summary.of((score - scores[0]).tolist())
                 line.append(f"{name} {gained.mean:+.2f} ± {gained.standard_error:.2f}")
             print(", ".join(line), flush=True)
-
-
-def batch(pipeline: Any, captions: Sequence[Caption], seed: int) -> Batch:
-    """Runs of captions, by consecutive seeds, and where they end in full."""
-    field = Field(pipeline, [partial(_run, pipeline, c, seed + i) for i, c in enumerate(captions)])
-    return Batch(captions, field, field.reference())
-
-
-def _run(pipeline: Any, caption: Caption, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    pipeline(caption.text, generator=generator, output_type="latent", **tiny.DEFAULTS)
 
 
 def paths(calibration: Batch) -> dict[int, Steps]:
@@ -196,17 +167,6 @@ def roll_out(runs: Batch, steps: Steps, weights: Weights) -> torch.Tensor:
 def _sum(weights: list[torch.Tensor], history: list[torch.Tensor]) -> torch.Tensor:
     terms = [weight * v for weight, v in zip(weights, history, strict=True)]
     return torch.stack(terms).sum(dim=0)
-
-
-def decode(pipeline: Any, latents: torch.Tensor) -> list[np.ndarray]:
-    """(F, H, W, 3) uint8 videos."""
-    videos = []
-    for one in latents.split(8):
-        scaled = one / pipeline.vae.config.scaling_factor
-        frames = pipeline.vae.decode(scaled, return_dict=False)[0]
-        array = pipeline.video_processor.postprocess_video(frames, output_type="np")
-        videos += list(np.rint(array * 255).astype(np.uint8))
-    return videos
 
 
 if __name__ == "__main__":
