@@ -34,7 +34,7 @@ def test_the_table_has_a_row_a_method_with_all_that_is_measured(tmp_path, monkey
 
 def test_a_hooks_row_without_scores_is_not_printed():
     summary = {"mean": 30.0, "standard_error": 1.0, "tail": 28.0, "worst": 25.0}
-    measured = {name: summary for name in ("psnr", "ssim", "flip")}
+    measured = dict.fromkeys(("psnr", "ssim", "flip"), summary)
     row = {"method": "euler", "setting": "10 steps", "share": 0.2}
     said = table.text_table([{**row, **measured}, {**row, "method": "slow", "share": 0.9}])
     assert said.splitlines() == [said]
