@@ -158,14 +158,14 @@ class Fitter:
             for path, edges, states in self._rollouts(paths, count, fitted_on)
         }
 
-    def fit_and_draw(self, path: Steps) -> tuple[Fit, list[float]]:
-        """Weights fitted on all trajectories, and the PSNR in dB of the videos that they draw.
+    def fit_and_render(self, path: Steps) -> tuple[Fit, list[float]]:
+        """Weights fitted on all trajectories, and the PSNR in dB of their videos.
 
-        The rollout's own estimates draw the videos, so that they cost no further forward. NaN on
+        The rollout's own estimates render them, so that they cost no further forward. NaN on
         ranks that do not decode.
         """
         ((_, edges, states),) = self._rollouts([path])
-        scores = [self._drawn(run, edges, state) for run, state in enumerate(states)]
+        scores = [self._rendered(run, edges, state) for run, state in enumerate(states)]
         return Fit(edges, tuple(self._errors(states))), scores
 
     def fit_held_out(self, path: Steps) -> tuple[Fit, list[float]]:
@@ -213,11 +213,11 @@ class Fitter:
             weights = _solved(problems, _known(states[0]))
             states = [_jumped(state, weights, length) for state in states]
             edges = (*edges, Edge(start, stop, weights=weights))
-        scores = [self._drawn(run, own[run], state) for run, state in enumerate(left_out)]
+        scores = [self._rendered(run, own[run], state) for run, state in enumerate(left_out)]
         return Fit(edges, tuple(self._errors(states))), scores
 
     def fidelity(self, schedule: Schedule, count: int | None = None) -> list[float]:
-        """PSNR in dB against the references of the videos that any schedule draws.
+        """PSNR in dB against the references of the videos of any schedule.
 
         Costs the forwards of an accelerated video for each of the first `count` trajectories.
         NaN on ranks that do not decode.
@@ -237,8 +237,8 @@ class Fitter:
             frames = run(decode=True, num_inference_steps=steps)
         return Reference(walk.path, frames)
 
-    def _drawn(self, run: int, edges: tuple[Edge, ...], state: _State) -> float:
-        """The PSNR of the video that a finished rollout draws, at no further forward."""
+    def _rendered(self, run: int, edges: tuple[Edge, ...], state: _State) -> float:
+        """The PSNR of the video of a finished rollout, at no further forward."""
         with self._following(self._schedule(edges), state.replay.copy()):
             return _psnr(self.runs[run](decode=True), self.references[run])
 

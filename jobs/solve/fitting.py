@@ -148,7 +148,7 @@ def fit_budget(renderer: Renderer, request: FitRequest) -> FitAnswer:
     if prompts_of(request.trajectories) > 1:
         fit, scores = fitter.fit_held_out(best)
     else:
-        fit, scores = fitter.fit_and_draw(best)
+        fit, scores = fitter.fit_and_render(best)
     baseline = fitter.fidelity(request.baseline, request.tried)
     return FitAnswer(
         budget=request.baseline.budget,

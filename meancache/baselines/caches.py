@@ -56,8 +56,8 @@ def magcache(pipeline: Any, runs: Sequence[Callable[..., Any]], steps: int) -> l
     """MagCache over its knobs, with the magnitude ratios of this pipeline's own runs.
 
     Args:
-        pipeline: the pipeline that `runs` draw through.
-        runs: each draws one calibration trajectory; ratios are averaged over them.
+        pipeline: the pipeline that `runs` render through.
+        runs: each renders one calibration trajectory; ratios are averaged over them.
         steps: T, the denoising steps of each run, and of the runs that follow.
 
     Raises:

@@ -31,8 +31,8 @@ class Field:
         """Asks every run for its first call.
 
         Args:
-            pipeline: the pipeline that `runs` draw through.
-            runs: each draws one calibration trajectory, from its own fixed noise.
+            pipeline: the pipeline that `runs` render through.
+            runs: each renders one calibration trajectory, from its own fixed noise.
 
         Raises:
             BaselineError: there are no runs, or they differ in shapes or noise levels.
@@ -107,7 +107,7 @@ def _first_call(transformer: torch.nn.Module, run: Callable[..., Any]) -> dict[s
     finally:
         stopping.remove()
     raise BaselineError(
-        "a calibration run ended without calling the pipeline's transformer; let runs draw "
+        "a calibration run ended without calling the pipeline's transformer; let runs render "
         "through the pipeline that is given"
     )
 

@@ -182,7 +182,7 @@ def test_a_run_left_out_follows_the_weights_that_its_absence_gives(fitter, grid,
     assert fitter.fidelity(Schedule.from_edges(sigmas, edges), 1) == pytest.approx(
         scores[:1], abs=0.2
     )
-    assert scores[0] < fitter.fit_and_draw(path)[1][0]
+    assert scores[0] < fitter.fit_and_render(path)[1][0]
 
 
 def test_trajectories_of_one_prompt_are_left_out_together(pipe, grid, runs):
@@ -209,7 +209,7 @@ def test_what_paths_begin_with_alike_is_run_once(fitter, calls):
 
 def test_the_videos_of_a_fit_are_those_that_its_schedule_draws(pipe, fitter, grid, runs):
     before = fitter.forwards
-    fit, scores = fitter.fit_and_draw(PATHS[0])
+    fit, scores = fitter.fit_and_render(PATHS[0])
     assert fitter.forwards - before == len(runs) * len(PATHS[0])  # drawing cost no more
     schedule = Schedule(grid, fit.edges, method="fitted", budget=len(fit.edges))
     assert fitter.fidelity(schedule) == pytest.approx(scores, abs=0.1)
@@ -230,12 +230,12 @@ def test_fitted_weights_come_closer_than_holding_the_velocity(fitter, grid):
             for t, s in zip(path, (*path[1:], STEPS), strict=True)
         ],
     )
-    _, scores = fitter.fit_and_draw(path)
+    _, scores = fitter.fit_and_render(path)
     assert np.mean(scores) > np.mean(fitter.fidelity(held)) + 3
 
 
 def test_all_steps_are_the_reference_itself(fitter):
-    fit, scores = fitter.fit_and_draw(tuple(range(STEPS)))
+    fit, scores = fitter.fit_and_render(tuple(range(STEPS)))
     assert max(fit.errors) < 1e-9
     assert min(scores) > 60
 
@@ -263,9 +263,9 @@ def test_a_rank_that_does_not_decode_fits_the_same_and_scores_nothing(pipe, grid
         return None
 
     other = Fitter(pipe.transformer, grid, [latents_only])
-    fit, scores = other.fit_and_draw(PATHS[0])
+    fit, scores = other.fit_and_render(PATHS[0])
     assert math.isnan(scores[0])
-    assert fit == Fitter(pipe.transformer, grid, runs[:1]).fit_and_draw(PATHS[0])[0]
+    assert fit == Fitter(pipe.transformer, grid, runs[:1]).fit_and_render(PATHS[0])[0]
 
 
 def test_what_cannot_be_fitted_is_refused(pipe, grid, runs):
