@@ -31,7 +31,7 @@ def smallest_budget(
         closest = "none has a known fidelity"
         if known:
             most, best = max(known, key=lambda pair: pair[0])
-            closest = f"{best.budget} forwards come closest, at {most:.1f} dB or more"
+            closest = f"{best.budget} forwards come closest, at {most:.1f} dB"
         raise SolverError(f"no budget here reaches {target_psnr:g} dB: {closest}; {fix}")
     return min(reaching, key=lambda schedule: schedule.budget)
 
