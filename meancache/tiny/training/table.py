@@ -140,7 +140,7 @@ def measured(
 
 
 def methods(pipeline: Any, setting: Setting, hooks: bool) -> Iterator[Schedule | Baseline]:
-    """This project's schedules, then the others', each as soon as it is calibrated."""
+    """Schedules and hooks, each as soon as it is calibrated; what costs most comes last."""
     runs = [
         partial(batch.run, pipeline, caption, CALIBRATION_SEED + i, setting.steps)
         for i, caption in enumerate(CALIBRATION[:TRAJECTORIES])
@@ -157,15 +157,16 @@ def methods(pipeline: Any, setting: Setting, hooks: bool) -> Iterator[Schedule |
             yield data.schedules[budget]
             yield paper(data, budget)
         yield from secant_schedules(data.statistics, setting.budgets).values()
-        many = make_batch(pipeline, CALIBRATION[:SEARCHED_ON], CALIBRATION_SEED, setting.steps)
-        for budget in setting.budgets:
-            yield searched(data, many, budget, paths[budget], setting.search)
     if hooks:
         yield from sweep()
     with data.field.frozen():
         for method in METHODS:
             if hooks or method not in HOOKS:
                 yield from method(data)
+    with torch.no_grad():
+        many = make_batch(pipeline, CALIBRATION[:SEARCHED_ON], CALIBRATION_SEED, setting.steps)
+        for budget in setting.budgets:
+            yield searched(data, many, budget, paths[budget], setting.search)
 
 
 def say(what: str) -> None:
