@@ -12,7 +12,7 @@ again.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,7 +97,7 @@ class FitRequest:
     candidates: tuple[Steps, ...]
     tried: int
     baseline: Schedule
-    gram: np.ndarray
+    gram: np.ndarray = field(compare=False, repr=False)
     search: int
 
     @property

@@ -10,12 +10,11 @@ import pytest
 
 from jobs._shared.predictions import smallest_budget
 from jobs.solve import __main__ as solve
-from jobs.solve.fitting import LIMIT_VIDEOS, FitAnswer, Fitting, requests, split
+from jobs.solve.fitting import LIMIT_VIDEOS, FitAnswer
 from jobs.solve.workflow import gain
 from meancache import Schedule
 from meancache.errors import SolverError
 from meancache.methods import candidate_paths, paper_schedules, secant_schedules
-from meancache.search import rollout_forwards
 from tests.jobs.conftest import PROMPTS
 from tests.support.calibrations import recorded
 
@@ -106,7 +105,7 @@ class TestFitted:
             known = schedule.calibration
             assert known["psnr_worst"] <= known["psnr_tail"] <= known["psnr"]
             low, high = schedule.predicted_interval
-            assert low < schedule.predicted_psnr == pytest.approx((low + high) / 2) < high
+            assert low < schedule.predicted_psnr < high
         forwards, videos = re.search(r"took (\d+) forwards: ([\d.]+) full videos", said).groups()
         assert int(forwards) <= LIMIT_VIDEOS * STEPS * 3
         assert float(videos) <= LIMIT_VIDEOS
@@ -152,59 +151,14 @@ class TestFitted:
         assert schedule.calibration["fitted_on"] == 1
         assert schedule.predicted_interval is None  # there is no other prompt to predict by
 
-    def test_a_search_says_what_it_cost_and_gained(self, root, capsys):
-        command = ["--graph", str(root / "graph"), "--budgets", "4", "--search", "6"]
-        assert solve.main([*command, "--output", str(root / "searched")]) == 0
-        said = re.search(
-            r"search at B = 4: (\d+) paths tried in (\d+) full videos; calibration runs not "
-            r"fitted on gained [+-][\d.]+ dB",
-            capsys.readouterr().out,
-        )
-        assert int(said[1]) > 4
-        assert int(said[2]) <= 6
-        assert Schedule.load(root / "searched" / "fitted-b4.json").nfe == 4
-
     def test_a_dry_run_starts_nothing(self, root, capsys):
         out = root / "dry"
-        assert solve.main(["--graph", str(root / "graph"), "--dry-run", "--output", str(out)]) == 0
-        assert f"{LIMIT_VIDEOS * STEPS * 3} forwards" in capsys.readouterr().out
+        command = ["--graph", str(root / "graph"), "--search", "7", "--dry-run"]
+        assert solve.main([*command, "--output", str(out)]) == 0
+        said = capsys.readouterr().out
+        assert f"{LIMIT_VIDEOS * STEPS * 3} forwards" in said
+        assert "7 full videos a budget to search" in said
         assert list(out.iterdir()) == []
-
-
-def fitting(graph, trajectories: int) -> Fitting:
-    """A fitting of five budgets on so many trajectories of a 50-step model."""
-    budgets = [6, 8, 10, 12, 15]
-    return Fitting(
-        graph=graph,
-        arguments={},
-        trajectories=[(f"prompt {number}", number) for number in range(trajectories)],
-        candidates=candidate_paths(graph, budgets),
-        baselines=paper_schedules(graph, budgets, 3.0, "jump"),
-        fine_grid=None,
-    )
-
-
-@pytest.mark.parametrize("trajectories", [1, 3, 10, 40])
-def test_all_that_is_asked_of_the_gangs_keeps_the_limit_of_forwards(graph, trajectories):
-    asked = requests(fitting(graph, trajectories))
-    assert [request.baseline.budget for request in asked] == [15, 12, 10, 8, 6]
-    count = len(asked[0].trajectories)
-    forwards = count * 50
-    for request in asked:
-        # The run left out of the fit shares its first step with it; a single one has none.
-        left_out = request.baseline.budget - 1 if count > 1 else 0
-        forwards += count * (request.baseline.budget + left_out)
-        forwards += request.tried * (request.baseline.budget + rollout_forwards(request.candidates))
-    assert forwards <= LIMIT_VIDEOS * 50 * trajectories
-    assert asked[0].tried >= (trajectories >= 10)
-
-
-def test_a_search_judges_by_prompts_that_it_does_not_fit_on():
-    assert split([(f"prompt {number}", 0) for number in range(32)]) == 20
-    assert split([("a", 0), ("a", 1), ("b", 0)]) == 2
-    assert split([("a", 0), ("b", 0), ("b", 1), ("b", 2)]) == 1
-    assert split([("a", seed) for seed in range(8)]) == 5
-    assert split([("a", 0), ("a", 1)]) == 1
 
 
 def test_a_fidelity_that_is_not_known_is_never_chosen(graph):
