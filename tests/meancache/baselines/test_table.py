@@ -13,6 +13,9 @@ from meancache.baselines import (
     BaselineError,
     budcache,
     calibrated,
+    golden_path,
+    hicache,
+    spectrum,
     sweep,
     table,
     unusable,
@@ -170,7 +173,11 @@ CALIBRATED = {
 def test_calibrated_baselines_and_schedules_run_in_the_pipeline(
     pipe, latents, counted, plain, runs, schedules, monkeypatch
 ):
-    monkeypatch.setattr(budcache, "TRIES", 5)  # the search itself is tested in test_paths
+    # Fewer settings to choose from: what is chosen from is tested in test_forecasts and test_paths.
+    monkeypatch.setattr(budcache, "TRIES", 5)
+    monkeypatch.setattr(spectrum, "WARM_UPS", (2,))
+    monkeypatch.setattr(hicache, "CONTRACTIONS", (0.5,))
+    monkeypatch.setattr(golden_path, "GAMMAS", (2.0,))
     before = state(pipe)
     found = calibrated(pipe, runs, schedules)
     assert state(pipe) == before
