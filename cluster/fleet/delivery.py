@@ -31,6 +31,7 @@ from cluster.ranks import (
 from cluster.results import audit, manifest
 from cluster.results.attempts import Attempts
 from cluster.results.manifest import Manifest
+from cluster.results.parts import RECEIPT
 from cluster.store import MissingKey
 from cluster.work.plan import WorkItem
 from cluster.work.schedule_table import Chosen, schedule_of
@@ -172,7 +173,7 @@ class Delivery(CountedWork):
     def _commit(
         self, gang: StagedGang, item: WorkItem, attempts_: int, **known: Any
     ) -> dict[str, Any]:
-        empty = dict.fromkeys(manifest.SCHEMA.names)
+        empty = dict.fromkeys(RECEIPT)
         schedule = schedule_of(self.schedule, item.arguments)
         row = {
             **empty,

@@ -12,8 +12,11 @@ import numpy as np
 
 from cluster.results.datasets import dataset
 from cluster.results.manifest import PARTS, at_once
+from cluster.results.parts import METRIC, first_of_each_item
 from cluster.store import Store
 from meancache.quality import MOST_DECIBELS, psnr, ssim
+
+PSNR, SSIM = METRIC + "psnr", METRIC + "ssim"
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,10 @@ def read_audits(store: Store) -> list[Audit]:
 
 def _of_part(store: Store, key: str) -> list[Audit]:
     found = []
-    table = dataset.read_table(store, key, store.get(key))
-    for row in table.select(["schedule_id", "created_at", "metrics"]).to_pylist():
-        metrics = dict(row["metrics"])
-        if row["schedule_id"] is not None and {"psnr", "ssim"} <= set(metrics):
-            found.append(
-                Audit(row["schedule_id"], row["created_at"], metrics["psnr"], metrics["ssim"])
-            )
+    table = first_of_each_item(dataset.read_table(store, key, store.get(key)))
+    if not {PSNR, SSIM} <= set(table.column_names):
+        return []
+    for row in table.select(["schedule_id", "created_at", PSNR, SSIM]).to_pylist():
+        if None not in (row["schedule_id"], row[PSNR], row[SSIM]):
+            found.append(Audit(row["schedule_id"], row["created_at"], row[PSNR], row[SSIM]))
     return found

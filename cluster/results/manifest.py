@@ -4,7 +4,7 @@
                                                model of images, whose rows have fps 0 and 1 frame
     receipts/{shard:06d}/{id}.json             created once: the commit point of an item; its row,
                                                and the arguments of its call
-    manifest/parts/part-{shard:06d}.parquet    its shard's `ok` rows
+    manifest/parts/part-{shard:06d}.parquet    its shard's `ok` rows, with all rows of an item
     failures/part-{shard:06d}.parquet          its shard's rows that were given up
     manifest/_SUCCESS                          once every item is accounted for
     report.html                                all of it on a page; derived, and no part of it
@@ -32,6 +32,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.results.parts import SCHEMA, read_rows, read_table, to_parquet
 from cluster.store import AlreadyExists, Store, StoreError
 from cluster.work.plan import WorkItem
 from meancache.json_values import canonical_json
@@ -48,39 +49,31 @@ UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionError
 T = TypeVar("T")
 R = TypeVar("R")
 
-SCHEMA = pa.schema(
-    [
-        pa.field("item_id", pa.string(), nullable=False),
-        pa.field("prompt_id", pa.string(), nullable=False),
-        pa.field("prompt", pa.string(), nullable=False),
-        pa.field("status", pa.string(), nullable=False),
-        pa.field("uri", pa.string()),
-        pa.field("key", pa.string()),
-        pa.field("sha256", pa.string()),
-        pa.field("model", pa.string(), nullable=False),
-        pa.field("model_revision", pa.string(), nullable=False),
-        pa.field("schedule_id", pa.string()),
-        pa.field("error", pa.string()),
-        pa.field("index", pa.int64(), nullable=False),
-        pa.field("seed", pa.int64(), nullable=False),
-        pa.field("bytes", pa.int64()),
-        pa.field("shard", pa.int32(), nullable=False),
-        pa.field("num_frames", pa.int32(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field("num_inference_steps", pa.int32(), nullable=False),
-        pa.field("nfe", pa.int32()),
-        pa.field("world_size", pa.int32(), nullable=False),
-        pa.field("attempts", pa.int32(), nullable=False),
-        pa.field("fps", pa.float32(), nullable=False),
-        pa.field("render_s", pa.float64()),
-        pa.field("encode_s", pa.float64()),
-        pa.field("upload_s", pa.float64()),
-        pa.field("metrics", pa.map_(pa.string(), pa.float64()), nullable=False),
-        pa.field("created_at", pa.timestamp("us", tz="UTC"), nullable=False),
-    ],
-    metadata={b"schema": b"1"},
-)
+__all__ = [
+    "FAILED",
+    "FAILURES",
+    "OK",
+    "PARTS",
+    "REQUESTS_AT_ONCE",
+    "SCHEMA",
+    "SUCCESS_KEY",
+    "UNREADABLE",
+    "Manifest",
+    "Success",
+    "at_once",
+    "by_shard",
+    "failed_ids",
+    "finished",
+    "healings",
+    "now",
+    "read_part",
+    "read_rows",
+    "read_table",
+    "so_far",
+    "stage_seconds",
+    "to_parquet",
+    "video_key",
+]
 
 
 def video_key(item_id: str, sha256: str, ending: str = "mp4") -> str:
@@ -197,22 +190,39 @@ class Manifest:
         }
         return dict(zip(shards, at_once(missing, shards), strict=True))
 
-    def close_shard(self, shard: int, items: Sequence[WorkItem]) -> None:
+    def close_shard(
+        self,
+        shard: int,
+        items: Sequence[WorkItem],
+        beside: pa.Table | None = None,
+        schema: pa.Schema = SCHEMA,
+    ) -> None:
         """Writes a shard's part (and its failures) from its receipts; all must be there.
+
+        Args:
+            shard: which.
+            items: all of its items.
+            beside: the plan's own columns of its rows, by index.
+            schema: of the part.
 
         Raises:
             MissingKey: an item of the shard has no receipt yet.
         """
         if self.store.exists(self.part_key(shard)):
             return
-        rows = at_once(self.receipt, items)
+        receipts = at_once(self.receipt, items)
+        rows = [
+            {**receipt, "index": index, "prompt_id": prompt_id}
+            for item, receipt in zip(items, receipts, strict=True)
+            for index, prompt_id in item.rows
+        ]
         failed = [row for row in rows if row["status"] != OK]
         # Before the part, which closes its shard. Where a driver that was killed in between has
         # left them, another version of the Parquet library may have written other bytes.
         if failed and not self.store.exists(self.failures_key(shard)):
-            self.store.put_new(self.failures_key(shard), to_parquet(failed))
+            self.store.put_new(self.failures_key(shard), to_parquet(failed, beside, schema))
         ok = [row for row in rows if row["status"] == OK]
-        self.store.put_new(self.part_key(shard), to_parquet(ok))
+        self.store.put_new(self.part_key(shard), to_parquet(ok, beside, schema))
 
     def finish(self, shards: Iterable[int], before: Success | None = None) -> Success:
         """Writes `_SUCCESS` over all parts, and returns its content.
@@ -227,8 +237,9 @@ class Manifest:
         shards = list(shards)
         written = set(self.store.list(FAILURES))
         failed = [key for key in map(self.failures_key, shards) if key in written]
-        parts = at_once(self._measure, [self.part_key(shard) for shard in shards])
-        failures = at_once(self._measure, failed)
+        measure = partial(_measured, self.store)
+        parts = at_once(measure, [self.part_key(shard) for shard in shards])
+        failures = at_once(measure, failed)
         success = Success(
             rows=sum(rows for _, _, rows in parts) + (before.rows if before else 0),
             failed=sum(rows for _, _, rows in failures),
@@ -238,11 +249,15 @@ class Manifest:
         self.store.put_new(self.success_key, success.to_json())
         return success
 
-    def _measure(self, key: str) -> tuple[str, str, int]:
-        """A Parquet file's key, sha256 and number of rows."""
-        data = self.store.get(key)
+
+def _measured(store: Store, key: str) -> tuple[str, str, int]:
+    """A Parquet file's key, sha256 and number of rows. Raises StoreError where it is damaged."""
+    data = store.get(key)
+    try:
         rows = pq.read_metadata(io.BytesIO(data)).num_rows
-        return key, hashlib.sha256(data).hexdigest(), rows
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError(f"{store.uri(key)} is damaged: {error}; see jobs.verify") from error
+    return key, hashlib.sha256(data).hexdigest(), rows
 
 
 def healings(store: Store) -> list[int]:
@@ -265,6 +280,13 @@ def finished(store: Store) -> tuple[Manifest, Success] | None:
         return last, Success.from_json(store.get(last.success_key))
     except ValueError as error:
         raise StoreError(f"{store.uri(last.success_key)} {error}; see jobs.verify") from error
+
+
+def so_far(store: Store) -> Success:
+    """What a job that is on its way has: its parts, as a `_SUCCESS` would name them."""
+    found = at_once(partial(_measured, store), store.list(PARTS))
+    parts = tuple((key, sha256) for key, sha256, _ in found)
+    return Success(sum(rows for _, _, rows in found), 0, parts, ())
 
 
 def failed_ids(store: Store, success: Success) -> set[str]:
@@ -300,21 +322,6 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
-def to_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Rows of receipts as a Parquet file of SCHEMA, in plan order."""
-    records = [
-        {
-            **row,
-            "metrics": list(row["metrics"].items()),
-            "created_at": datetime.fromisoformat(row["created_at"]),
-        }
-        for row in sorted(rows, key=lambda row: row["index"])
-    ]
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(records, schema=SCHEMA), sink, compression="zstd")
-    return sink.getvalue()
-
-
 def stage_seconds(row: Mapping[str, Any]) -> dict[str, float]:
     """Seconds of each stage that a row knows, by name: render, encode, upload, denoise, ..."""
     return {
@@ -322,23 +329,3 @@ def stage_seconds(row: Mapping[str, Any]) -> dict[str, float]:
         for name, seconds in {**row, **row["metrics"]}.items()
         if name.endswith("_s") and seconds is not None
     }
-
-
-def read_rows(data: bytes) -> list[dict[str, Any]]:
-    """The rows of one part. Raises ValueError as `read_table` does."""
-    return read_table(data).to_pylist()
-
-
-def read_table(data: bytes) -> pa.Table:
-    """One part, of SCHEMA.
-
-    Raises:
-        ValueError: the bytes are not a Parquet file of SCHEMA.
-    """
-    try:
-        table = pq.read_table(io.BytesIO(data))
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"not a Parquet file: {error}") from error
-    if not table.schema.equals(SCHEMA):
-        raise ValueError("its columns are not those of a manifest part")
-    return table

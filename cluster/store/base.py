@@ -115,7 +115,7 @@ class Store(ABC):
 
 
 def probe(store: Store) -> None:
-    """Put one object twice, with different bytes, and see the second refused."""
+    """Put one object twice, see the second refused, and see the first in a list."""
     key = f".probe-{secrets.token_hex(8)}"  # its own: two jobs may start at the same time
     store.put_new(key, b"first")
     try:
@@ -128,6 +128,11 @@ def probe(store: Store) -> None:
             )
         if store.get(key) != b"first":
             raise StoreError(f"{store!r} returned other bytes than were put: use another store")
+        if list(store.list(key)) != [key]:
+            raise StoreError(
+                f"{store!r} does not list an object that was put there: use a store whose lists "
+                "show at once what is there"
+            )
     finally:
         try:
             store.delete(key)

@@ -54,6 +54,15 @@ class LocalStore(Store):
                 if path.is_dir():
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)) from None
                 created = False
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                raise StoreError(
+                    f"{path} cannot be created: its file system has no hard links "
+                    f"({error.strerror}), without which nothing keeps two writers apart; give the "
+                    "bucket behind a mount (gcsfuse, s3fs, rclone) as s3://bucket/path, or a "
+                    "folder on another disk"
+                ) from error
             _sync_directory(path.parent)  # in both cases: the answer must outlive a power cut
         return created or self._same_or_raise(key, data)
 
@@ -129,6 +138,9 @@ def _listed(entry: os.DirEntry[str], start: str) -> str | None:
         return name + "/"
     return name if entry.is_file() else None
 
+
+# What link() answers on file systems that have none: FUSE mounts of buckets, FAT, some of SMB.
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EXDEV}
 
 _OS_FIXES = {
     errno.EACCES: "change its permissions or use another root",

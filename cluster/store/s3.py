@@ -17,6 +17,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from botocore.exceptions import ClientError
@@ -103,12 +104,16 @@ class S3Store(Store):
 
     def _upload(self, key: str, data: bytes) -> dict[str, Any]:
         md5 = hashlib.md5(data, usedforsecurity=False).digest()
-        return self._place(key) | {
-            "Body": data,
-            "ContentMD5": base64.b64encode(md5).decode(),
-            "ContentType": mimetypes.guess_type(key)[0] or "application/octet-stream",
-            "Metadata": {"sha256": hashlib.sha256(data).hexdigest()},
-        }
+        return (
+            self._place(key)
+            | s3_client.for_uploads()
+            | {
+                "Body": data,
+                "ContentMD5": base64.b64encode(md5).decode(),
+                "ContentType": mimetypes.guess_type(key)[0] or "application/octet-stream",
+                "Metadata": {"sha256": hashlib.sha256(data).hexdigest()},
+            }
+        )
 
     def exists(self, key: str) -> bool:
         place = self._place(key)
@@ -118,7 +123,9 @@ class S3Store(Store):
                 client.head_object(**place)
             except ClientError as error:
                 if status_of(error) in (400, 403):  # HEAD has no body to say why: a list has
-                    client.list_objects_v2(Bucket=self.bucket, Prefix=place["Key"], MaxKeys=1)
+                    payer = s3_client.for_every_request()
+                    prefix = place["Key"]
+                    client.list_objects_v2(Bucket=self.bucket, Prefix=prefix, MaxKeys=1, **payer)
                 raise
 
         try:
@@ -136,16 +143,23 @@ class S3Store(Store):
 
     def _entries(self, prefix: str) -> Iterator[Entry]:
         root = f"{self.prefix}/" if self.prefix else ""
-        request = {"Bucket": self.bucket, "Prefix": root + prefix}
+        request = {"Bucket": self.bucket, "Prefix": root + prefix} | s3_client.for_every_request()
+        counts_all = False
         while True:
-            page = self._ask(prefix, lambda client: _whole_page(client, request))
-            for found in page.get("Contents", []):
+            page = self._ask(prefix, partial(_whole_page, request, counts_all))
+            entries = page.get("Contents", [])
+            for found in entries:
                 key = found["Key"].removeprefix(root)
                 if is_key(key):  # consoles put "folder/" objects beside ours
                     yield Entry(key, found["Size"], found["LastModified"].timestamp())
             if not page["IsTruncated"]:
                 return
-            request["ContinuationToken"] = page["NextContinuationToken"]
+            counts_all = counts_all or page.get("KeyCount", 0) > len(entries)
+            request.pop("ContinuationToken", None)
+            if page.get("NextContinuationToken"):
+                request["ContinuationToken"] = page["NextContinuationToken"]
+            else:  # some servers give none, or an empty one
+                request["StartAfter"] = entries[-1]["Key"]
 
     def delete(self, key: str) -> None:
         place = self._place(key)
@@ -164,7 +178,8 @@ class S3Store(Store):
 
     def _place(self, key: str) -> dict[str, Any]:
         check_key(key)
-        return {"Bucket": self.bucket, "Key": f"{self.prefix}/{key}".lstrip("/")}
+        place = {"Bucket": self.bucket, "Key": f"{self.prefix}/{key}".lstrip("/")}
+        return place | s3_client.for_every_request()
 
     def _ask(self, key: str, request: Callable[[Any], T]) -> T:
         """Return what `request` makes of a client, asking again while that can help.
@@ -225,15 +240,26 @@ def _renew_client_lock() -> None:
 os.register_at_fork(after_in_child=_renew_client_lock)
 
 
-def _whole_page(client: Any, request: dict[str, str]) -> dict[str, Any]:
-    """Return a page of a list; raise Damaged where anything says that keys are missing from it."""
+def _whole_page(request: dict[str, str], counts_all: bool, client: Any) -> dict[str, Any]:
+    """Return a page of a list; raise Damaged where anything says that keys are missing from it.
+
+    Args:
+        request: the list's.
+        counts_all: KeyCount is known to be that of all pages, as some servers have it.
+        client: of the store.
+    """
     try:
         page: dict[str, Any] = client.list_objects_v2(**request)
         found = page.get("Contents", [])
+        length = len(found) + len(page.get("CommonPrefixes", []))
+        count = page.get("KeyCount", length)
+        # A page as long as a page can be lacks none, though there are more.
+        full = bool(page["IsTruncated"]) and length == page.get("MaxKeys")
         whole = (
-            len(found) + len(page.get("CommonPrefixes", [])) == page.get("KeyCount", len(found))
+            (length == count or counts_all or (full and count > length))
             # A mangled "true" reads as false, and an empty answer as a list of nothing.
-            and page["IsTruncated"] == ("NextContinuationToken" in page)
+            and (page["IsTruncated"] or not page.get("NextContinuationToken"))
+            and (found or not page["IsTruncated"])
             and all(entry["Key"].startswith(request["Prefix"]) for entry in found)
             and all(entry["Size"] >= 0 and entry["LastModified"].timestamp() for entry in found)
         )

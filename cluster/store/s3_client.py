@@ -16,7 +16,7 @@ from typing import Any
 
 from botocore.config import Config
 from botocore.loaders import create_loader
-from botocore.session import get_session
+from botocore.session import Session, get_session
 
 from cluster.store.base import StoreError, without_secrets
 
@@ -35,6 +35,7 @@ class Patience:
         time.sleep(random.uniform(0, min(0.2 * 2**attempt, self.longest_wait)))
 
 
+ENCRYPTIONS = ("AES256", "aws:kms", "aws:kms:dsse")
 PATIENT = Patience(attempts=12, connect_timeout=10, read_timeout=60, longest_wait=20)
 HASTY = Patience(attempts=3, connect_timeout=5, read_timeout=8, longest_wait=1)
 
@@ -42,29 +43,66 @@ HASTY = Patience(attempts=3, connect_timeout=5, read_timeout=8, longest_wait=1)
 def make_client(patience: Patience) -> Any:
     """Make a client from the AWS_* environment and the files it names as they are now."""
     endpoint = endpoint_url()
-    config = Config(
+    try:
+        session = get_session()  # of its own: a session remembers the credentials it has read
+        session.register_component("data_loader", _shared_loader(os.environ.get("AWS_DATA_PATH")))
+        return session.create_client("s3", config=_config(session, patience))
+    except ValueError:
+        pass  # raised below: botocore's words, as a context, would repeat the URL
+    raise StoreError(
+        f"AWS_ENDPOINT_URL is {endpoint!r}, which is not a URL: give http(s)://host[:port]"
+    )
+
+
+def _config(session: Session, patience: Patience) -> Config:
+    """The client's settings: what the user's configuration leaves open."""
+    chosen = session.get_scoped_config()
+    checksums = {
+        name: "when_required"
+        for name in ("request_checksum_calculation", "response_checksum_validation")
+        if name not in chosen and f"AWS_{name.upper()}" not in os.environ
+    }
+    given = chosen.get("s3")
+    style = given.get("addressing_style") if isinstance(given, dict) else None
+    elsewhere = bool(endpoint_url() or chosen.get("endpoint_url") or chosen.get("services"))
+    return Config(
         # One attempt: all of them share a quota of 500 that a retry takes 14 of, so in a storm
         # 36 requests at once would give up untried. The store repeats requests by itself.
         retries={"mode": "standard", "total_max_attempts": 1},
         connect_timeout=patience.connect_timeout,
         read_timeout=patience.read_timeout,
         max_pool_connections=32,
-        # Buckets of other endpoints seldom have host names of their own.
-        s3={"addressing_style": "path" if endpoint else "auto"},
+        # Buckets of other endpoints seldom have host names of their own. botocore adds the rest of
+        # the user's `s3 =` to it.
+        s3={"addressing_style": style or ("path" if elsewhere else "auto")},
         # Content-MD5 guards every upload and our sha256 every download; the trailing checksums of
         # newer SDKs would add nothing and keep out stores that do not know them, as radosgw.
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
+        **checksums,
     )
-    try:
-        session = get_session()  # of its own: a session remembers the credentials it has read
-        session.register_component("data_loader", _shared_loader(os.environ.get("AWS_DATA_PATH")))
-        return session.create_client("s3", config=config)
-    except ValueError:
-        pass  # raised below: botocore's words, as a context, would repeat the URL
-    raise StoreError(
-        f"AWS_ENDPOINT_URL is {endpoint!r}, which is not a URL: give http(s)://host[:port]"
-    )
+
+
+def for_every_request() -> dict[str, str]:
+    """What the environment adds to each request: who pays for it."""
+    payer = os.environ.get("AWS_REQUEST_PAYER", "").lower()
+    if payer not in ("", "requester", "true", "false"):
+        raise StoreError(f"AWS_REQUEST_PAYER is {payer!r}: it must be requester, or not be set")
+    return {"RequestPayer": "requester"} if payer in ("requester", "true") else {}
+
+
+def for_uploads() -> dict[str, str]:
+    """What the environment adds to each upload: how the store encrypts it."""
+    encryption = os.environ.get("AWS_SERVER_SIDE_ENCRYPTION")
+    key = os.environ.get("AWS_SSE_KMS_KEY_ID")
+    if encryption not in (None, *ENCRYPTIONS):
+        raise StoreError(
+            f"AWS_SERVER_SIDE_ENCRYPTION is {encryption!r}: it must be one of "
+            f"{', '.join(ENCRYPTIONS)}, or not be set"
+        )
+    if key and encryption == "AES256":
+        raise StoreError("AWS_SSE_KMS_KEY_ID is set, but AWS_SERVER_SIDE_ENCRYPTION is not aws:kms")
+    if key:
+        return {"ServerSideEncryption": encryption or "aws:kms", "SSEKMSKeyId": key}
+    return {"ServerSideEncryption": encryption} if encryption else {}
 
 
 _shared_loader = functools.cache(create_loader)  # filled under the store's lock

@@ -83,8 +83,35 @@ def status_of(error: ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
+_DISABLED = "the access key or its account is disabled: ask who runs the store, or use another key"
+_BY_HOST_NAME = (
+    "the store takes buckets in host names alone: set `addressing_style = virtual` under `s3 =` in "
+    "the AWS configuration file (AWS_CONFIG_FILE)"
+)
+_ARCHIVED = "it is archived: restore it to a class that can be read at once, or use another root"
 _REFUSALS = {
-    "AccessDenied": "access is denied: grant s3:GetObject, s3:PutObject and s3:ListBucket there",
+    "AccessDenied": (
+        "access is denied: grant s3:GetObject, s3:PutObject and s3:ListBucket there (and where the "
+        "requester pays, set AWS_REQUEST_PAYER=requester)"
+    ),
+    "AccountProblem": _DISABLED,
+    "AccountDisabled": _DISABLED,
+    "AccountSuspended": _DISABLED,
+    "AccessKeyDisabled": _DISABLED,
+    "AllAccessDisabled": _DISABLED,
+    "InactiveAccessKey": _DISABLED,
+    "InvalidPayer": _DISABLED,
+    "NotSignedUp": _DISABLED,
+    "UserDisable": _DISABLED,
+    "UserSuspended": _DISABLED,
+    "InvalidObjectState": _ARCHIVED,
+    "InvalidPathAccess": _BY_HOST_NAME,
+    "PathStyleDomainForbidden": _BY_HOST_NAME,
+    "PathStyleNotSupported": _BY_HOST_NAME,
+    "SecondLevelDomainForbidden": _BY_HOST_NAME,
+    "VirtualHostDomainRequired": _BY_HOST_NAME,
+    "EntityTooLarge": "the store takes no object so large: raise its limit, or use another",
+    "MethodNotAllowed": "the store forbids this operation here: use another root or store",
     "NotImplemented": "the store lacks an operation we need (conditional puts?): use another",
     "RequestTimeTooSkewed": "this machine's clock is wrong: set it",
 }
@@ -111,6 +138,18 @@ _PASSING_CODES = {
 }
 
 
+def _refusal(code: str) -> str | None:
+    """What a code says that only people can mend, or None."""
+    if re.search("Quota|StorageFull|InsufficientStorage|CapExceeded", code):
+        return "the store's quota is used up, or its disk is full: free some space or raise it"
+    if code.startswith("KMS."):
+        return (
+            f"its encryption key cannot be used ({code}): check AWS_SSE_KMS_KEY_ID, the key's "
+            "state, and that this user may use it"
+        )
+    return _REFUSALS.get(code)
+
+
 def _judge_refusal(error: ClientError, uri: str, bucket: str) -> Verdict:
     """Say what a status other than 2xx means."""
     code, status = code_of(error), status_of(error)
@@ -129,9 +168,17 @@ def _judge_refusal(error: ClientError, uri: str, bucket: str) -> Verdict:
         )
     if status == 404:
         return Verdict(MissingKey(f"there is no object {uri}: check the key"))
-    if code in _REFUSALS or status == 403:
-        said = _REFUSALS.get(code, _REFUSALS["AccessDenied"])
+    if said := _refusal(code):
         return Verdict(StoreError(f"{uri} was refused, {said}"))
+    if status == 403:
+        # What answers a HEAD has no body, and so no code.
+        why = f"for the reason {code}" if code else "without a reason"
+        return Verdict(
+            StoreError(
+                f"{uri} was refused {why} (status 403): check the store's documentation and the "
+                "permissions of this access key"
+            )
+        )
     if status == 301 or code == "AuthorizationHeaderMalformed":
         return Verdict(
             StoreError(f"{uri} is in another region: set AWS_DEFAULT_REGION to the bucket's")

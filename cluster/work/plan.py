@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.models.model import Model, ModelError
@@ -49,13 +49,14 @@ class WorkItem:
     """One video to render. There may be a million of them: slots, and arguments that are shared.
 
     Attributes:
-        index: place in the plan, from 0.
-        shard: index // SHARD_SIZE.
+        index: of its row, from 0; of the first of its rows, where several ask for its pixels.
+        shard: its place among the items // SHARD_SIZE.
         id: 32 hex digits over all that decides the pixels.
         prompt_id: the row's.
         prompt: the text.
         seed: of the noise.
         arguments: of the pipeline's call, complete.
+        also: (index, prompt_id) of the other rows that ask for its pixels.
     """
 
     index: int
@@ -65,6 +66,12 @@ class WorkItem:
     prompt: str
     seed: int
     arguments: Mapping[str, Any]
+    also: tuple[tuple[int, str], ...] = ()
+
+    @property
+    def rows(self) -> tuple[tuple[int, str], ...]:
+        """(index, prompt_id) of every row that asks for its pixels."""
+        return ((self.index, self.prompt_id), *self.also)
 
 
 def item_id(
@@ -89,13 +96,15 @@ def item_id(
 
 
 def plan_items(
-    prompts: Sequence[Prompt],
+    prompts: Iterable[Prompt],
     model: Model,
     arguments: Mapping[str, Any],
     schedule: Chosen = None,
     seeds: int = 1,
 ) -> list[WorkItem]:
-    """The items of a job: every prompt `seeds` times, identical ones once, in file order.
+    """The items of a job: every prompt `seeds` times, in file order.
+
+    Each row is a row of one item, and rows that ask for the same pixels share theirs.
 
     Args:
         prompts: rows of the prompts file.
@@ -104,28 +113,38 @@ def plan_items(
         schedule: which steps to compute, for all items or by their setting; None computes all.
         seeds: videos a prompt. A row's own seed is the first of them.
     """
-    items: dict[str, WorkItem] = {}
+    items: list[WorkItem] = []
+    places: dict[bytes, int] = {}
+    also: dict[int, list[tuple[int, str]]] = {}
+    index = 0
     for prompt in prompts:
         merged = {**arguments, **prompt.overrides} if prompt.overrides else arguments
         computed_by = schedule_of(schedule, merged)
-        for draw in range(seeds):
+        for number in range(seeds):
             if prompt.seed is None:
-                seed = stable_seed(prompt.prompt_id, draw)
+                seed = stable_seed(prompt.prompt_id, number)
             else:
-                seed = prompt.seed + draw
+                seed = prompt.seed + number
             identity = item_id(model, prompt.prompt, seed, merged, computed_by)
-            if identity not in items:
-                index = len(items)
-                items[identity] = WorkItem(
-                    index=index,
-                    shard=index // SHARD_SIZE,
-                    id=identity,
-                    prompt_id=prompt.prompt_id,
-                    prompt=prompt.prompt,
-                    seed=seed,
-                    arguments=merged,
+            place = places.setdefault(bytes.fromhex(identity), len(items))
+            if place < len(items):
+                also.setdefault(place, []).append((index, prompt.prompt_id))
+            else:
+                items.append(
+                    WorkItem(
+                        index=index,
+                        shard=place // SHARD_SIZE,
+                        id=identity,
+                        prompt_id=prompt.prompt_id,
+                        prompt=prompt.prompt,
+                        seed=seed,
+                        arguments=merged,
+                    )
                 )
-    return list(items.values())
+            index += 1
+    for place, rows in also.items():
+        items[place] = replace(items[place], also=tuple(rows))
+    return items
 
 
 def check_one_setting(items: Sequence[WorkItem], arguments: Mapping[str, Any]) -> None:
@@ -274,6 +293,8 @@ def _differences(there: Any, here: Any, path: str = "") -> list[str]:
         return []
     if path == "plan":
         return ["the prompts, or what their rows override, are others there"]
+    if path == "prompts":
+        return ["the rows' ids, their order or their other columns are others there"]
     return [f"{_in_words(path)} is {_short(there)} there and {_short(here)} here"]
 
 

@@ -155,8 +155,9 @@ def add_prompts(
         "--prompts",
         required=required,
         metavar="P",
-        help="a .txt (one prompt a line), .jsonl, .csv or .parquet file, local or s3://; columns: "
-        f"prompt, and if wanted prompt_id, seed{',' + more if overrides else ''}",
+        help="a .txt (one prompt a line), .jsonl, .csv, .tsv or .parquet file, as it is, .gz or "
+        ".zst, or a folder or glob of them, local or s3://; columns: prompt, and if wanted "
+        f"prompt_id, seed{',' + more if overrides else ''}",
     )
 
 

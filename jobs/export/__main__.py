@@ -43,6 +43,12 @@ def parser() -> argparse.ArgumentParser:
         help="only rows that meet a condition on columns and metrics, of == != < <= > >= in, "
         f'is None, and, or, not; such as "{WHERE_EXAMPLE}"',
     )
+    result.add_argument(
+        "--unfinished",
+        action="store_true",
+        help="of a render that is still on its way, or was stopped, take the rows that its "
+        "manifest has so far; later ones go to another --output",
+    )
     return result
 
 
@@ -50,7 +56,7 @@ def configured(options: argparse.Namespace) -> Config:
     """The workflow's configuration by these flags."""
     from jobs.export.workflow import Config
 
-    return Config(options.root, options.format, options.output, options.where)
+    return Config(options.root, options.format, options.output, options.where, options.unfinished)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -34,12 +34,14 @@ class Config:
         format: of `layouts.FORMATS`.
         output: where the files go.
         where: a condition on the rows, or None for all.
+        unfinished: of a render that is on its way, take the rows that are there.
     """
 
     root: str
     format: str
     output: str
     where: str | None = None
+    unfinished: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,12 +91,14 @@ def prepare(config: Config) -> Prepared:
             f"--output {config.output} is the root that is exported: give a folder of its own"
         )
     there = manifest.finished(source)
-    if there is None:
+    if there is None and not config.unfinished:
         raise MissingKey(
             f"{source.uri(manifest.SUCCESS_KEY)} does not exist: give the --output of a "
-            "jobs.render that has finished"
+            "jobs.render that has finished, or --unfinished for the rows that it has so far"
         )
-    success = there[1]
+    success = manifest.so_far(source) if there is None else there[1]
+    if not success.parts:
+        raise WhereError(f"{config.root} has no row yet: export it when its first shard is closed")
     read = dataset.read_parts(source, success)
     parts = progress(read, len(success.parts), "parts", after_s=QUIET_S)
     table = dataset.flattened(parts).sort_by("index")

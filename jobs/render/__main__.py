@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from jobs._shared import cli
-from jobs._shared.numbers import finite, not_negative, share
+from jobs._shared.numbers import finite, not_negative, positive, share
 
 if TYPE_CHECKING:
     from jobs.render.workflow import Config
@@ -25,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     )
     cli.add_output(result, "where videos and manifest go")
     cli.add_prompts(result, overrides=True)
+    _add_rows(result)
     _add_schedule(result)
     result.add_argument(
         "--audit",
@@ -55,6 +56,31 @@ def parser() -> argparse.ArgumentParser:
         help="end with exit code 0 with up to N failed rows (default 0: with any, it is 3)",
     )
     return result
+
+
+def _add_rows(parser: argparse.ArgumentParser) -> None:
+    """How rows of the prompts become videos."""
+    parser.add_argument(
+        "--prompt-column",
+        default="prompt",
+        metavar="NAME",
+        help="the column that holds the prompts (default: prompt)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="videos of each row: a row's own seed and those after it, or N stable ones (default "
+        "1)",
+    )
+    parser.add_argument(
+        "--max-prompt-tokens",
+        choices=("warn", "refuse"),
+        default="warn",
+        help="what to do where the model reads only the beginning of a prompt: name the rows, or "
+        "refuse them (default: warn)",
+    )
 
 
 def _add_schedule(parser: argparse.ArgumentParser) -> None:
@@ -127,6 +153,9 @@ def configured(options: argparse.Namespace) -> Config:
         retry_failed=options.retry_failed,
         fleet=cli.fleet_config(options),
         dry_run=options.dry_run,
+        prompt_column=options.prompt_column,
+        seeds=options.seeds,
+        max_prompt_tokens=options.max_prompt_tokens,
     )
 
 

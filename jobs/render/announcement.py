@@ -41,13 +41,18 @@ def announce(prepared: Prepared, items: Sequence[WorkItem], todo: Sequence[WorkI
     print(f"render: {counted(len(todo), 'video')} to do ({forwards} forwards), {done} already done")
     if isinstance(prepared.schedule, ScheduleTable):
         _list_settings(prepared.schedule, items)
-    repeated = prepared.repeated
-    if repeated:
-        some = ", ".join(map(shown, repeated[:NAMED])) + ", ..." * (len(repeated) > NAMED)
+    shared = prepared.plan.rows - len(prepared.items)
+    if shared:
+        repeated = (prompt_id for item in prepared.items for _, prompt_id in item.also)
+        some = ", ".join(map(shown, islice(repeated, NAMED))) + ", ..." * (shared > NAMED)
         print(
-            f"{len(repeated)} rows repeat another row, seed and all, and are not rendered twice: "
-            f"prompt_id {some}"
+            f"{counted(shared, 'row')} asking for the same pixels as another row, seed and all, "
+            f"with one video for both: prompt_id {some}"
         )
+    _name_truncated(prepared)
+    carried = prepared.plan.spec.get("extra")
+    if carried:
+        print(f"other columns, carried along: {', '.join(map(shown, carried))}")
     if prepared.config.dry_run and todo:
         seconds = _known_seconds(prepared, todo) if done else None
         if seconds is None:
@@ -56,6 +61,22 @@ def announce(prepared: Prepared, items: Sequence[WorkItem], todo: Sequence[WorkI
         else:
             total = duration(seconds * len(todo))
             print(f"time: {total} of gang time at the last known rate of {seconds:.1f} s a video")
+
+
+def _name_truncated(prepared: Prepared) -> None:
+    """Names the rows whose ends the model does not read, all of them in a dry run."""
+    long = prepared.plan.truncated()
+    if not long:
+        return
+    print(
+        f"{counted(len(long), 'prompt')} longer than what {prepared.model.id} reads: the end of "
+        "each changes nothing"
+    )
+    named = long if prepared.config.dry_run else long[:NAMED]
+    for prompt_id, tokens, used in named:
+        print(f"  prompt_id {shown(prompt_id)}: {used} of {tokens} tokens are read")
+    if len(long) > len(named):
+        print(f"  and {len(long) - len(named)} more, which --dry-run lists")
 
 
 def _list_settings(table: ScheduleTable, items: Sequence[WorkItem]) -> None:

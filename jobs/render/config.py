@@ -15,7 +15,7 @@ class Config:
 
     Attributes:
         output: the root that videos and manifest go to.
-        prompts: the prompts file.
+        prompts: a file, a folder or a glob of prompts.
         model: what renders them.
         schedule: a file, or 'current' for that of the registry; None for every step, unless one of
             the next two is given.
@@ -31,6 +31,9 @@ class Config:
         retry_failed: render the rows again that a finished job gave up.
         fleet: the gangs.
         dry_run: say what would be done, and stop.
+        prompt_column: the column that holds the prompts.
+        seeds: videos of each row.
+        max_prompt_tokens: 'warn' or 'refuse', where a prompt is longer than what the model reads.
     """
 
     output: str
@@ -48,3 +51,6 @@ class Config:
     retry_failed: bool = False
     fleet: FleetConfig = DEFAULT_FLEET
     dry_run: bool = False
+    prompt_column: str = "prompt"
+    seeds: int = 1
+    max_prompt_tokens: str = "warn"

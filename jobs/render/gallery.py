@@ -15,6 +15,7 @@ from PIL import Image
 
 from cluster.media import image, video
 from cluster.results.datasets import dataset
+from cluster.results.parts import METRIC, first_of_each_item, without_extra
 from cluster.store import Store, StoreError
 from jobs._shared.pictures import animation
 
@@ -24,9 +25,7 @@ SIDE, FRAMES = 256, 12
 # How many of the worst are shown first, where an audit measured some.
 WORST = 8
 PSNR = "metrics.psnr"
-_SUMMED = (
-    *("render_s", "encode_s", "upload_s", "created_at", "attempts", "nfe", "bytes", "metrics"),
-)
+_SUMMED = ("render_s", "encode_s", "upload_s", "created_at", "attempts", "nfe", "bytes")
 
 
 @dataclass(frozen=True)
@@ -77,27 +76,30 @@ def choose(parts: Iterable[pa.Table], total: int, asked: Collection[str]) -> Cho
     names: dict[str, tuple[str, str]] = {}
     seen = 0
     ids = pa.array(sorted(asked), pa.string())
-    for part in parts:
-        flat = dataset.flattened([part.select(_SUMMED)])
-        slim.append(flat)
+    for whole in parts:
+        part = without_extra(whole)
+        videos = first_of_each_item(part)
+        metrics = [name for name in videos.column_names if name.startswith(METRIC)]
+        slim.append(videos.select([*_SUMMED, *metrics]))
         here = [number - seen for number in wanted if seen <= number < seen + part.num_rows]
         rows += part.take(pa.array(sorted(here), pa.int64())).to_pylist()
-        worst = heapq.nsmallest(WORST, [*worst, *_audited(part, flat)], key=lambda row: row[0])
+        worst = heapq.nsmallest(WORST, [*worst, *_audited(videos)], key=lambda row: row[0])
         named = part.filter(pc.is_in(part["item_id"], ids))
         for row in named.select(["item_id", "prompt_id", "prompt"]).to_pylist():
             names[row["item_id"]] = (row["prompt_id"], row["prompt"])
         seen += part.num_rows
     shown = {row["item_id"] for _, row in worst}
     spread = [row for row in rows if row["item_id"] not in shown]
-    table = pa.concat_tables(slim, promote_options="default")
-    return Chosen(table, [row for _, row in worst], spread[: SAMPLES - len(worst)], names)
+    return Chosen(
+        dataset.flattened(slim), [row for _, row in worst], spread[: SAMPLES - len(worst)], names
+    )
 
 
-def _audited(part: pa.Table, flat: pa.Table) -> list[tuple[float, dict[str, Any]]]:
+def _audited(part: pa.Table) -> list[tuple[float, dict[str, Any]]]:
     """(PSNR, row) of the worst rows of a part that were rendered in full too."""
-    if PSNR not in flat.column_names:
+    if PSNR not in part.column_names:
         return []
-    scores = flat[PSNR].to_pylist()
+    scores = part[PSNR].to_pylist()
     known = [(score, place) for place, score in enumerate(scores) if score is not None]
     least = heapq.nsmallest(WORST, known)
     return [(score, part.slice(place, 1).to_pylist()[0]) for score, place in least]

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from cluster.fleet import driver as fleet
@@ -15,6 +16,7 @@ from cluster.fleet import metrics
 from cluster.fleet.delivery import Delivery
 from cluster.results import manifest
 from cluster.results.manifest import Manifest, Success
+from cluster.results.parts import SCHEMA, SCHEMA_1
 from cluster.store import Store
 from cluster.work import plan
 from cluster.work.plan import WorkItem
@@ -59,10 +61,13 @@ def _render(
         return None
     plan.freeze(here.store, prepared.spec)
     shards = manifest.by_shard(items)
+    planned = prepared.plan
+    schema = SCHEMA_1 if planned.earlier else SCHEMA  # all parts of a dataset are alike
+    close = partial(here.close_shard, beside=planned.beside, schema=schema)
     left = Counter({shard: len(members) for shard, members in missing.items()})
     for shard in missing:
         if not left[shard]:  # a driver that was killed filled it and did not close it
-            here.close_shard(shard, shards[shard])
+            close(shard, shards[shard])
     work = Delivery(here, prepared.model, prepared.schedule, prepared.config.audit, metrics.record)
     # Two drivers of one root meet as late as they can when each begins somewhere else.
     first = secrets.randbelow(len(todo)) if todo else 0
@@ -77,7 +82,7 @@ def _render(
                 print(f"\nfailed: {named(row)}: {row['error']}", file=sys.stderr)
             left[row["shard"]] -= 1
             if not left[row["shard"]]:
-                here.close_shard(row["shard"], shards[row["shard"]])
+                close(row["shard"], shards[row["shard"]])
     if tally.gang_s:
         print(tally.goodput)
     success = here.finish(shards, before)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +11,15 @@ from cluster.models.model import Model, ModelError
 from cluster.ranks import denoiser_builder, encoders_builder, encoders_size
 from cluster.store import Store
 from cluster.work import plan
-from cluster.work.plan import WorkItem, plan_items, specification
-from cluster.work.prompts import Prompt, read_prompts
+from cluster.work.plan import WorkItem
+from cluster.work.prompts import NAMED_ROWS, Prompt, PromptsError, read_prompts
+from cluster.work.rows import RowPlan, as_begun, plan_rows
 from cluster.work.schedule_table import Chosen, setting_key
 from jobs._shared.roots import open_output, refusing
 from jobs.render.config import Config
 from jobs.render.schedules import choose
 from meancache.errors import ScheduleError
+from meancache.json_values import shown
 from meancache.schedule import Schedule
 
 
@@ -30,10 +31,18 @@ class Prepared:
     store: Store
     model: Model
     schedule: Chosen
-    items: list[WorkItem]
-    repeated: list[str]
-    spec: Mapping[str, Any]
+    plan: RowPlan
     gangs: Gangs
+
+    @property
+    def items(self) -> list[WorkItem]:
+        """What is rendered."""
+        return self.plan.items
+
+    @property
+    def spec(self) -> Mapping[str, Any]:
+        """What job.json holds."""
+        return self.plan.spec
 
 
 @refusing()
@@ -45,7 +54,7 @@ def prepare(config: Config) -> Prepared:
             f"--compile is not for {model.id}: diffusers names no blocks that repeat in the "
             f"transformer of a {model.pipeline}; leave it out"
         )
-    prompts = read_prompts(config.prompts)
+    prompts = read_prompts(config.prompts, config.prompt_column)
     settings = settings_of(prompts, arguments)
     size = config.fleet.gang_size
     for setting in settings.values():
@@ -56,13 +65,28 @@ def prepare(config: Config) -> Prepared:
             "--audit compares with the full run, and without a schedule every video is one: leave "
             "it out, or choose a schedule"
         )
-    items = plan_items(prompts, model, arguments, schedule)
-    gangs = _gangs(config, model, schedule, items)
-    spec = specification("render", items, model, arguments, schedule)
+    planned = plan_rows(prompts, model, arguments, schedule, config.seeds)
+    _check_tokens(config, model, planned)
+    gangs = _gangs(config, model, schedule, planned.items)
     store = open_output(config.output)
-    plan.check_spec(store, spec)
-    repeated = _repeated(prompts, items)
-    return Prepared(config, store, model, schedule, items, repeated, spec, gangs)
+    if config.seeds == 1:
+        planned = as_begun(store, planned, prompts, model, arguments, schedule)
+    plan.check_spec(store, planned.spec)
+    return Prepared(config, store, model, schedule, planned, gangs)
+
+
+def _check_tokens(config: Config, model: Model, planned: RowPlan) -> None:
+    """Refuses prompts that the model does not read whole, where that is asked for."""
+    long = planned.truncated() if config.max_prompt_tokens == "refuse" else []
+    if long:
+        named = "; ".join(
+            f"prompt_id {shown(prompt_id)}, {used} of {tokens}"
+            for prompt_id, tokens, used in long[:NAMED_ROWS]
+        )
+        raise PromptsError(
+            f"{len(long)} prompts are longer than what {model.id} reads (tokens read: {named}"
+            f"{', ...' * (len(long) > NAMED_ROWS)}): shorten them, or take --max-prompt-tokens warn"
+        )
 
 
 def settings_of(
@@ -96,17 +120,3 @@ def _gangs(config: Config, model: Model, schedule: Chosen, items: Sequence[WorkI
         encoders_builder(model, largest, size),
         beside,
     )
-
-
-def _repeated(prompts: Sequence[Prompt], items: Sequence[WorkItem]) -> list[str]:
-    """The prompt_ids of rows that another row stands for, in file order."""
-    if len(prompts) == len(items):
-        return []
-    left = Counter(item.prompt_id for item in items)
-    repeated = []
-    for prompt in prompts:
-        if left[prompt.prompt_id]:
-            left[prompt.prompt_id] -= 1
-        else:
-            repeated.append(prompt.prompt_id)
-    return repeated

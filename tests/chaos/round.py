@@ -105,6 +105,8 @@ class Round:
         self.prompts = self.folder / f"prompts-{self.seed}.jsonl"
         rows = [{"prompt": f"round {self.seed} video {n}", "seed": n} for n in range(self.items)]
         rows[self.items // 2]["guidance_scale"] = HOPELESS
+        # Rows that ask for pixels of others, and one line twice: no row of them may be lost.
+        rows += [{**rows[0], "prompt_id": "again", "note": "x"}, rows[-1], {"prompt": "open"}] * 2
         self.prompts.write_text("\n".join(json.dumps(row) for row in rows))
 
     def run(self) -> None:
@@ -210,7 +212,7 @@ def outcome(round_: Round) -> Outcome:
     """Reads the root as anyone would, straight from the server, and compares with the plan."""
     store = open_store(round_.root)
     prepared = prepare(configured("render", round_.command()))
-    planned = Counter(item.id for item in prepared.items)
+    planned = Counter({item.id: len(item.rows) for item in prepared.items})
     rows = [
         row
         for folder in (manifest.PARTS, manifest.FAILURES)

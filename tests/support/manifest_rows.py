@@ -8,6 +8,7 @@ from typing import Any
 
 from cluster.results import manifest
 from cluster.results.manifest import Manifest, Success
+from cluster.results.parts import RECEIPT
 from cluster.work.plan import WorkItem
 
 
@@ -21,7 +22,7 @@ def row_of(
 ):
     """A row as a leader would commit it; the video of an `ok` one is put into the store."""
     row = {
-        **dict.fromkeys(manifest.SCHEMA.names),
+        **dict.fromkeys(RECEIPT),
         "item_id": item.id,
         "prompt_id": item.prompt_id,
         "prompt": item.prompt,

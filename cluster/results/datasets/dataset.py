@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from cluster.results import manifest
 from cluster.results.manifest import REQUESTS_AT_ONCE, Success, at_once
+from cluster.results.parts import without_extra
 from cluster.store import Store, StoreError
 
 
@@ -66,7 +67,7 @@ def search(store: Store, item_id: str, keys: Sequence[str]) -> Iterator[dict[str
 
     def row(key: str) -> dict[str, Any] | None:
         table = read_table(store, key, store.get(key))
-        found = table.filter(pc.field("item_id") == item_id).to_pylist()
+        found = without_extra(table.filter(pc.field("item_id") == item_id)).to_pylist()
         return found[0] if found else None
 
     for first in range(0, len(keys), REQUESTS_AT_ONCE):
@@ -74,14 +75,8 @@ def search(store: Store, item_id: str, keys: Sequence[str]) -> Iterator[dict[str
 
 
 def flattened(parts: Iterable[pa.Table]) -> pa.Table:
-    """One table of parts, or of some of their columns: each metric a column `metrics.NAME`."""
-    table = pa.concat_tables(parts)
-    metrics = table["metrics"]
-    names = sorted({name for chunk in metrics.chunks for name in chunk.keys.unique().to_pylist()})
-    table = table.drop_columns(["metrics"])
-    for name in names:
-        table = table.append_column(f"metrics.{name}", pc.map_lookup(metrics, name, "first"))
-    return table
+    """One table of parts, or of some of their columns; null where a part lacks a metric."""
+    return pa.concat_tables(parts, promote_options="default")
 
 
 def _read_part(store: Store, part: tuple[str, str]) -> pa.Table:

@@ -15,11 +15,15 @@ created once: what is there is done. Its own memory is out of the loaders' sight
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
+import math
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import date, time
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -27,6 +31,7 @@ import pyarrow.parquet as pq
 
 from cluster.results.datasets.dataset import read_checked
 from cluster.results.manifest import Success, at_once
+from cluster.results.parts import EXTRA
 from cluster.store import Store
 from meancache.json_values import canonical_json
 
@@ -123,19 +128,33 @@ def specification(success: Success, layout: str, condition: str | None) -> dict[
 
 def _videofolder(rows: pa.Table) -> list[list[File]]:
     named = zip(rows["key"].to_pylist(), rows["bytes"].to_pylist(), strict=True)
-    videos = [File(key, row, row + 1, size, _video) for row, (key, size) in enumerate(named)]
-    return [videos, [File(METADATA_KEY, 0, rows.num_rows, 0, _metadata)]]
+    videos: dict[str, File] = {}  # of which rows may share some
+    for row, (key, size) in enumerate(named):
+        videos.setdefault(key, File(key, row, row + 1, size, _video))
+    return [list(videos.values()), [File(METADATA_KEY, 0, rows.num_rows, 0, _metadata)]]
 
 
 def _webdataset(rows: pa.Table) -> list[list[File]]:
     tars: list[File] = []
+    names = _names(rows["item_id"].to_pylist(), rows["index"].to_pylist())
     start = held = 0
     for row, size in enumerate([*rows["bytes"].to_pylist(), MOST_BYTES]):
         if row > start and held + size > MOST_BYTES:
-            tars.append(File(f"part-{len(tars):06d}.tar", start, row, held, _tar))
+            make = partial(_tar, names[start:row])
+            tars.append(File(f"part-{len(tars):06d}.tar", start, row, held, make))
             start, held = row, 0
         held += size
     return [tars]
+
+
+def _names(ids: Sequence[str], indices: Sequence[int]) -> list[str]:
+    """A name a row: its item's id, with the index behind where a row before it has that name."""
+    seen: set[str] = set()
+    names = []
+    for item_id, index in zip(ids, indices, strict=True):
+        names.append(f"{item_id}-{index}" if item_id in seen else item_id)
+        seen.add(item_id)
+    return names
 
 
 def _parquet(rows: pa.Table) -> list[list[File]]:
@@ -190,20 +209,46 @@ def _metadata(source: Store, rows: pa.Table) -> bytes:
     return _rows(source, rows.add_column(0, "file_name", rows["key"]))
 
 
-def _tar(source: Store, rows: pa.Table) -> bytes:
+def _tar(names: Sequence[str], source: Store, rows: pa.Table) -> bytes:
     """A sample a row, with nothing in it of this machine or this hour."""
     named = list(zip(rows["key"].to_pylist(), rows["sha256"].to_pylist(), strict=True))
     videos = at_once(lambda one: read_checked(source, *one), named)
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for row, video in zip(rows.to_pylist(), videos, strict=True):
+        for name, row, video in zip(names, _json_rows(rows), videos, strict=True):
             members = {
                 row["key"].rpartition(".")[2]: video,
                 "txt": row["prompt"].encode(),
-                "json": canonical_json({**row, "created_at": row["created_at"].isoformat()}),
+                "json": canonical_json(row),
             }
             for ending, data in members.items():
-                member = tarfile.TarInfo(f"{row['item_id']}.{ending}")
+                member = tarfile.TarInfo(f"{name}.{ending}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
     return sink.getvalue()
+
+
+def _json_rows(rows: pa.Table) -> list[dict[str, Any]]:
+    """Rows as JSON holds them: times and decimals as text, bytes in base64, NaN as null."""
+    for place, field in enumerate(rows.schema):
+        # Python's times have fewer digits than some columns of nanoseconds.
+        if field.name.startswith(EXTRA) and pa.types.is_temporal(field.type):
+            rows = rows.set_column(place, field.name, rows[field.name].cast(pa.string()))
+    return [{name: _json_value(value) for name, value in row.items()} for row in rows.to_pylist()]
+
+
+def _json_value(value: Any) -> Any:
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {name: _json_value(inner) for name, inner in value.items()}
+        case list():
+            return [_json_value(inner) for inner in value]
+        case bytes():
+            return base64.b64encode(value).decode()
+        case date() | time():
+            return value.isoformat()
+    return str(value)

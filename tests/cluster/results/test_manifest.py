@@ -76,7 +76,7 @@ def test_parts_hold_ok_rows_in_plan_order_and_failures_the_others(job, items, st
     assert part.schema.equals(manifest.SCHEMA)
     assert part["index"].to_pylist() == [0, 2, 3, 5, 6]
     assert set(part["status"].to_pylist()) == {"ok"}
-    assert part["metrics"].to_pylist()[0] == [("psnr", 31.5)]
+    assert part["metrics.psnr"].to_pylist() == [31.5] * 5
     failures = pq.read_table(io.BytesIO(store.get("failures/part-000000.parquet")))
     assert failures["index"].to_pylist() == [1, 4]
     assert failures["error"].to_pylist() == ["rank 1 died"] * 2

@@ -64,6 +64,7 @@ def saved(tmp_path: Path, here, steps: int = 50, **changes) -> str:
         ("p.jsonl", '{"prompt": "a"}\n{"prompt_id": "b"}\n', "line 2: no prompt"),
         ("p.jsonl", '{"prompt": "a \\ud800"}\n', "line 1: prompt holds a lone surrogate"),
         ("p.jsonl", '{"text": "a"}\n', "no prompt"),
+        ("p.jsonl", '{"prompt": "a", "Seed": 5}\n', "line 1: the column 'Seed' is none"),
     ],
 )
 def test_prompts_that_cannot_be_used(tmp_path, refused, main, name, content, sentence):

@@ -70,7 +70,7 @@ def many(store: Store, model, rows: int, failed: int = 30) -> None:
             "denoise_s": 0.9 * times["render_s"],
             "decode_s": 0.07,
             "gang_s": 1.2 * times["render_s"],
-            "caption": float(noise.choice([0.75, 1.0])),
+            "ssim": float(noise.choice([0.75, 1.0])),
         }
         of_row = row_of(item, job, data=videos[item.index % 8], nfe=10, **times, metrics=metrics)
         of_row |= {"attempts": 1 + (item.index % 50 == 3), "prompt": prompt}
@@ -81,6 +81,8 @@ def many(store: Store, model, rows: int, failed: int = 30) -> None:
         part = table.slice(0, min(len(table), rows - first))
         rush = 1 + 0.6 * np.sin(first / rows * 20)
         ready = [START + timedelta(seconds=0.05 * (first + n * rush)) for n in range(len(part))]
+        ids = pa.array([f"{first + n:032x}" for n in range(len(part))])
+        part = part.set_column(0, part.field("item_id"), ids)
         field = part.field("created_at")
         place = part.schema.get_field_index(field.name)
         part = part.set_column(place, field, pa.array(ready, field.type))
@@ -138,7 +140,7 @@ def test_the_page_of_100000_rows_says_what_became_of_them(large):
         "rank 0 did not answer within 60 s",
         "10 of 50 steps",
         "<td>denoise</td>",
-        "<td>caption</td><td>100,000</td>",
+        "<td>ssim</td><td>100,000</td>",
     ):
         assert text in page
     assert "python -m jobs.replay &#39;" in page  # the root's quote is quoted, for shell and page

@@ -294,10 +294,40 @@ def test_a_dry_run_of_a_started_job_knows_its_rate(root, command, capsys):
     assert "of gang time at the last known rate of" in said
 
 
-def test_repeated_rows_are_rendered_once(tmp_path, command, prompts, capsys):
-    with open(prompts, "a") as file:
-        file.write(f"\n{PROMPTS[0]}\n")
+def test_every_row_is_a_row_of_the_manifest_and_the_same_pixels_are_rendered_once(
+    tmp_path, command, capsys
+):
+    asked = [
+        {"prompt_id": "a", "prompt": "a red circle", "seed": 42, "note": "first", "rank": 1},
+        {"prompt_id": "b", "prompt": "a red circle", "seed": 42, "rank": None},
+        {"prompt_id": "a", "prompt": "a red circle", "seed": 42},
+        {"prompt": "a blue square " * 9},
+        {"prompt": "a blue square " * 9},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, asked)))
+    command[command.index("--prompts") + 1] = str(file)
     assert render.main([*command, "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "3 videos to do" in said
-    assert "1 rows repeat another row" in said
+    assert "2 rows asking for the same pixels as another row" in said
+    assert "2 prompts longer than what tiny reads" in said
+    assert said.count("16 of 27 tokens are read") == 2
+    assert "other columns, carried along: 'note', 'rank'" in said
+    assert render.main([*command, "--max-prompt-tokens", "refuse"]) == 2
+    assert "2 prompts are longer than what tiny reads" in capsys.readouterr().err
+    assert render.main(command) == 0
+    found = rows(tmp_path / "out")
+    assert [row["index"] for row in found] == [0, 1, 2, 3, 4]
+    assert [row["prompt_id"] for row in found[:3]] == ["a", "b", "a"]
+    assert [row["extra.note"] for row in found] == ["first", *[None] * 4]
+    assert [row["extra.rank"] for row in found] == [1, *[None] * 4]
+    assert len({row["key"] for row in found}) == len({row["seed"] for row in found}) == 3
+    assert [row["prompt_tokens"] for row in found] == [3, 3, 3, 27, 27]
+    assert [row["prompt_tokens_used"] for row in found] == [3, 3, 3, 16, 16]
+    assert len(list((tmp_path / "out" / "receipts").rglob("*.json"))) == 3
+    assert problems(str(tmp_path / "out")) == []
+    asked[1]["prompt_id"] = "c"
+    file.write_text("\n".join(map(json.dumps, asked)))
+    assert render.main(command) == 2
+    assert "their order or their other columns" in capsys.readouterr().err
