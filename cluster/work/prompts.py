@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -116,7 +116,7 @@ def read_prompts(uri: str, column: str = PROMPT) -> Prompts:
     rows: list[Prompt] = []
     others: list[extra.Batch] = []
     problems = _Problems(f"prompts {uri if uri.isprintable() else shown(uri)}")
-    seen: Counter[str] = Counter()
+    open_rows = bytearray()  # of each row, whether it has neither an id nor a seed of its own
     files = find_files(uri)
     for file in files:
         where = f"{file.name} " if len(files) > 1 or file.name != uri else ""
@@ -124,12 +124,14 @@ def read_prompts(uri: str, column: str = PROMPT) -> Prompts:
             others.append(extra.Batch(f"{where}line {lines[0]}", len(lines), table))
             for line, row in zip(lines, batch, strict=True):
                 try:
-                    rows.append(_prompt(line, row, column, seen))
+                    rows.append(_prompt(line, row, column))
+                    open_rows.append(not isinstance(row, str) and _is_open(row))
                 except PromptsError as error:
                     problems.add(f"{where}line {line}: {error}")
     problems.refuse()
     if not rows:
         raise PromptsError(f"{problems.file}: there is no prompt in it; write one a line")
+    _number_repetitions(rows, open_rows)
     try:
         return Prompts(rows, extra.joined(others))
     except PromptsError as error:
@@ -251,7 +253,27 @@ def _misspelt(names: Collection[str], column: str) -> str | None:
     return None
 
 
-def _prompt(line: int, row: Row, column: str, seen: Counter[str]) -> Prompt:
+def _is_open(row: Mapping[str, Any]) -> bool:
+    return row.get("seed") is None and row.get("prompt_id") is None
+
+
+def _number_repetitions(rows: list[Prompt], open_rows: Sequence[int]) -> None:
+    """Gives each repetition of a row without id and seed an id, and so a seed, of its own."""
+    ids = pa.array(row.prompt_id for row, is_open in zip(rows, open_rows, strict=True) if is_open)
+    if len(ids.unique()) == len(ids):
+        return
+    seen: Counter[str] = Counter()
+    for place, row in enumerate(rows):
+        if not open_rows[place]:
+            continue
+        repetition = seen[row.prompt_id]
+        seen[row.prompt_id] += 1
+        if repetition:
+            content = [row.prompt, None, dict(row.overrides), repetition]
+            rows[place] = replace(row, prompt_id=_digest(content), repetition=repetition)
+
+
+def _prompt(line: int, row: Row, column: str) -> Prompt:
     """Checks one row. Raises PromptsError with the rule it breaks."""
     if isinstance(row, str):
         raise PromptsError(row)
@@ -269,18 +291,9 @@ def _prompt(line: int, row: Row, column: str, seen: Counter[str]) -> Prompt:
         if not 0 <= seed <= MAX_SEED:
             raise PromptsError(f"seed {shown(seed)} must be between 0 and {MAX_SEED}")
     text = values.text(column, prompt)
-    repetition = 0
-    if own_id is not None:
-        prompt_id = values.prompt_id(own_id)
-    else:
-        content = [text, seed, overrides]
-        prompt_id = _digest(content)
-        if seed is None:
-            repetition = seen[prompt_id]
-            seen[prompt_id] += 1
-            if repetition:
-                prompt_id = _digest([*content, repetition])
-    return Prompt(line, text, prompt_id, seed, overrides or NO_OVERRIDES, repetition)
+    own_id = None if own_id is None else values.prompt_id(own_id)
+    prompt_id = own_id or _digest([text, seed, overrides])
+    return Prompt(line, text, prompt_id, seed, overrides or NO_OVERRIDES)
 
 
 def _digest(content: object) -> str:
