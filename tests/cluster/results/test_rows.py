@@ -17,7 +17,6 @@ import pyarrow.dataset
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.rows import row_of
 
 from cluster.models.model import Model, find_model
 from cluster.results import manifest, verification
@@ -29,6 +28,7 @@ from cluster.work.plan import plan_items, specification
 from cluster.work.prompts import read_prompts
 from cluster.work.rows import RowPlan, as_begun, plan_rows
 from tests.support.hostile import FUZZ
+from tests.support.manifest_rows import row_of
 
 # Every kind of duplicate: of all of it, of the pixels alone, of a line without a seed.
 KINDS = [
