@@ -138,7 +138,7 @@ def test_the_page_of_100000_rows_says_what_became_of_them(large):
         "2,000 videos came at attempt 2",
         "rank 1 died with exit code -9",
         "rank 0 did not answer within 60 s",
-        "10 of 50 steps",
+        "10 forwards for 50 steps",
         "<td>denoise</td>",
         "<td>ssim</td><td>100,000</td>",
     ):
