@@ -24,7 +24,6 @@ from jobs._shared.configs import FleetConfig
 from jobs._shared.progress import Staffing, counted, progress
 from jobs.evaluate.config import Config
 from jobs.evaluate.methods import Method, from_baselines, from_schedules
-from jobs.evaluate.page import evaluation_page
 from jobs.evaluate.pairs import (
     ATTEMPTS,
     COUNTED_PAIRS,
@@ -140,6 +139,8 @@ def compare(comparison: Comparison, dry_run: bool = False) -> Outcome:
     rows = (row for item in items for row in _pair(store, item).to_pylist())
     table = scoreboard(rows, schema_of(comparison.captioned))
     store.put(TABLE_KEY, to_parquet(table))
+    from jobs.evaluate.page import evaluation_page  # with matplotlib
+
     schedules = [one.schedule for one in methods if one.schedule is not None]
     page = evaluation_page(table, schedules, comparison.graph, comparison.unusable)
     store.put(REPORT_KEY, page.encode())

@@ -31,7 +31,6 @@ from jobs.refresh import audits, drift
 from jobs.refresh.config import Config
 from jobs.refresh.decision import Decision, Trial, judge
 from jobs.refresh.history import OUTCOME_KEY, date_of
-from jobs.refresh.page import refresh_page
 from jobs.refresh.request import RefreshRun, Rollback, prepare
 from jobs.solve import workflow as solve
 from meancache.calibration import Calibration
@@ -213,6 +212,8 @@ def _decide(here: RefreshRun, budget: int, trial: Trial, after: Promotion | None
 
 def _finish(here: RefreshRun, graph: Calibration, decisions: Sequence[Decision]) -> Outcome:
     """Looks back, writes the report, and ends the run."""
+    from jobs.refresh.page import refresh_page  # with matplotlib
+
     earlier, differs = here.runs.before(here.name, drift.RUNS)
     moved = drift.drift(here.runs.graph(here.name), earlier, differs)
     trends = audits.trends(_audits(here), _promised(decisions))
