@@ -5,14 +5,22 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from cluster.media import video
+from cluster.models.model import find_model
 from cluster.store import open_store
+from cluster.work.plan import plan_items
+from cluster.work.prompts import Prompt
+from jobs.demo.comparison import Pair
+from jobs.demo.page import demo_page
 from jobs.demo.workflow import steps
+from jobs.render.schedules import SHIPPED
 from meancache import Schedule
 from meancache.calibration import Calibration
+from meancache.tiny.captions import HELD_OUT
 from tests.support.browser import needs_browser, views
 from tests.support.commands import run, simple_commands
 from tests.support.configs import configured
@@ -40,6 +48,26 @@ def test_the_commands_that_it_prints_do_what_it_does():
         (words,) = simple_commands(step.command)
         assert words[:3] == ["python", "-m", f"jobs.{step.job}"]
         assert configured(step.job, words[3:]) == step.config
+
+
+def test_the_page_names_every_row_and_leads_to_its_video_and_to_the_other_pages(tmp_path):
+    model = find_model("tiny")
+    prompts = [
+        Prompt(line, caption.text, f"id-{line}") for line, caption in enumerate(HELD_OUT[:2])
+    ]
+    items = plan_items(prompts, model, model.defaults)
+    frames = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), np.uint8)
+    pairs = [Pair(item, frames, frames, 100.0, 1.0, 2.0, 0.5, 10) for item in items]
+    schedule = Schedule.load(SHIPPED / "tiny" / "fitted-b10.json")
+    keys = {item.id: f"videos/{item.id}.mp4" for item in items}
+    page = demo_page("a root", pairs, keys, {10: schedule}, 10)
+    for item in items:
+        assert f"<small>{item.prompt_id}</small>{item.prompt}" in page
+        assert f'href="videos/{item.id}.mp4"' in page
+    for link in ("render.html", "first/report.html"):
+        assert f'href="{link}"' in page
+    assert "of which 2 are too few to rest on" in " ".join(page.split())
+    assert "nan" not in demo_page("a root", pairs[:1], keys, {10: schedule}, 10)
 
 
 @pytest.fixture(scope="module")

@@ -170,6 +170,45 @@ def test_stages_are_summed_over_all_rows(large):
     assert "<b>75%</b><span>goodput" in page
 
 
+def test_a_card_leads_to_its_video_and_names_its_row(small):
+    page = page_of(small)
+    for key in small.list(manifest.PARTS):
+        for row in manifest.read_part(small, key):
+            assert f">{row['prompt_id']}<" in page
+            assert row["prompt"] in page
+    assert "id-1: prompt 1" in page  # the one that failed
+    assert f"python -m jobs.replay {small.uri('x')[:-2]} " in page
+    assert "ITEM_ID" not in page
+
+
+def test_less_than_a_minute_has_no_rate_and_no_chart(large, small):
+    assert 'class="bars"' in large.get(REPORT_KEY).decode()
+    page = page_of(small)
+    assert 'class="bars"' not in page
+    assert " an hour" not in page
+
+
+def test_what_an_audit_found_worst_comes_first(model, tmp_path):
+    prompts = [Prompt(line, f"prompt {line}", f"id-{line}") for line in range(40)]
+    items, store = plan_items(prompts, model, model.defaults), open_store(str(tmp_path))
+    spec = specification("render", items, model, model.defaults)
+    store.put_new(SPEC_KEY, canonical_json(spec))
+    job, audited = Manifest(store), {7: 31.0, 20: 22.0, 33: 40.0}
+    data = video.encode(moving(1), 8)
+    for item in items:
+        metrics = {"psnr": audited[item.index]} if item.index in audited else {}
+        job.commit(row_of(item, job, "ok", data, metrics=metrics))
+    job.close_shard(0, items)
+    job.finish([0])
+    page = page_of(store)
+    shown = re.findall(r"<b>(id-\d+)</b>", page)
+    assert shown[:3] == ["id-20", "id-7", "id-33"]
+    assert len(shown) == len(set(shown)) > SAMPLES - 4
+    assert page.count('<a href="videos/') == len(shown)
+    assert "The 3 worst that were audited, and" in " ".join(page.split())
+    assert "22.0 dB" in page
+
+
 def test_a_video_that_is_gone_or_damaged_leaves_the_page_whole(small):
     first, *_ = small.list("videos/")  # they are no videos at all, and the other one is missing:
     small.delete(first)
