@@ -102,7 +102,8 @@ def _loop(
             supervisor.dismiss_idle()
         elif not supervisor.starting and supervisor.hired < size.most(supervisor):
             supervisor.hire()
-        staffed(supervisor.staffed)
+        if items or supervisor.working:
+            staffed(supervisor.staffed)
         # Only now, so that no gang waits for what the job does with a result.
         yield from results
         results.clear()

@@ -7,10 +7,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.fleet.gang import MAX_ATTEMPTS, Gang, TryAgainError
+from cluster.results.attempts import Attempts
+from cluster.store import open_store
+from cluster.work.plan import plan_items
+from cluster.work.prompts import Prompt
 from jobs.calibrate import __main__ as calibrate
+from jobs.calibrate.trajectories import ATTEMPTS, TRAJECTORIES, MeasureTrajectory
 from meancache.calibration import Calibration
 from meancache.carrying import levels_below
 from tests.jobs.conftest import PROMPTS
+from tests.support import ranks
 
 pytestmark = pytest.mark.usefixtures("shared_cluster")
 
@@ -92,3 +99,17 @@ def test_a_dry_run_says_what_would_be_run_and_runs_nothing(tmp_path, command, ca
     assert calibrate.main([*command, "--dry-run"]) == 0
     assert "6 trajectories to run (66 forwards), 0 already done" in capsys.readouterr().out
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+def test_a_trajectory_that_fails_three_times_is_given_up_with_its_reason(tmp_path, model):
+    arguments = {**model.defaults, "num_inference_steps": 8}
+    (item,) = plan_items([Prompt(1, "a red circle", "one", 0)], model, arguments)
+    attempts = Attempts(open_store(str(tmp_path)), ATTEMPTS)
+    graph = Calibration(model.grid(8), model.key, model.conditions(arguments))
+    work = MeasureTrajectory(attempts, graph)
+    with Gang(ranks.build, 1) as gang:  # ranks that have no pipeline to run
+        for _ in range(MAX_ATTEMPTS):
+            with pytest.raises(TryAgainError):
+                work(gang, item)
+        assert work(gang, item).startswith("one, seed 0: rank 0 failed: AttributeError")
+    assert not list(attempts.store.list(TRAJECTORIES))

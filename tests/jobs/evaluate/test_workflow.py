@@ -10,15 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.fleet.gang import Gang
+from cluster.fleet.gang import MAX_ATTEMPTS, Gang, TryAgainError
 from cluster.ranks import rank_builder
+from cluster.results.attempts import Attempts
 from cluster.store import open_store
 from cluster.work.plan import WorkItem, plan_items
 from cluster.work.prompts import Prompt
 from jobs._shared import cli as _cli
 from jobs.evaluate import __main__ as evaluate
 from jobs.evaluate.methods import Method, from_baselines, from_graph, from_schedules
-from jobs.evaluate.pairs import Evaluation, pair_key
+from jobs.evaluate.pairs import ATTEMPTS, PAIRS, Evaluation, pair_key
 from jobs.evaluate.results import results
 from jobs.evaluate.table import TINY_SCHEMA, from_parquet
 from meancache import Schedule, baselines
@@ -210,19 +211,25 @@ def items(model) -> list[WorkItem]:
     return plan_items(prompts, model, arguments)
 
 
+@pytest.fixture
+def attempts(tmp_path) -> Attempts:
+    """Where failed attempts at pairs are counted."""
+    return Attempts(open_store(str(tmp_path)), ATTEMPTS)
+
+
 def rows_of(root: Path, item: WorkItem) -> dict[str, dict[str, Any]]:
     data = open_store(str(root)).get(pair_key(item))
     return {row["method"]: row for row in from_parquet(data).to_pylist()}
 
 
 def test_a_baselines_compute_is_counted_on_the_first_pairs_and_its_steps_are_its_budget(
-    tmp_path, gang, items
+    tmp_path, gang, items, attempts
 ):
     (baseline,) = [
         one for one in baselines.sweep() if one.method == "euler" and one.setting.startswith("6")
     ]
-    work = Evaluation(open_store(str(tmp_path)), from_baselines([baseline]), None)
-    assert work(gang, items[0]) is work(gang, items[3]) is None
+    work = Evaluation(attempts, from_baselines([baseline]), None)
+    assert work(gang, items[0]) == work(gang, items[3]) == ""
     first, later = rows_of(tmp_path, items[0]), rows_of(tmp_path, items[3])
     assert first["euler"]["budget"] == later["euler"]["budget"] == first["euler"]["nfe"] == 6
     assert first["euler"]["share"] == pytest.approx(6 / STEPS)
@@ -231,28 +238,33 @@ def test_a_baselines_compute_is_counted_on_the_first_pairs_and_its_steps_are_its
     assert later["euler"]["psnr"] < 60
 
 
-def test_a_prompt_that_is_no_caption_has_no_caption_score(tmp_path, gang, items):
-    work = Evaluation(open_store(str(tmp_path)), [], None, captioned=True)
-    assert work(gang, items[0]) is None
+def test_a_prompt_that_is_no_caption_has_no_caption_score(tmp_path, gang, items, attempts):
+    work = Evaluation(attempts, [], None, captioned=True)
+    assert work(gang, items[0]) == ""
     assert rows_of(tmp_path, items[0])["full"]["caption"] is None
 
 
-def test_other_models_have_no_captions(tmp_path, gang, items):
-    assert Evaluation(open_store(str(tmp_path)), [], None)(gang, items[0]) is None
+def test_other_models_have_no_captions(tmp_path, gang, items, attempts):
+    assert Evaluation(attempts, [], None)(gang, items[0]) == ""
     assert "caption" not in rows_of(tmp_path, items[0])["full"]
 
 
-def test_a_method_that_fails_for_good_is_named_and_its_pair_stays_open(tmp_path, gang, items):
+def test_a_method_that_fails_for_good_is_named_and_its_pair_stays_open(gang, items, attempts):
     broken = from_baselines([Baseline("magic", "on", "a test", _broken)])
-    work = Evaluation(open_store(str(tmp_path)), broken, None)
+    work = Evaluation(attempts, broken, None)
+    for _ in range(MAX_ATTEMPTS):
+        with pytest.raises(TryAgainError, match="RuntimeError"):
+            work(gang, items[0])
     problem = work(gang, items[0])
     assert problem.startswith("p0, seed 0: magic (on): rank 0 failed: RuntimeError")
-    assert not list(open_store(str(tmp_path)).list())
+    assert not list(attempts.store.list(PAIRS))
 
 
-def test_a_schedule_that_computes_every_step_is_the_full_run(tmp_path, model, gang, items):
+def test_a_schedule_that_computes_every_step_is_the_full_run(
+    tmp_path, model, gang, items, attempts
+):
     every = from_schedules({"all": uniform(model, tuple(range(STEPS)))})
-    assert Evaluation(open_store(str(tmp_path)), every, None)(gang, items[0]) is None
+    assert Evaluation(attempts, every, None)(gang, items[0]) == ""
     assert rows_of(tmp_path, items[0])["fitted"]["psnr"] == float("inf")
 
 
