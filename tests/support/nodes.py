@@ -37,10 +37,26 @@ def small_disk(folder: Path) -> str:
 
 
 def fill(root: Path, folder: Path) -> None:
-    """Fills the node's disk at `folder`, to the last byte. `root` is the node's, of `node`."""
-    with suppress(OSError), (root / str(folder).lstrip("/") / "filler").open("wb", 0) as file:
-        while True:
-            file.write(bytes(4096))
+    """Fills the node's disk at `folder`, but for a few kilobytes that small files still fit in.
+
+    Args:
+        root: of the node's files, from `node`.
+        folder: where its small disk is mounted.
+    """
+    with (root / str(folder).lstrip("/") / "filler").open("wb", 0) as file:
+        with suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        file.truncate(file.tell() - 16 * 1024)
+
+
+def places_of(package: str) -> list[Path]:
+    """The folders where a package is found, or would be if it were not found before."""
+    places = {Path(entry) / package for entry in sys.path}
+    # Editable installs have finders of their own.
+    finders = [getattr(module, "MAPPING", {}) for module in list(sys.modules.values())]
+    places |= {Path(found[package]) for found in finders if package in found}
+    return sorted({place.resolve() for place in places if place.is_dir()})
 
 
 @contextmanager

@@ -11,7 +11,6 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-import cluster as project
 from cluster.fleet import driver as fleet
 from cluster.fleet.errors import FleetError
 from cluster.fleet.gang import Gang
@@ -23,10 +22,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def identify(gang: Gang, item: int) -> tuple[int, str]:
-    """The item, and the node that did it."""
+def identify(gang: Gang, item: tuple[int, Path]) -> tuple[int, str]:
+    """The item, and the node that did it, when the pipe is opened at its other end."""
+    number, pipe = item
+    pipe.open().close()
     gang.run(ranks.who, None)
-    return item, ray.get_runtime_context().get_node_id()
+    return number, ray.get_runtime_context().get_node_id()
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def sick_cluster(folders):
     sick = {
         "own disk": [nodes.own_disk(folders["output"])],
         "full disk": [nodes.small_disk(folders["temporary"]), temporary],
-        "not installed": [nodes.own_disk(Path(project.__file__).parent)],
+        "not installed": [nodes.own_disk(place) for place in nodes.places_of("cluster")],
         "healthy": [],
     }
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
@@ -67,11 +68,21 @@ def sick_cluster(folders):
         yield {one["Labels"].get("sick"): one["NodeID"] for one in ray.nodes()}
 
 
-def test_sick_nodes_are_left_out_each_with_its_reason_and_the_job_is_done(sick_cluster, folders):
+def test_sick_nodes_are_left_out_each_with_its_reason_and_the_job_is_done(
+    sick_cluster, folders, tmp_path
+):
+    os.mkfifo(tmp_path / "pipe")
     said: list[str] = []
+
+    def say(sentence: str) -> None:
+        said.append(sentence)
+        if len(said) == 3:
+            os.open(tmp_path / "pipe", os.O_RDWR)  # and stays open
+
     store = open_store(str(folders["output"]))
     gangs = fleet.Gangs(ranks.build, 1, 4, 4)
-    results = list(fleet.run(identify, range(12), gangs, store=store, say=said.append))
+    items = [(number, tmp_path / "pipe") for number in range(12)]
+    results = list(fleet.run(identify, items, gangs, store=store, say=say))
     assert sorted(item for item, _ in results) == list(range(12))
     assert {node for _, node in results} == {sick_cluster["healthy"]}
     reasons = {
