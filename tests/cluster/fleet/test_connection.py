@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import ray
@@ -110,14 +111,26 @@ def test_a_reason_that_ray_gives_is_told(monkeypatch):
         connection.connect()
 
 
+@pytest.fixture
+def short_folder():
+    """A folder whose path leaves room for Ray's sockets in the 107 bytes of their addresses."""
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
+        yield folder
+
+
 @pytest.mark.slow
-def test_a_cluster_that_wants_a_token_says_so(tmp_path, refusing):
+def test_a_cluster_that_wants_a_token_says_so(short_folder, refusing):
     """A real cluster with Ray's token authentication, and a job without its token."""
     port = refusing.rpartition(":")[2]
     environment = {name: value for name, value in os.environ.items() if name[:4] != "RAY_"}
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
-        *(f"--port={port}", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={tmp_path}"),
+        *(
+            f"--port={port}",
+            "--num-cpus=0",
+            "--include-dashboard=false",
+            f"--temp-dir={short_folder}",
+        ),
     ]
     head = subprocess.Popen(
         command,
