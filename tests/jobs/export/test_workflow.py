@@ -9,6 +9,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -197,6 +198,37 @@ def test_tars_tell_nothing_of_the_machine(exported):
         with tarfile.open(path) as tar:
             for member in tar:
                 assert (member.mtime, member.uid, member.uname) == (0, 0, "")
+
+
+def test_a_render_on_its_way_is_exported_where_that_is_asked_for(model, tmp_path, capsys):
+    root = tmp_path / "out"
+    render(str(root), planned(model))
+    for success in (root / "manifest").glob("_SUCCESS*"):
+        success.unlink()
+    assert run(str(root), "parquet", tmp_path / "none") == 2
+    assert "or --unfinished for the rows that it has so far" in capsys.readouterr().err
+    assert run(str(root), "parquet", tmp_path / "some", "--unfinished") == 0
+    assert pq.read_table(tmp_path / "some" / "part-000000.parquet").num_rows == 8
+
+
+def test_rows_that_share_a_video_are_samples_of_their_own(model, tmp_path):
+    prompts = [Prompt(line, "a", f"id-{line}", 1) for line in range(3)]
+    (item,) = plan_items(prompts, model, model.defaults)
+    job = Manifest(open_store(str(tmp_path / "out")))
+    job.commit(row_of(item, job))
+    bytes_ = pa.table({"extra.data": pa.array([b"\xff", None, b""])})
+    job.close_shard(0, [item], bytes_)
+    job.finish([0])
+    for layout in FORMATS:
+        assert run(str(tmp_path / "out"), layout, tmp_path / layout) == 0
+    metadata = pq.read_table(tmp_path / "videofolder" / "metadata.parquet")
+    assert metadata["prompt_id"].to_pylist() == ["id-0", "id-1", "id-2"]
+    assert len(list((tmp_path / "videofolder").rglob("*.mp4"))) == 1
+    with tarfile.open(tmp_path / "webdataset" / "part-000000.tar") as tar:
+        names = [name for name in tar.getnames() if name.endswith(".json")]
+        first = json.load(tar.extractfile(names[0]))
+    assert names == [f"{item.id}{more}.json" for more in ("", "-1", "-2")]
+    assert first["extra.data"] == "/w=="
 
 
 @pytest.mark.parametrize("layout", FORMATS)
