@@ -39,8 +39,9 @@ def run(config: Config) -> Outcome:
     if success is None:
         return Outcome()
     store = prepared.store
-    videos = counted(success.rows, "video")
-    print(f"{videos}, {success.failed} failed: {store.uri(manifest.PARTS[:-1])}")
+    shared = prepared.plan.rows > len(prepared.items)
+    rows = counted(success.rows, "row" if shared else "video")
+    print(f"{rows}, {success.failed} failed: {store.uri(manifest.PARTS[:-1])}")
     if success.failed:
         print(
             f"the reasons are in {store.uri(manifest.FAILURES[:-1])}; the same command with "
