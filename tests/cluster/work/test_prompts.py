@@ -327,6 +327,48 @@ def test_what_is_in_a_folder_and_no_prompts_is_said(tmp_path):
         read_prompts(str(tmp_path))
 
 
+CASES = {
+    "pandas_float.csv": (b"prompt,seed\na red circle,1.0\na blue square,\n", [1, None]),
+    "pandas_float.jsonl": (
+        b'{"prompt":"a red circle","seed":1.0}\n{"prompt":"a blue square","seed":null}\n',
+        [1, None],
+    ),
+    "quotes_inside.csv": (
+        b'prompt\n"red" circle moving left\na blue square moving up\n',
+        r"line 2: not CSV .a quote in a quoted field that is not doubled",
+    ),
+    "spark_escape.csv": (
+        b'prompt,seed\n"a \\"red\\" circle, moving left",1\n"a blue square",2\n',
+        r"line 2: not CSV .a quote in a quoted field that is not doubled",
+    ),
+    "unclosed.csv": (
+        b'prompt\n"a red circle moving left\na blue square moving up\n',
+        r"line 2: not CSV .a quote that is never closed",
+    ),
+    "nul.txt": (b"a red\x00 circle\n", "line 1: a NUL character"),
+    "utf16le_nobom.txt": (
+        "a red circle\r\na blue square\r\n".encode("utf-16-le"),
+        "line 1: a NUL character, as in UTF-16 without a mark",
+    ),
+    "same_prompt_seed.jsonl": (
+        b'{"prompt_id":"a","prompt":"a red circle","seed":42}\n'
+        b'{"prompt_id":"b","prompt":"a red circle","seed":42}\n',
+        [42, 42],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_files_that_people_have_reported(tmp_path, name):
+    data, expected = CASES[name]
+    file = written(tmp_path, name, data)
+    if isinstance(expected, str):
+        with pytest.raises(PromptsError, match=expected):
+            read_prompts(file)
+    else:
+        assert [prompt.seed for prompt in read_prompts(file)] == expected
+
+
 def test_a_byte_order_mark_is_one_at_the_start_of_the_file_alone(tmp_path):
     file = written(tmp_path, "p.txt", "\ufeffone\n\ufefftwo\n")
     assert [prompt.prompt for prompt in read_prompts(file)] == ["one", "\ufefftwo"]
