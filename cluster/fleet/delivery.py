@@ -70,7 +70,7 @@ class Delivery(CountedWork):
     @property
     def attempts(self) -> Attempts:
         """Where failed attempts are counted."""
-        return Attempts(self.manifest.store, retry_round=self.manifest.healing)
+        return Attempts(self.manifest.store, retry_round=self.manifest.retry_round)
 
     def committed(self, item: WorkItem) -> dict[str, Any] | None:
         """The item's row, as its receipt holds it, if there is one."""

@@ -26,7 +26,7 @@ def collect(store: Store, grace_s: float) -> Iterator[tuple[str, int]]:
 
     A gang that finds its video in the store already may be about to write the receipt, so age alone
     makes nothing garbage: a video goes only if its item is done under another name or, where the
-    job is finished, is not among those that a healing may still render.
+    job is finished, is not among those that a retry round may still render.
 
     Args:
         store: the root of a render job, running or finished.
@@ -57,7 +57,7 @@ def _named(store: Store) -> set[str]:
     named = {
         row["key"] for rows in at_once(partial(manifest.read_part, store), parts) for row in rows
     }
-    # The part of a healing says nothing of the receipts that its shard had before.
+    # The part of a retry round says nothing of the receipts that its shard had before.
     closed = {re.sub(r".*part-(\d+)\.parquet", r"receipts/\1/", key) for key in parts}
     receipts = [
         key

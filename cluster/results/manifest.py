@@ -9,7 +9,7 @@
     manifest/_SUCCESS                          once every item is accounted for
     report.html                                all of it on a page; derived, and no part of it
 
-The n-th healing of what failed adds the same files beside these, as {id}.r{n}.json,
+The n-th retry round of what failed adds the same files beside these, as {id}.r{n}.json,
 part-{shard:06d}-r{n}.parquet and _SUCCESS.r{n}, and rewrites nothing.
 
 Parts are a pure function of receipts, so any driver may write them, twice or at once. A resumed
@@ -64,11 +64,11 @@ __all__ = [
     "by_shard",
     "failed_ids",
     "finished",
-    "healings",
     "now",
     "read_part",
     "read_rows",
     "read_table",
+    "retry_rounds",
     "so_far",
     "stage_seconds",
     "to_parquet",
@@ -87,8 +87,8 @@ class Success:
 
     Attributes:
         rows: videos that there are.
-        failed: items given up that no healing has rendered since.
-        parts: key and sha256 of every part, those of healings included.
+        failed: items given up that no retry round has rendered since.
+        parts: key and sha256 of every part, those of retry rounds included.
         failures: key and sha256 of the files that list the `failed` items.
     """
 
@@ -124,15 +124,15 @@ class Success:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The receipts, parts and `_SUCCESS` of a job, or of a healing of what failed in it.
+    """The receipts, parts and `_SUCCESS` of a job, or of a retry round of what failed in it.
 
     Attributes:
         store: the job's root.
-        healing: 0 for the job itself, n for its n-th healing.
+        retry_round: 0 for the job itself, n for its n-th retry round.
     """
 
     store: Store
-    healing: int = 0
+    retry_round: int = 0
 
     @property
     def success_key(self) -> str:
@@ -152,7 +152,7 @@ class Manifest:
         return f"{FAILURES}part-{shard:06d}{self._suffix('-')}.parquet"
 
     def _suffix(self, mark: str) -> str:
-        return f"{mark}r{self.healing}" if self.healing else ""
+        return f"{mark}r{self.retry_round}" if self.retry_round else ""
 
     def commit(self, row: dict[str, Any]) -> dict[str, Any]:
         """Commits an item; from here on it is done. Returns the row that counts.
@@ -228,8 +228,8 @@ class Manifest:
         """Writes `_SUCCESS` over all parts, and returns its content.
 
         Args:
-            shards: of the job, or those that this healing went through.
-            before: of the job or the healing before this healing.
+            shards: of the job, or those that this retry round went through.
+            before: of the job or the retry round before this one.
 
         Raises:
             MissingKey: a shard has no part yet.
@@ -260,19 +260,19 @@ def _measured(store: Store, key: str) -> tuple[str, str, int]:
     return key, hashlib.sha256(data).hexdigest(), rows
 
 
-def healings(store: Store) -> list[int]:
-    """Which of the job (0) and its healings (1, 2, ...) have a `_SUCCESS`."""
+def retry_rounds(store: Store) -> list[int]:
+    """Which of the job (0) and its retry rounds (1, 2, ...) have a `_SUCCESS`."""
     names = [key.removeprefix(SUCCESS_KEY) for key in store.list(SUCCESS_KEY)]
     return [int(name[2:] or 0) for name in names if re.fullmatch(r"|\.r[1-9]\d{0,8}", name)]
 
 
 def finished(store: Store) -> tuple[Manifest, Success] | None:
-    """The job or the last healing of it that came to its end, or None where nothing did.
+    """The job or the last retry round of it that came to its end, or None where nothing did.
 
     Raises:
         StoreError: its `_SUCCESS` is damaged.
     """
-    there = healings(store)
+    there = retry_rounds(store)
     if not there:
         return None
     last = Manifest(store, max(there))

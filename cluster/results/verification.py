@@ -42,8 +42,8 @@ def verify(store: Store, share: float = 1.0) -> Iterator[list[Finding]]:
     """
     known: dict[str, tuple[str, dict[str, int]]] = {}
     steps = _steps_by_schedule(store)
-    for healing in _expected_healings(store):
-        here = Manifest(store, healing)
+    for retry_round in _expected_rounds(store):
+        here = Manifest(store, retry_round)
         data, problem = _fetch(store, here.success_key)
         try:
             success = Success.from_json(data) if problem is None else None
@@ -68,20 +68,20 @@ def verify(store: Store, share: float = 1.0) -> Iterator[list[Finding]]:
                 None if agree else "is damaged: its counts are not the parts'",
             )
         ]
-    finished = set(manifest.healings(store))
+    finished = set(manifest.retry_rounds(store))
     for key in sorted(set(store.list(PARTS)) - set(known)):
-        if _healing(key) in {None, *finished}:
+        if _retry_round(key) in {None, *finished}:
             yield [(_name(store, key), "is not named by its _SUCCESS, but would be read as data")]
-        else:  # of a job, or a healing, that is on its way
+        else:  # of a job, or a retry round, that is on its way
             yield _verify_part(store, key, None, share, steps)[0]
 
 
 def expected_steps(store: Store) -> int:
     """How many lists `verify` will yield, where nothing is damaged."""
     keys = set(store.list(PARTS))
-    expected = _expected_healings(store)
-    for healing in expected:
-        data, problem = _fetch(store, Manifest(store, healing).success_key)
+    expected = _expected_rounds(store)
+    for retry_round in expected:
+        data, problem = _fetch(store, Manifest(store, retry_round).success_key)
         if problem is None:
             try:
                 success = Success.from_json(data)
@@ -91,14 +91,14 @@ def expected_steps(store: Store) -> int:
     return len(keys) + len(expected)
 
 
-def _expected_healings(store: Store) -> list[int]:
-    """The job, and the healings that are finished or should be, as a later one is."""
-    finished = manifest.healings(store)
+def _expected_rounds(store: Store) -> list[int]:
+    """The job, and the retry rounds that are finished or should be, as a later one is."""
+    finished = manifest.retry_rounds(store)
     return sorted({0, *finished, *range(1, min(max(finished, default=0), len(finished) + 1))})
 
 
-def _healing(key: str) -> int | None:
-    """Which healing a part is of; None for what is no part's name."""
+def _retry_round(key: str) -> int | None:
+    """Which retry round a part is of; None for what is no part's name."""
     match = re.fullmatch(r".*/part-\d{6,9}(?:-r([1-9]\d{0,8}))?\.parquet", key)
     return int(match[1] or 0) if match else None
 
@@ -123,7 +123,7 @@ def _verify_part(
         of_items: dict[str, list[tuple[Any, ...]]] = {}
         for row in rows:
             of_items.setdefault(row["item_id"], []).append(_own(row))
-        check = partial(_verify_row, Manifest(store, _healing(key) or 0), steps, of_items)
+        check = partial(_verify_row, Manifest(store, _retry_round(key) or 0), steps, of_items)
         findings += [finding for found in at_once(check, chosen) for finding in found]
     return findings, counts
 

@@ -196,21 +196,21 @@ class S3Store(Store):
                 client = self._s3()
                 return request(client)
             except EXPECTED as error:
-                verdict = judge(error, f"{self._root}/{key}", self.bucket)
-            if verdict.again is Again.NO:
+                decision = judge(error, f"{self._root}/{key}", self.bucket)
+            if decision.again is Again.NO:
                 break
-            if verdict.again is Again.WITH_FRESH_CREDENTIALS:
+            if decision.again is Again.WITH_FRESH_CREDENTIALS:
                 self._forget(client)
                 renewals += 1
                 if renewals > _CREDENTIAL_READINGS:
                     break
             if attempt + 1 < patience.attempts:
                 level = logging.INFO if attempt < 6 else logging.WARNING  # some seconds in
-                log.log(level, "attempt %d failed and is repeated: %s", attempt + 1, verdict.error)
+                log.log(level, "attempt %d failed and is repeated: %s", attempt + 1, decision.error)
                 with _client_lock:
                     self.retries += 1
                 patience.wait(attempt)
-        raise verdict.error
+        raise decision.error
 
     def _s3(self) -> Any:
         """Return this process's client: safe to share between threads, never across a fork."""

@@ -50,23 +50,23 @@ class Again(Enum):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Decision:
     error: StoreError
     again: Again = Again.NO
 
 
-def judge(error: Exception, uri: str, bucket: str) -> Verdict:
+def judge(error: Exception, uri: str, bucket: str) -> Decision:
     """Return what an `EXPECTED` error of a request about `uri` means."""
     if isinstance(error, ClientError):
         return _judge_refusal(error, uri, bucket)
     if isinstance(error, Damaged):
-        return Verdict(StoreError(f"{uri} {error}"), Again.LATER)
+        return Decision(StoreError(f"{uri} {error}"), Again.LATER)
     if isinstance(error, IncompleteReadError | ResponseStreamingError):
-        return Verdict(
+        return Decision(
             StoreError(f"{uri} broke off in every reading: check the network to S3"), Again.LATER
         )
     if isinstance(error, ResponseParserError):
-        return Verdict(
+        return Decision(
             StoreError(f"{uri} was answered with damaged XML: check the network to S3"),
             Again.LATER,
         )
@@ -150,43 +150,43 @@ def _refusal(code: str) -> str | None:
     return _REFUSALS.get(code)
 
 
-def _judge_refusal(error: ClientError, uri: str, bucket: str) -> Verdict:
+def _judge_refusal(error: ClientError, uri: str, bucket: str) -> Decision:
     """Say what a status other than 2xx means."""
     code, status = code_of(error), status_of(error)
     if code == "NoSuchBucket":
         where = endpoint_url() or "AWS"
-        return Verdict(
+        return Decision(
             StoreError(
                 f"bucket {bucket!r} does not exist at {where}: create it or correct the s3:// root"
             )
         )
     if code in _PASSING_CODES:
-        return Verdict(StoreError(f"{uri} {_PASSING_CODES[code]}"), Again.LATER)
+        return Decision(StoreError(f"{uri} {_PASSING_CODES[code]}"), Again.LATER)
     if code in _CREDENTIALS:
-        return Verdict(
+        return Decision(
             StoreError(f"{uri} was refused, {_CREDENTIALS[code]}"), Again.WITH_FRESH_CREDENTIALS
         )
     if status == 404:
-        return Verdict(MissingKey(f"there is no object {uri}: check the key"))
+        return Decision(MissingKey(f"there is no object {uri}: check the key"))
     if said := _refusal(code):
-        return Verdict(StoreError(f"{uri} was refused, {said}"))
+        return Decision(StoreError(f"{uri} was refused, {said}"))
     if status == 403:
         # What answers a HEAD has no body, and so no code.
         why = f"for the reason {code}" if code else "without a reason"
-        return Verdict(
+        return Decision(
             StoreError(
                 f"{uri} was refused {why} (status 403): check the store's documentation and the "
                 "permissions of this access key"
             )
         )
     if status == 301 or code == "AuthorizationHeaderMalformed":
-        return Verdict(
+        return Decision(
             StoreError(f"{uri} is in another region: set AWS_DEFAULT_REGION to the bucket's")
         )
     passing = status in _PASSING_STATUSES or (status >= 500 and status != 501)
     fix = "try again later" if passing else "check the store's documentation"
     answer = f"{status} {code}".strip()
-    return Verdict(
+    return Decision(
         StoreError(f"{uri} failed, the store answers {answer}: {fix}"),
         Again.LATER if passing else Again.NO,
     )
@@ -202,11 +202,11 @@ _NO_CREDENTIALS = (
 )
 
 
-def _judge_client(error: Exception, uri: str) -> Verdict:
+def _judge_client(error: Exception, uri: str) -> Decision:
     """Say why no answer came."""
     where = endpoint_url() or "the AWS endpoint"
     if isinstance(error, _NO_CREDENTIALS):
-        return Verdict(
+        return Decision(
             StoreError(
                 f"no credentials were found for {uri}: set AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
@@ -214,7 +214,7 @@ def _judge_client(error: Exception, uri: str) -> Verdict:
             Again.WITH_FRESH_CREDENTIALS,
         )
     if isinstance(error, ProfileNotFound):
-        return Verdict(
+        return Decision(
             StoreError(
                 f"AWS_PROFILE is {os.environ.get('AWS_PROFILE')!r}, which the AWS configuration "
                 "files lack: correct it"
@@ -223,7 +223,7 @@ def _judge_client(error: Exception, uri: str) -> Verdict:
         )
     if found := re.search(r"CERTIFICATE_VERIFY_FAILED\]? certificate verify failed", str(error)):
         reason = re.match(r": ([A-Za-z0-9 .,:'\-]+)", str(error)[found.end() :])
-        return Verdict(
+        return Decision(
             StoreError(
                 f"the certificate of {where} is not trusted "
                 f"({reason[1].strip() if reason else 'verification failed'}), needed for {uri}: "
@@ -232,7 +232,7 @@ def _judge_client(error: Exception, uri: str) -> Verdict:
         )
     bundle = os.environ.get("AWS_CA_BUNDLE")
     if bundle and not where.startswith("http:") and _lacks_certificates(bundle):
-        return Verdict(
+        return Decision(
             StoreError(
                 f"AWS_CA_BUNDLE is {bundle!r}, which is no readable file of certificates: "
                 "correct it"
@@ -241,18 +241,18 @@ def _judge_client(error: Exception, uri: str) -> Verdict:
     if isinstance(error, SSLError) and re.search(
         "WRONG_VERSION_NUMBER|UNKNOWN_PROTOCOL", str(error)
     ):
-        return Verdict(
+        return Decision(
             StoreError(f"{where} does not speak TLS, needed for {uri}: give it as http://host:port")
         )
     if isinstance(error, NoConnectionError | HTTPClientError | HTTPError | OSError):
-        return Verdict(
+        return Decision(
             StoreError(
                 f"{where} cannot be reached for {uri} ({type(error).__name__}): check "
                 "AWS_ENDPOINT_URL and the network"
             ),
             Again.LATER,
         )
-    return Verdict(
+    return Decision(
         StoreError(
             f"{uri} failed in the S3 client ({type(error).__name__}): check the AWS_* settings"
         )

@@ -40,7 +40,7 @@ def render(prepared: Prepared) -> Success | None:
     if config.retry_failed and success.failed:
         failed = manifest.failed_ids(store, success)
         again = [item for item in items if item.id in failed]
-        return _render(prepared, Manifest(store, last.healing + 1), again, success)
+        return _render(prepared, Manifest(store, last.retry_round + 1), again, success)
     announce(prepared, items, [])
     if not (config.dry_run or store.exists(REPORT_KEY)):
         _write_page(store)

@@ -33,13 +33,13 @@ def store(tmp_path_factory):
     prompt_id=HOSTILE,
     negative=HOSTILE,
     seed=st.none() | st.integers(0, 2**63 - 1),
-    healing=st.integers(0, 9),
+    retry_round=st.integers(0, 9),
     video=st.binary(),
 )
-def test_keys_hold_hex_digits_alone(store, prompt, prompt_id, negative, seed, healing, video):
+def test_keys_hold_hex_digits_alone(store, prompt, prompt_id, negative, seed, retry_round, video):
     row = Prompt(1, prompt, prompt_id, seed, {"negative_prompt": negative})
     (item,) = plan_items([row], MODEL, MODEL.defaults)
-    manifest = Manifest(store, healing)
+    manifest = Manifest(store, retry_round)
     keys = {
         video_key(item.id, hashlib.sha256(video).hexdigest()): (
             r"videos/[0-9a-f]{2}/[0-9a-f]{32}\.[0-9a-f]{16}\.mp4"

@@ -48,7 +48,7 @@ def read_table(store: Store, key: str, data: bytes) -> pa.Table:
 
 
 def read_parts(store: Store, success: Success) -> Iterator[pa.Table]:
-    """The parts of a finished job, healings included, one by one, of `manifest.SCHEMA`.
+    """The parts of a finished job, retry rounds included, one by one, of `manifest.SCHEMA`.
 
     Raises:
         StoreError: one is missing or damaged.

@@ -63,7 +63,7 @@ def test_while_the_job_runs_an_open_items_video_stays(store, job, items):
     assert removed(store) == [store.uri(done)]
 
 
-def test_the_video_of_a_failed_item_stays_for_a_healing(store, job, items):
+def test_the_video_of_a_failed_item_stays_for_a_retry_round(store, job, items):
     finish(job, items, failed={2})
     abandon(store, items[2])
     assert removed(store) == []
@@ -71,8 +71,8 @@ def test_the_video_of_a_failed_item_stays_for_a_healing(store, job, items):
 
 def test_a_healed_video_is_named_by_its_receipt_before_its_part_is_written(store, job, items):
     finish(job, items, failed={2})
-    healing = Manifest(store, 1)
-    key = healing.commit(row_of(items[2], healing, data=b"healed"))["key"]
+    retry_round = Manifest(store, 1)
+    key = retry_round.commit(row_of(items[2], retry_round, data=b"healed"))["key"]
     os.utime(store.uri(key), (0, 0))
     other = abandon(store, items[2])
     assert removed(store) == [store.uri(other)]

@@ -1,4 +1,4 @@
-"""Receipts commit, parts follow from them, `_SUCCESS` closes; healings add and rewrite nothing."""
+"""Receipts commit, parts follow from them, `_SUCCESS` closes; retry rounds rewrite nothing."""
 
 import io
 import json
@@ -107,13 +107,13 @@ def test_odd_prompts_survive_receipt_and_part(job, items, store):
     assert manifest.read_rows(store.get(job.part_key(0)))[0]["prompt"] == odd
 
 
-def test_a_healing_adds_rows_and_rewrites_nothing(job, items, store, tmp_path):
+def test_a_retry_round_adds_rows_and_rewrites_nothing(job, items, store, tmp_path):
     before = finish(job, items, failed={1, 4, 5})
     committed = contents(tmp_path)
-    healing = Manifest(store, 1)
+    retry_round = Manifest(store, 1)
     failed = [items[1], items[4], items[5]]
-    assert healing.open_shards(failed) == {0: failed}
-    after = finish(healing, failed, failed={4}, before=before)
+    assert retry_round.open_shards(failed) == {0: failed}
+    after = finish(retry_round, failed, failed={4}, before=before)
     assert {**contents(tmp_path), **committed} == contents(tmp_path)
     assert (after.rows, after.failed) == (6, 1)
     assert [key for key, _ in after.parts] == [
@@ -122,18 +122,18 @@ def test_a_healing_adds_rows_and_rewrites_nothing(job, items, store, tmp_path):
     ]
     assert [key for key, _ in after.failures] == ["failures/part-000000-r1.parquet"]
     assert Success.from_json(store.get("manifest/_SUCCESS.r1")) == after
-    assert manifest.finished(store) == (healing, after)
+    assert manifest.finished(store) == (retry_round, after)
     rows = [row for key, _ in after.parts for row in manifest.read_rows(store.get(key))]
     assert sorted(row["index"] for row in rows) == [0, 1, 2, 3, 5, 6]
 
 
-def test_the_tenth_healing_comes_after_the_ninth(job, items, store):
+def test_the_tenth_retry_round_comes_after_the_ninth(job, items, store):
     success = finish(job, items, failed={0})
-    for healing in range(1, 11):
-        success = finish(Manifest(store, healing), items[:1], failed={0}, before=success)
+    for retry_round in range(1, 11):
+        success = finish(Manifest(store, retry_round), items[:1], failed={0}, before=success)
     last = manifest.finished(store)
     assert last is not None
-    assert last[0].healing == 10
+    assert last[0].retry_round == 10
 
 
 def test_nothing_is_finished_before_its_success_is_written(job, items, store):
