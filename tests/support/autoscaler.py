@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 
 HEAD = "head"
@@ -40,6 +40,13 @@ def config(address: str, kinds: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def free_port() -> int:
+    """A port where nobody listens now."""
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return free.getsockname()[1]
+
+
 @contextmanager
 def scaled_cluster(folder: Path, kinds: dict[str, Any]) -> Iterator[str]:
     """The address of a cluster with nothing but a head, which may start nodes of these kinds.
@@ -48,9 +55,7 @@ def scaled_cluster(folder: Path, kinds: dict[str, Any]) -> Iterator[str]:
         folder: for its configuration.
         kinds: of nodes, as 'available_node_types' has them.
     """
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     address = f"{ray.util.get_node_ip_address()}:{port}"
     file = folder / "autoscaler.json"
     file.write_text(json.dumps(config(address, kinds)))
@@ -69,7 +74,6 @@ def scaled_cluster(folder: Path, kinds: dict[str, Any]) -> Iterator[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,  # the nodes are the autoscaler's children
     )
     assert head.stdout is not None
     try:
@@ -82,7 +86,8 @@ def scaled_cluster(folder: Path, kinds: dict[str, Any]) -> Iterator[str]:
             raise RuntimeError("".join(said))
         yield address
     finally:
-        head.terminate()
+        # Asked to end, it would drain its nodes for half a minute.
+        for process in [*psutil.Process(head.pid).children(recursive=True), head]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         head.wait()
-        with suppress(ProcessLookupError):
-            os.killpg(head.pid, signal.SIGKILL)

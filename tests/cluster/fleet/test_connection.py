@@ -11,6 +11,7 @@ import ray
 
 from cluster.fleet import connection
 from cluster.fleet.errors import FleetError
+from tests.support.autoscaler import free_port
 
 TOKEN = "a" * 64
 
@@ -119,9 +120,10 @@ def short_folder():
 
 
 @pytest.mark.slow
-def test_a_cluster_that_wants_a_token_says_so(short_folder, refusing):
+def test_a_cluster_that_wants_a_token_says_so(short_folder):
     """A real cluster with Ray's token authentication, and a job without its token."""
-    port = refusing.rpartition(":")[2]
+    port = free_port()
+    address = f"127.0.0.1:{port}"
     environment = {name: value for name, value in os.environ.items() if name[:4] != "RAY_"}
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
@@ -143,11 +145,11 @@ def test_a_cluster_that_wants_a_token_says_so(short_folder, refusing):
         program = "from cluster.fleet.connection import connect; connect()"
         job = subprocess.run(
             [sys.executable, "-c", program],
-            env={**environment, "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": refusing},
+            env={**environment, "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": address},
             capture_output=True,
             text=True,
         )
-        assert f"{refusing} (of RAY_ADDRESS) does not let this job in" in job.stderr
+        assert f"{address} (of RAY_ADDRESS) does not let this job in" in job.stderr
     finally:
         head.terminate()
         head.wait()
