@@ -32,6 +32,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["RAY_ADDRESS"] = "local"
 
 
+RAY_STARTS = 3
+
+
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     """URL of an empty S3 server, named by AWS_* in os.environ until the session ends."""
@@ -84,7 +87,13 @@ def shared_cluster(s3_endpoint: str) -> Iterator[str]:
     may leave the cluster with `ray.shutdown()`: it goes on, and the next job joins it again.
     """
     head = {"num_cpus": os.cpu_count(), "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    for attempt in range(RAY_STARTS):
+        try:
+            cluster = Cluster(initialize_head=True, head_node_args=head)
+            break
+        except Exception:  # Ray raises no other, and gives its processes 30 s on any machine
+            if attempt + 1 == RAY_STARTS:
+                raise
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", cluster.address)
         yield cluster.address
