@@ -1,6 +1,7 @@
 """`ray job submit` against a real head, as the README says it."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -109,7 +110,7 @@ def test_a_stopped_job_finishes_what_is_in_flight_and_says_how_to_resume(head, t
             if "videos: 1/60" in line:
                 stop = [RAY, "job", "stop", "to-be-stopped"]
                 subprocess.run(stop, env=head, check=True, capture_output=True, timeout=200)
-    assert "stopped: what is committed stays; the same command resumes\n" in said, said
+    assert re.search(r"stopped: .*; the same command resumes\n", said), said
     there = list((tmp_path / "out" / "receipts").rglob("*.json"))
     assert 1 <= len(there) < 60
     assert f"{len(there)} already done" in run_job("render", *render, "--dry-run").stdout
