@@ -111,6 +111,7 @@ class Delivery(CountedWork):
             sha256=sha256,
             bytes=len(data),
             nfe=denoised.nfe,
+            attention=denoised.attention,
             render_s=text_s + denoised.loop_s + decode_s,
             encode_s=written - rendered,
             upload_s=uploaded - written,
@@ -119,6 +120,7 @@ class Delivery(CountedWork):
                 "denoise_s": denoised.loop_s,
                 "decode_s": decode_s,
                 "gang_s": denoised.gang_s,
+                "ideal_s": denoised.nfe * denoised.forward_s,
                 **fidelity,
             },
         )

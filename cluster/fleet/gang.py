@@ -20,6 +20,7 @@ from typing import Any
 
 from cluster.fleet.pace import TASK_DEADLINE_S, Pace
 from cluster.fleet.rank_process import Answer, serve
+from meancache.errors import InputError
 
 # Loading tens of gigabytes of weights from a cold disk takes a while.
 START_DEADLINE_S = 1800.0
@@ -46,6 +47,10 @@ class GangTaskError(GangError):
 
 class GangStartError(GangError):
     """The ranks do not start: the fault of the machine or the model, never of an item."""
+
+
+class GangRefusedError(GangStartError, InputError):
+    """A rank refused the job before it loaded anything: no other gang of the kind can run it."""
 
 
 class NodeFaultError(GangError):
@@ -144,6 +149,7 @@ class Gang:
 
         Raises:
             GangStartError: a rank failed to start.
+            GangRefusedError: a rank refused to, as the job cannot run there.
             NodeFaultError: its process could not be started.
         """
         with self._turn:
@@ -152,6 +158,8 @@ class Gang:
                 return
             try:
                 self._answers(START_DEADLINE_S)
+            except GangRefusedError:
+                raise
             except GangError as error:
                 raise GangStartError(str(error)) from error
             self._starting = False
@@ -267,6 +275,8 @@ class Gang:
             answer: Answer = pipe.recv()
         except (EOFError, OSError) as error:
             raise GangTaskError(self._death(rank)) from error
+        if answer.failure is not None and answer.refused and self._starting:
+            raise GangRefusedError(answer.failure)
         if answer.failure is not None:
             kind = NodeFaultError if answer.node_fault else GangTaskError
             raise kind(f"rank {rank} failed: {answer.failure}")

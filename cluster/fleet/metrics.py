@@ -34,13 +34,14 @@ class ItemMetrics:
             "meancache_stage_seconds", "Seconds of each stage of ok items", ("stage",)
         )
         self._goodput = Gauge(
-            "meancache_goodput", "Share of a gang's time at ok items inside the denoising loop"
+            "meancache_goodput",
+            "Share of a gang's time at ok items that forwards take at their fastest",
         )
         self._store_retries = Counter(
             "meancache_store_retries", "Requests to the store that had to be repeated"
         )
         self._lock = threading.Lock()
-        self._denoising_s = self._gang_s = 0.0
+        self._ideal_s = self._gang_s = 0.0
         self._repeated = 0
 
     def record(self, row: Mapping[str, Any], store_retries: int) -> None:
@@ -58,10 +59,10 @@ class ItemMetrics:
             _add(self._forwards, row["nfe"] or 0)
             _add(self._store_retries, store_retries - self._repeated)
             self._repeated = max(store_retries, self._repeated)
-            self._denoising_s += seconds.get("denoise", 0.0)
+            self._ideal_s += seconds.get("ideal", 0.0)
             self._gang_s += seconds.get("gang", 0.0)
             if self._gang_s:
-                self._goodput.set(self._denoising_s / self._gang_s)
+                self._goodput.set(self._ideal_s / self._gang_s)
             self._items.inc(tags={"status": row["status"]})
 
 

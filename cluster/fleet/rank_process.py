@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from cluster.fleet.node_faults import is_node_fault
+from meancache.errors import InputError
 
 _PR_SET_PDEATHSIG = 1
 
@@ -26,11 +27,13 @@ class Answer:
         result: of the task, from the rank that has one.
         failure: the exception's class and message; None where there was none.
         node_fault: the exception is about the node, see `is_node_fault`.
+        refused: the exception says that what was asked for cannot be, an InputError.
     """
 
     result: Any = None
     failure: str | None = None
     node_fault: bool = False
+    refused: bool = False
 
 
 def serve(
@@ -67,7 +70,10 @@ def _report(pipe: Connection, work: Callable[[], Any], silent: bool) -> Any:
     except Exception as error:
         traceback.print_exc()  # before the leader hears of it, and kills this rank
         failure = "".join(traceback.format_exception_only(error)).strip()
-        pipe.send(Answer(failure=failure, node_fault=is_node_fault(error)))
+        refused = isinstance(error, InputError)
+        if refused:
+            failure = str(error)  # a sentence, for the user
+        pipe.send(Answer(failure=failure, node_fault=is_node_fault(error), refused=refused))
         return None
     pipe.send(Answer(None if silent else result))
     return result

@@ -2,8 +2,9 @@
 
 Counts the matrix products of a transformer of double and single stream blocks, as HunyuanVideo's
 is: for N tokens of width d in L blocks, 24 N d^2 + 4 N^2 d each. How much of a GPU's peak is
-reached is taken from xDiT's published times of HunyuanVideo (720x1280, 129 frames, 50 steps, on 1,
-2, 4 and 8 H100: 1904, 925, 514 and 338 s), so the figures are for such GPUs and are estimates.
+reached on one GPU was measured here (docs/performance.md). Larger gangs lose as much against one as
+in xDiT's published times of HunyuanVideo (720x1280, 129 frames, 50 steps, on 1, 2, 4 and 8 H100:
+1904, 925, 514 and 338 s), which are the pessimistic row. The figures are for such GPUs.
 """
 
 from __future__ import annotations
@@ -15,9 +16,16 @@ from typing import Any
 # FLOP/s of an H100 in bfloat16, without sparsity.
 PEAK = 989e12
 # Gang size -> share of the peak in xDiT's measurements; larger gangs wait more for each other.
-REACHED = {1: 0.320, 2: 0.330, 4: 0.297, 8: 0.226}
-# Sixteen activations of a token are alive at once where a block's are most, in bfloat16.
-ALIVE = 16
+XDIT = {1: 0.320, 2: 0.330, 4: 0.297, 8: 0.226}
+# On one GPU, text without padding and attention without a mask: eager, and with compiled blocks.
+MEASURED = {"eager": 0.44, "compiled": 0.57}
+EAGER, COMPILED = (
+    {size: share * reached / XDIT[1] for size, reached in XDIT.items()}
+    for share in (MEASURED["eager"], MEASURED["compiled"])
+)
+# So many activations of a token are alive at once where a block's are most, in bfloat16: measured
+# on an H100 at 640x480x65 and 960x544x65, blocks not compiled; compiled ones take a third less.
+ALIVE = 18
 # Beside them in a ring: keys and values that come and go, and what their parts came to, in float32.
 RING = 8
 GIB = 2**30
@@ -57,15 +65,18 @@ class Transformer:
         n, d = tokens + self.text_tokens, self.width
         return float(self.blocks * (24 * n * d**2 + 4 * n**2 * d))
 
-    def forward_seconds(self, tokens: int, gang_size: int = 1) -> float:
+    def forward_seconds(
+        self, tokens: int, gang_size: int = 1, reached: Mapping[int, float] = EAGER
+    ) -> float:
         """Seconds of one forward on a gang.
 
         Args:
             tokens: of the video.
             gang_size: GPUs that share it.
+            reached: gang size -> share of the peak: XDIT, EAGER or COMPILED.
         """
-        reached = REACHED[max(size for size in REACHED if size <= gang_size)]
-        return self.forward_flops(tokens) / (gang_size * PEAK * reached)
+        share = reached[max(size for size in reached if size <= gang_size)]
+        return self.forward_flops(tokens) / (gang_size * PEAK * share)
 
     def activation_bytes(self, tokens: int, gang_size: int = 1, ring: bool = False) -> float:
         """Memory a GPU takes beyond the weights while it denoises.
@@ -85,13 +96,20 @@ class Estimate:
 
     Attributes:
         gang_size: GPUs that share it.
-        seconds: of its computed steps.
+        seconds: of its computed steps, blocks compiled.
+        pessimistic_s: the same by xDiT's published times.
         gib: memory of its fullest GPU, in GiB.
     """
 
     gang_size: int
     seconds: float
+    pessimistic_s: float
     gib: float
+
+    @property
+    def gpu_hours(self) -> float:
+        """Of a video, all GPUs of the gang together."""
+        return self.seconds * self.gang_size / 3600
 
     @property
     def videos_a_gpu_day(self) -> float:
@@ -115,10 +133,11 @@ def estimates(
     return [
         Estimate(
             gang_size=size,
-            seconds=forwards * transformer.forward_seconds(tokens, size),
+            seconds=forwards * transformer.forward_seconds(tokens, size, COMPILED),
+            pessimistic_s=forwards * transformer.forward_seconds(tokens, size, XDIT),
             gib=memory(size) / GIB,
         )
-        for size in REACHED
+        for size in XDIT
     ]
 
 

@@ -50,6 +50,8 @@ class Kind:
         shares_any_video: ranks whose number divides the heads share out a video of any number of
             tokens.
         shares_padded_text: xDiT's ranks share out a text of max_sequence_length tokens.
+        masked_texts: of the transformer's forward: the argument with a text's embeddings -> that
+            with its mask, where the pipeline pads texts and masks what it added.
         compiles: diffusers names the blocks of its transformer that repeat.
     """
 
@@ -69,6 +71,7 @@ class Kind:
     tiling: Mapping[str, int] = field(default_factory=dict)
     shares_any_video: bool = False
     shares_padded_text: bool = False
+    masked_texts: Mapping[str, str] = field(default_factory=dict)
     compiles: bool = True
 
     @property
@@ -169,6 +172,7 @@ def _image(steps: int, **others: Any) -> Config:
     return {"height": None, "width": None, "num_inference_steps": steps, **others}
 
 
+_TEXT = {"encoder_hidden_states": "encoder_attention_mask"}
 _TRUE_CFG = ("true_cfg_scale", "negative_prompt")
 
 # Tiles overlap, and what overlaps is decoded again: with diffusers' own tiles, of 256 pixels and 16
@@ -193,6 +197,7 @@ PIPELINES: Mapping[str, Kind] = {
         parallel=("transformer_hunyuan_video", "xFuserHunyuanVideoTransformer3DWrapper"),
         tile=lambda vae: (32, 384),
         tiling=_HUNYUAN_TILES,
+        masked_texts=_TEXT,
         shares_any_video=True,
     ),
     "HunyuanVideo15Pipeline": Kind(
@@ -206,6 +211,7 @@ PIPELINES: Mapping[str, Kind] = {
         guider=True,
         parallel=("transformer_hunyuan_video15", "xFuserHunyuanVideo15Transformer3DWrapper"),
         tile=lambda vae: (math.inf, 256),
+        masked_texts={**_TEXT, "encoder_hidden_states_2": "encoder_attention_mask_2"},
     ),
     "WanPipeline": Kind(
         arguments=_video(832, 480, 81, guidance_scale=5.0, max_sequence_length=512),
@@ -224,6 +230,7 @@ PIPELINES: Mapping[str, Kind] = {
         patch=_patch_sizes,
         fps=25.0,
         shifts=True,
+        masked_texts=_TEXT,
     ),
     "FluxPipeline": Kind(
         arguments=_image(28, guidance_scale=3.5, max_sequence_length=512),
@@ -246,6 +253,7 @@ PIPELINES: Mapping[str, Kind] = {
         shifts=True,
         calls=_with_a_negative_prompt,
         parallel=("transformer_qwen", "xFuserQwenImageTransformerWrapper"),
+        masked_texts={"encoder_hidden_states": "encoder_hidden_states_mask"},
     ),
     "ZImagePipeline": Kind(
         arguments=_image(50, guidance_scale=5.0, max_sequence_length=512),

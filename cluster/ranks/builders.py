@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from cluster.models.compiling import ALWAYS, NEVER, ON_GPU
 from cluster.models.memory_plan import Demand
 from cluster.models.model import Model
 from cluster.models.pipelines import TEXT
@@ -32,29 +33,39 @@ class RankBuilder:
         largest: arguments of the largest call that will be made, by which a GPU is refused that
             cannot hold it; None where they are not known, and nothing is refused.
         encoders_size: ranks of the encoders beside the gang; 0 where there is none.
-        compiled: compile the blocks of the transformers.
+        compiling: whether the blocks of the transformers are compiled: NEVER, ALWAYS, or ON_GPU.
+        attention: as `Renderer` has it.
     """
 
     model: Model
     without: tuple[str, ...] = ()
     largest: Mapping[str, Any] | None = None
     encoders_size: int = 0
-    compiled: bool = False
+    compiling: str = NEVER
+    attention: str | None = None
     needs: ClassVar = ("cluster.ranks.renderer",)
 
     def __call__(self, rank: int, world_size: int, init_method: str) -> Renderer:
         """The rank's renderer. Raises MemoryPlanError before anything is loaded."""
         from cluster.ranks.renderer import Renderer
 
-        self.check(rank, world_size, gpu_bytes(rank))
+        memory = gpu_bytes(rank)
+        self.check(rank, world_size, memory)
+        compiled = self.compiling == ALWAYS or (self.compiling == ON_GPU and memory is not None)
         return Renderer(
-            self.model, rank, world_size, init_method, self.without, compiled=self.compiled
+            self.model,
+            rank,
+            world_size,
+            init_method,
+            self.without,
+            compiled=compiled,
+            attention=self.attention,
         )
 
     @property
     def warm_up_s(self) -> float:
         """How much longer a rank's first video may take than those that follow."""
-        return COMPILING_S if self.compiled else 0.0
+        return 0.0 if self.compiling == NEVER else COMPILING_S
 
     def check(self, rank: int, world_size: int, memory: int | None) -> None:
         """Looks whether a GPU can hold the largest call.
@@ -80,10 +91,11 @@ def denoiser_builder(
     model: Model,
     largest: Mapping[str, Any] | None = None,
     encoders_size: int = 1,
-    compiled: bool = False,
+    compiling: str = NEVER,
+    attention: str | None = None,
 ) -> RankBuilder:
     """For ranks of a staged gang that denoise, beside encoders of that size."""
-    return RankBuilder(model, TEXT, largest, encoders_size, compiled)
+    return RankBuilder(model, TEXT, largest, encoders_size, compiling, attention)
 
 
 @dataclass(frozen=True)

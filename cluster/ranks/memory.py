@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import singledispatch
 from typing import Any
 
 from cluster.models import sizes
 from cluster.models.model import Model
 
 
+@singledispatch
 def component_bytes(model: Model) -> dict[str, int]:
     """Bytes of the weights of each component in the model's dtype; nothing is loaded.
 

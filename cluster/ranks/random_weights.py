@@ -15,8 +15,10 @@ import diffusers
 import torch
 import transformers
 
+from cluster.models.cost_model import Transformer
 from cluster.models.model import Model, find_model
 from cluster.ranks.loading import load_pipeline
+from cluster.ranks.memory import component_bytes
 from cluster.ranks.split_call import Outline
 from meancache import tiny
 
@@ -130,8 +132,35 @@ def random_model(sizes: Sizes, dtype: str) -> RandomModel:
     fields = {name: getattr(known, name) for name in Model.__dataclass_fields__}
     model = RandomModel(**fields, sizes=sizes)
     heads = sizes["transformer"].get("num_attention_heads", known.num_heads)
-    defaults = {**known.defaults, "max_sequence_length": 256 if sizes is FULL else 16}
-    return replace(model, id="random", revision="", num_heads=heads, defaults=defaults)
+    texts = 256 if sizes is FULL else 16
+    return replace(
+        model,
+        id="random",
+        revision="",
+        num_heads=heads,
+        defaults={**known.defaults, "max_sequence_length": texts},
+        transformer=Transformer.of(_config("transformer", sizes), texts),
+    )
+
+
+@component_bytes.register
+def _(model: RandomModel) -> dict[str, int]:
+    dtype = getattr(torch, model.dtype)
+    width = torch.empty((), dtype=dtype).element_size()
+    builds: dict[str, Callable[[dict[str, Any]], Any]] = {
+        "transformer": diffusers.HunyuanVideoTransformer3DModel.from_config,
+        "vae": diffusers.AutoencoderKLHunyuanVideo.from_config,
+        "text_encoder": lambda config: transformers.LlamaModel(transformers.LlamaConfig(**config)),
+        "text_encoder_2": lambda config: transformers.CLIPTextModel(
+            transformers.CLIPTextConfig(**config)
+        ),
+    }
+    found = {}
+    for name, build in builds.items():
+        with torch.device("meta"):
+            module = build(_config(name, model.sizes))
+        found[name] = width * sum(weights.numel() for weights in module.parameters())
+    return found
 
 
 def _config(name: str, sizes: Sizes) -> dict[str, Any]:

@@ -8,82 +8,35 @@ No Ray in here; it runs under torchrun too:
 
 from __future__ import annotations
 
-import argparse
 import inspect
-import math
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from tqdm import tqdm
 
 from cluster.media import video
-from cluster.models.model import Model, ModelError, find_model
+from cluster.models.model import Model
 from cluster.ranks import sequence_parallel as xdit
+from cluster.ranks.attention import choose_attention
+from cluster.ranks.compiling import compile_blocks
+from cluster.ranks.decoding import quicken
 from cluster.ranks.loading import load_pipeline
+from cluster.ranks.padding import cut_padding
 from cluster.ranks.split_call import Texts, decoded_of, frames_of, latents_of, texts_given
-from cluster.ranks.tasks import Denoised, Rendering, encoded
+from cluster.ranks.tasks import Denoised, Rendering
 from cluster.ranks.tiles import dealt
-from meancache import Schedule, ScheduleError, apply_mean_cache, remove_mean_cache
+from cluster.ranks.watching import LoopWatch, flop_counter
+from meancache import Schedule, apply_mean_cache, remove_mean_cache
 from meancache.hooks.pipelines import transformers_of
 
 # On a CPU every rank keeps to one core: more threads than cores stall each other.
 CPU_THREADS = 1
-
-
-@dataclass
-class _LoopWatch:
-    """Times the denoising loop, counts the transformer's calls and looks at what comes out."""
-
-    calls: int = 0
-    started: float = math.nan
-    stopped: float = math.nan
-
-    def before_forward(self, *_: Any) -> None:
-        """A forward pre-hook of the transformer."""
-        if self.calls == 0:
-            self.started = synchronized_now()
-        self.calls += 1
-
-    def after_step(
-        self, pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]
-    ) -> dict[str, Any]:
-        """The pipeline's `callback_on_step_end`; changes nothing."""
-        # Waiting for the device at every step would slow what is measured.
-        if step + 1 == pipeline.num_timesteps:
-            self.after_loop(tensors["latents"])
-        return tensors
-
-    def after_loop(self, result: torch.Tensor) -> None:
-        """Takes the last step's latents."""
-        self.stopped = synchronized_now()
-        latents = result.float().cpu().numpy()
-        video.check_drawn("latents", latents, latents.shape)
-
-
-def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    """FLOPs of softmax(Q K^T) V for the shapes of Q, K and V."""
-    return int(sdpa_flop_count(query, key, value))
-
-
-# What torch's counter leaves out: attention as it runs on a CPU.
-CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
-
-
-def synchronized_now() -> float:
-    """Seconds, after the device has done what it was given."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 class Renderer:
@@ -100,6 +53,7 @@ class Renderer:
             it works. For text encoders and VAE: it would be slow for a transformer.
         compiled: compile the blocks of the transformers. Their roots stay eager, and with them a
             schedule's hook, so that a skipped step calls nothing that is compiled.
+        attention: a backend of diffusers, for a rank alone; None for the fastest of torch's own.
     """
 
     def __init__(
@@ -111,6 +65,7 @@ class Renderer:
         without: tuple[str, ...] = (),
         offloaded: bool = False,
         compiled: bool = False,
+        attention: str | None = None,
     ) -> None:
         self.model = model
         self.rank = rank
@@ -129,20 +84,34 @@ class Renderer:
         self._offloaded = offloaded
         if offloaded:
             self.pipeline.enable_model_cpu_offload(device=device)
+        if device.type == "cuda":
+            quicken(self.pipeline.vae)
         self._texts = Texts(self.pipeline, self._ask)
-        self._watch: _LoopWatch | None = None
+        self._watch: LoopWatch | None = None
+        self.attention = ""
+        self._forwards: dict[int, float] = {}  # tokens -> seconds of the fastest
         self._done: float | None = None  # when the last video was denoised
         self._calls_back = (
             "callback_on_step_end" in inspect.signature(type(self.pipeline).__call__).parameters
         )
         if not self._calls_back:
             self._listen(self.pipeline.scheduler)
-        if world_size > 1 and "transformer" not in without:
+        if "transformer" not in without:
+            self._prepare_transformers(compiled, attention)
+
+    def _prepare_transformers(self, compiled: bool, attention: str | None) -> None:
+        """Shares them out over ranks, takes the padding from their texts, chooses their attention,
+        and compiles them where that was asked for."""
+        if self.world_size > 1:
             assert self.kind.parallel is not None  # the driver has checked it
-            xdit.parallelise(self.pipeline, *self.kind.parallel, *model.degrees(world_size))
-        if compiled:  # by the first forward, and anew for texts of the first few other lengths
-            for transformer in transformers_of(self.pipeline):
-                transformer.compile_repeated_blocks()  # type: ignore[operator]
+            degrees = self.model.degrees(self.world_size)
+            self.attention = xdit.parallelise(self.pipeline, *self.kind.parallel, *degrees)
+        for transformer in transformers_of(self.pipeline):
+            cut_padding(transformer, self.kind.masked_texts)
+            if self.world_size == 1:
+                self.attention = choose_attention(transformer, attention, self.device)
+            if compiled:
+                compile_blocks(transformer)
 
     def render(
         self,
@@ -196,11 +165,11 @@ class Renderer:
             ValueError: what came out is no picture (NaN, Inf, one value).
         """
         started = time.perf_counter()
-        watch = self._watch = _LoopWatch()
-        watching = [
-            transformer.register_forward_pre_hook(watch.before_forward)
-            for transformer in transformers_of(self.pipeline)
-        ]
+        watch = self._watch = LoopWatch()
+        watching = []
+        for transformer in transformers_of(self.pipeline):
+            watching.append(transformer.register_forward_pre_hook(watch.before_forward))
+            watching.append(transformer.register_forward_hook(watch.after_forward))
         call = dict(arguments)
         if self._calls_back:
             call["callback_on_step_end"] = watch.after_step
@@ -225,9 +194,17 @@ class Renderer:
         return Denoised(
             latents,
             nfe,
-            loop_s=watch.stopped - watch.started,
+            loop_s=watch.loop_s,
             gang_s=self._done - (started if before is None else before),
+            forward_s=self._fastest(arguments, watch.fastest_forward_s(nfe)) if nfe else 0.0,
+            attention=self.attention,
         )
+
+    def _fastest(self, arguments: Mapping[str, Any], seconds: float) -> float:
+        """The fastest forward of outputs of this size until now, in seconds."""
+        tokens = self.model.tokens(arguments)
+        self._forwards[tokens] = min(seconds, self._forwards.get(tokens, seconds))
+        return self._forwards[tokens]
 
     def decode(self, latents: bytes, arguments: Mapping[str, Any]) -> np.ndarray:
         """The frames of what `denoise` made, here or in another process.
@@ -316,7 +293,7 @@ class Renderer:
 
         In a run of its own, as counting slows it. Counts this rank's work alone.
         """
-        counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+        counter = flop_counter()
         with counter:
             self.latents(prompt, seed, arguments)
         return sum(counter.get_flop_counts()[type(self.pipeline.transformer).__name__].values())
@@ -361,39 +338,7 @@ class Renderer:
         scheduler.step = told
 
 
-def main() -> None:
-    """Renders one prompt on the ranks that torchrun started (or on one, without torchrun)."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--model", default="tiny", help="tiny, a folder or a Hugging Face id")
-    parser.add_argument("--prompt", required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--schedule", type=Path, help="a schedule file; default: every step")
-    parser.add_argument("--output", type=Path, required=True, help="the mp4 to write, or png")
-    options = parser.parse_args()
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    try:
-        model = find_model(options.model)
-        schedule = None if options.schedule is None else Schedule.load(options.schedule)
-        model.check_arguments(model.defaults, world_size)
-        if schedule is not None:
-            model.check_schedule(schedule, model.defaults)
-    except (ModelError, ScheduleError) as error:
-        parser.error(str(error))
-    if not options.output.parent.is_dir():
-        parser.error(f"--output {options.output}: there is no folder {options.output.parent}")
-    renderer = Renderer(model, rank, world_size, "env://")
-    rendering = renderer.render(options.prompt, options.seed, model.defaults, schedule)
-    if rendering.frames is not None:
-        options.output.write_bytes(encoded(model, rendering.frames))
-        print(
-            f"{options.output}: {len(rendering.frames)} frames, {rendering.nfe} forwards, "
-            f"{rendering.seconds:.1f} s on {world_size} rank(s)"
-        )
-    if world_size > 1:
-        torch.distributed.destroy_process_group()
-
-
 if __name__ == "__main__":
+    from cluster.ranks.command import main
+
     main()

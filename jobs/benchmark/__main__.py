@@ -14,14 +14,12 @@ from pathlib import Path
 
 from jobs._shared.numbers import positive
 from jobs.benchmark import workflow
-from jobs.benchmark.workflow import SHAPES
+from jobs.benchmark.workflow import SHAPES, STAGES
 
 
 def configured(options: argparse.Namespace) -> workflow.Config:
     """The workflow's configuration by these flags."""
-    return workflow.Config(
-        options.shape, options.repeats, options.videos, options.compile, options.json
-    )
+    return workflow.Config(options.shape, options.minutes, tuple(options.stages), options.json)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from jobs.benchmark import scale  # with Ray
 
         return scale.main(given[1:])
-    workflow.run(configured(parser().parse_args(given)))
-    return 0
+    outcome = workflow.run(configured(parser().parse_args(given)))
+    return 1 if outcome.failed else 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,22 +38,32 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="python -m jobs.benchmark",
         description=__doc__,
-        epilog="example: python -m jobs.benchmark --shape 544p --json figures.json",
+        epilog="example: python -m jobs.benchmark --minutes 5 --json figures.json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     result.add_argument(
-        "--shape", choices=SHAPES["full"], default="544p", help="of the video (default: 544p)"
+        "--shape", choices=SHAPES["full"], default="480p", help="of the video (default: 480p)"
     )
     result.add_argument(
-        "--repeats", type=positive, default=3, metavar="N", help="runs of each kind (default: 3)"
+        "--minutes",
+        type=positive,
+        metavar="M",
+        help="spend at most so many, on the most telling stages first (default: measure all)",
     )
     result.add_argument(
-        "--videos", type=positive, default=12, metavar="N", help="in steady state (default: 12)"
+        "--stages",
+        nargs="+",
+        default=(),
+        choices=STAGES,
+        metavar="NAME",
+        help=f"measure these alone, of {', '.join(STAGES)}",
     )
     result.add_argument(
-        "--compile", action="store_true", help="with the blocks of the transformer compiled"
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write the figures there after every stage; where it is there, go on with it",
     )
-    result.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     return result
 
 

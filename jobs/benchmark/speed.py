@@ -22,16 +22,19 @@ import torch
 from cluster.fleet.delivery import Delivery
 from cluster.fleet.gang import Gang
 from cluster.fleet.staged_gang import DEPTH, StagedGang
+from cluster.models.compiling import ALWAYS, NEVER
+from cluster.models.cost_model import GIB
 from cluster.models.model import Model
 from cluster.ranks import denoiser_builder, encoded, encoders_builder
-from cluster.ranks.renderer import Renderer, synchronized_now
+from cluster.ranks.renderer import Renderer
+from cluster.ranks.watching import synchronized_now
 from cluster.results.manifest import Manifest
 from cluster.store import open_store
 from cluster.work.plan import plan_items
 from cluster.work.prompts import Prompt
 from meancache.schedule import Edge, Schedule
 from meancache.statistics import trajectory_statistics
-from meancache.trajectory import record_trajectory
+from meancache.trajectory import Trajectory
 
 PROMPT = "a red circle moving left on a dark background"
 SEED = 0
@@ -72,28 +75,8 @@ def even_schedule(sigmas: Sequence[float], budget: int) -> Schedule:
     return Schedule.from_edges(sigmas, edges)
 
 
-def take_turns(
-    renderer: Renderer,
-    arguments: Mapping[str, Any],
-    schedules: Mapping[str, Schedule | None],
-    repeats: int,
-) -> Iterator[tuple[str, Turn]]:
-    """One video of each schedule, and again, `repeats` times; yields (name, turn).
-
-    Args:
-        renderer: of one rank, with the whole pipeline.
-        arguments: of the pipeline's call.
-        schedules: by name; None computes every step.
-        repeats: turns of each that count.
-    """
-    for turn in range(repeats + 1):
-        for name, schedule in schedules.items():
-            measured = _turn(renderer, arguments, schedule)
-            if turn:
-                yield name, measured
-
-
-def _turn(renderer: Renderer, arguments: Mapping[str, Any], schedule: Schedule | None) -> Turn:
+def turn(renderer: Renderer, arguments: Mapping[str, Any], schedule: Schedule | None) -> Turn:
+    """Renders one video, each part after the one before; the device is waited for at every step."""
     # A prompt of its own every time: embeddings of repeated ones are remembered.
     prompt = f"{PROMPT} {os.urandom(4).hex()}"
     with _ends_of_steps(renderer.pipeline.scheduler) as ends:
@@ -125,12 +108,10 @@ def _ends_of_steps(scheduler: Any) -> Iterator[list[float]]:
         scheduler.step = step
 
 
-def statistics_seconds(renderer: Renderer, arguments: Mapping[str, Any]) -> float:
+def statistics_seconds(model: Model, trajectory: Trajectory, arguments: Mapping[str, Any]) -> float:
     """Seconds that the statistics of one recorded trajectory take."""
-    with record_trajectory(renderer.pipeline) as trajectory:
-        renderer.latents(PROMPT, SEED, arguments)
     steps = arguments["num_inference_steps"]
-    grid = renderer.model.grid(steps, arguments)
+    grid = model.grid(steps, arguments)
 
     def measure() -> object:
         return trajectory_statistics(trajectory.velocities(steps), grid, "benchmark", SEED)
@@ -145,31 +126,7 @@ def matmul_rate(renderer: Renderer, size: int) -> float:
     dtype = getattr(torch, renderer.model.dtype)
     a, b = torch.randn(2, size, size, device=renderer.device, dtype=dtype).unbind()
     torch.mm(a, b)
-    return 2 * size**3 / median([_timed(lambda: torch.mm(a, b))[1] for _ in range(5)])
-
-
-def peak_gib(
-    renderer: Renderer, arguments: Mapping[str, Any], schedule: Schedule | None
-) -> float | None:
-    """GPU memory that denoising needs at most, weights included, in GiB; None on a CPU."""
-    if renderer.device.type != "cuda":
-        return None
-    torch.cuda.reset_peak_memory_stats()
-    renderer.denoise(PROMPT, SEED, arguments, schedule)
-    return torch.cuda.max_memory_allocated() / 2**30
-
-
-@dataclass(frozen=True)
-class Steady:
-    """Videos one after the other through a staged gang.
-
-    Attributes:
-        seconds: a video, wall time.
-        goodput: share of the gang's time in the denoising loop.
-    """
-
-    seconds: float
-    goodput: float
+    return 2 * size**3 / statistics.median([_timed(lambda: torch.mm(a, b))[1] for _ in range(5)])
 
 
 def steady_state(
@@ -178,7 +135,7 @@ def steady_state(
     schedule: Schedule | None,
     videos: int,
     compiled: bool = False,
-) -> Steady:
+) -> dict[str, Any]:
     """Delivers videos to a folder as a render job's leader does, all stages at work.
 
     Args:
@@ -187,27 +144,54 @@ def steady_state(
         schedule: which steps to compute.
         videos: how many count; as many as fill the stages are delivered before.
         compiled: compile the blocks of the transformer.
+
+    Returns:
+        seconds a video (wall time), goodput, ideal seconds a video, means of what the rows say of
+        each stage, start-up, and on GPUs the peak of each process and what all hold, in GiB.
     """
     prompts = [Prompt(n, f"{PROMPT} {n}", str(n)) for n in range(1, videos + DEPTH + 1)]
     items = plan_items(prompts, model, dict(arguments), schedule)
-    gang = Gang(denoiser_builder(model, compiled=compiled), 1)
-    staged = StagedGang(gang, Gang(encoders_builder(model), 1))
+    build = denoiser_builder(model, compiling=ALWAYS if compiled else NEVER)
+    staged = StagedGang(Gang(build, 1), Gang(encoders_builder(model), 1))
+    began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, staged, ThreadPoolExecutor(DEPTH) as threads:
+        started_s = time.perf_counter() - began
         delivery = Delivery(Manifest(open_store(folder)), model, schedule)
         ends, rows = [], []
         for row in threads.map(lambda item: delivery(staged, item), items):
             ends.append(time.perf_counter())
-            rows.append(row["metrics"])
-    counted = rows[DEPTH:]
-    return Steady(
-        seconds=(ends[-1] - ends[DEPTH - 1]) / videos,
-        goodput=sum(row["denoise_s"] for row in counted) / sum(row["gang_s"] for row in counted),
-    )
+            rows.append(row)
+            print(f"video {len(ends)} after {ends[-1] - began:.1f} s", flush=True)
+        peaks = {
+            "rank_gib": staged.gang.run(peak_gib, None),
+            "encoders_gib": staged.encoders.run(peak_gib, None),
+            "all_processes_gib": used_gib(),
+        }
+    counted = [{**row["metrics"], "encode_s": row["encode_s"]} for row in rows[DEPTH:]]
+    means = {name: statistics.fmean(row[name] for row in counted) for name in counted[0]}
+    return {
+        "seconds": (ends[-1] - ends[DEPTH - 1]) / videos,
+        "goodput": means["ideal_s"] / means["gang_s"],
+        "start_s": started_s,
+        "first_video_s": ends[0] - began,
+        "ends_s": [end - began for end in ends],
+        "attention": rows[0]["attention"],
+        "means": means,
+        **{name: gib for name, gib in peaks.items() if gib is not None},
+    }
 
 
-def median(values: Sequence[float]) -> float:
-    """Of at least one."""
-    return statistics.median(values)
+def peak_gib(rank: Renderer, payload: None) -> float | None:
+    """A gang's task: the most that this process has allocated; None on a CPU."""
+    return torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else None
+
+
+def used_gib() -> float | None:
+    """What all processes hold of this GPU now; None on a CPU."""
+    if not torch.cuda.is_available():
+        return None
+    free, whole = torch.cuda.mem_get_info()
+    return (whole - free) / GIB
 
 
 def _timed(call: Callable[[], Any]) -> tuple[Any, float]:

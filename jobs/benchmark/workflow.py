@@ -1,24 +1,25 @@
-"""How fast this machine renders, and what skipping steps saves.
+"""The benchmark of speed: stages until the time is used up, written after each, resumed by name.
 
 On a GPU the full-size HunyuanVideo, on a CPU the same graph scaled down, both with random weights:
-speed does not depend on them. Needs no Ray. `python -m jobs.benchmark scale` measures what a job
-costs around the model instead.
+speed does not depend on them. Needs no Ray.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import platform
-from collections import defaultdict
-from collections.abc import Collection, Sequence
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cluster.ranks.random_weights import RandomModel
-    from jobs.benchmark import speed
+    from jobs.benchmark.stages import Machine, Stage
 
 # (width, height, frames): the paper's and xDiT's on a GPU, and smaller ones of like proportions.
 SHAPES = {
@@ -26,9 +27,10 @@ SHAPES = {
     "scaled": {"480p": (112, 80, 17), "544p": (160, 96, 17), "720p": (192, 112, 17)},
 }
 STEPS = 50
-BUDGETS = (10, 5)
-# Sides of the matrices whose product is the limit, by device.
-MATRIX = {"cuda": 8192, "cpu": 1024}
+# The most telling first; see `stages`, which needs torch.
+STAGES = ("forward", "compiled", "loop", "memory", "steady", "plain", "full", "fewer")
+# Until one is measured: seconds of a forward at 480p, and how much longer it is at others.
+FORWARD_S = {"cuda": 1.4, "cpu": 0.3}
 
 
 @dataclass(frozen=True)
@@ -37,139 +39,162 @@ class Config:
 
     Attributes:
         shape: a key of SHAPES.
-        repeats: turns of each kind of run.
-        videos: of the steady state.
-        compile: with the blocks of the transformer compiled.
-        json: a file for the figures, or None.
+        minutes: after which no stage is begun, nor one that would take longer; None for all.
+        stages: names of those that are wanted; empty for all.
+        json: a file for the figures, from which a benchmark that was begun is resumed; or None.
     """
 
-    shape: str = "544p"
-    repeats: int = 3
-    videos: int = 12
-    compile: bool = False
+    shape: str = "480p"
+    minutes: float | None = None
+    stages: tuple[str, ...] = ()
     json: Path | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The figures, as --json writes them."""
+    """The figures, as --json writes them; how many stages failed, and the names of those left."""
 
     figures: dict[str, Any]
+    failed: int
+    left: tuple[str, ...]
 
 
 def run(config: Config) -> Outcome:
-    """Runs the benchmark, prints as it goes, and writes the figures."""
-    figures = measure(config.shape, config.repeats, config.videos, config.compile)
-    if config.json is not None:
-        config.json.write_text(json.dumps(figures, indent=1))
-    return Outcome(figures)
+    """Measures, prints as it goes, and writes the figures after every stage."""
+    from jobs.benchmark import stages as all_stages  # with torch
+
+    began = time.perf_counter()
+    machine, figures = _machine(config)
+    wanted = [
+        stage
+        for stage in all_stages.STAGES
+        if stage.name in (config.stages or (stage.name,)) and (machine.cuda or not stage.gpu)
+    ]
+    print(f"{figures['model']}, {_size(figures['shape'])}, {figures['machine']}", flush=True)
+    failed, left = 0, []
+    for stage in wanted:
+        if stage.name in figures["stages"]:
+            print(f"{stage.name}: measured before", flush=True)
+            continue
+        until = time.perf_counter() - began + _takes(stage, machine, figures)
+        if config.minutes is not None and until > 60 * config.minutes:
+            left.append(stage.name)
+            continue
+        failed += not _measured(stage, machine, figures)
+        figures["ratios"] = ratios(figures["stages"])
+        if config.json is not None:
+            _write(config.json, figures)
+    _print(("ratios", figures["ratios"]))
+    if left:
+        print(f"no time for {', '.join(left)}: the same command goes on there", flush=True)
+    return Outcome(figures, failed, tuple(left))
 
 
-def measure(shape: str, repeats: int, videos: int, compiled: bool = False) -> dict[str, Any]:
-    """Runs the benchmark, prints as it goes, and returns what `--json` writes.
+def ratios(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """What the figures of several stages say together, of those that are there."""
+    loop, full, fewer = (stages.get(name) for name in ("loop", "full", "fewer"))
+    steady, plain, forward = (stages.get(name) for name in ("steady", "plain", "forward"))
+    found: dict[str, float] = {}
+    if loop and full:
+        found["loop_speedup_b10"] = full["loop"] / loop["loop"]
+        found["skipped_step_share"] = loop["skipped_step"] / full["forward"]
+    if fewer and full:
+        found["loop_speedup_b5"] = full["loop"] / fewer["loop"]
+    if full:
+        found["statistics_share"] = full["statistics"] / full["loop"]
+    if plain and loop:
+        one_by_one = sum(loop[part] for part in ("text", "loop", "decode", "mp4"))
+        found["one_by_one_speedup_b10"] = plain["video"] / one_by_one
+    if plain and steady:
+        found["end_to_end_speedup_b10"] = plain["video"] / steady["seconds"]
+    if steady:
+        found["goodput"] = steady["goodput"]
+    if forward:
+        found["share_of_matmul_rate"] = forward["share_of_matmul_rate"]
+    return found
 
-    Args:
-        shape: a key of SHAPES.
-        repeats: turns of each kind of run.
-        videos: of the steady state.
-        compiled: with the blocks of the transformer compiled.
-    """
+
+def _machine(config: Config) -> tuple[Machine, dict[str, Any]]:
+    """What measures, and the figures so far."""
     import torch
 
     from cluster.ranks.random_weights import FULL, SCALED, random_model
+    from jobs.benchmark.stages import Machine
 
     cuda = torch.cuda.is_available()
     model = random_model(FULL, "bfloat16") if cuda else random_model(SCALED, "float32")
-    width, height, frames = SHAPES["full" if cuda else "scaled"][shape]
-    arguments = {
-        **model.defaults,
-        **{"width": width, "height": height, "num_frames": frames, "num_inference_steps": STEPS},
-    }
-    machine = torch.cuda.get_device_name() if cuda else f"{platform.machine()}, a core a process"
-    figures: dict[str, Any] = {
-        "machine": machine,
+    width, height, frames = SHAPES["full" if cuda else "scaled"][config.shape]
+    shape = {"width": width, "height": height, "num_frames": frames}
+    arguments = {**model.defaults, **shape, "num_inference_steps": STEPS}
+    name = torch.cuda.get_device_name() if cuda else f"{platform.machine()}, a core a process"
+    figures = {
+        "machine": name,
         "model": "HunyuanVideo, " + ("full size" if cuda else "scaled down") + ", random weights",
-        "versions": {name: version(name) for name in ("torch", "diffusers", "xfuser")},
-        "shape": {"width": width, "height": height, "num_frames": frames},
+        "versions": _versions(("torch", "diffusers", "xfuser")),
+        "shape": shape,
         "tokens": model.tokens(arguments),
         "steps": STEPS,
-        "repeats": repeats,
-        "compiled": compiled,
+        "stages": {},
+        "ratios": {},
     }
-    print(f"{figures['model']}, {width}x{height}x{frames}, {machine}{', compiled' * compiled}")
-    figures |= _figures(model, arguments, repeats, videos, compiled)
-    for part in ("seconds", "peak_gib", "ratios"):
-        for name, value in figures[part].items():
-            if not isinstance(value, list):
-                print(f"{part:8} {name:26} {value:10.4g}")
-    return figures
+    if config.json is not None and config.json.exists():
+        before = json.loads(config.json.read_text())
+        same = [key for key in figures if key not in ("stages", "ratios")]
+        if all(before.get(key) == figures[key] for key in same):
+            figures |= {"stages": before["stages"], "ratios": before["ratios"]}
+    return Machine(model, arguments), figures
 
 
-def _skipped_step(turns: Sequence[speed.Turn], computed: Collection[int]) -> float:
-    """Median seconds of the steps that a schedule skips."""
-    from jobs.benchmark import speed
-
-    return speed.median(
-        [
-            second
-            for turn in turns
-            for step, second in enumerate(turn.steps, start=1)
-            if step not in computed
-        ]
-    )
+def _takes(stage: Stage, machine: Machine, figures: Mapping[str, Any]) -> float:
+    """About how many seconds a stage takes."""
+    known = figures["stages"].get("forward", {}).get("native", {}).get("seconds")
+    forward_s = known or FORWARD_S["cuda" if machine.cuda else "cpu"]
+    return stage.forwards * forward_s + (stage.seconds if machine.cuda else stage.seconds / 5)
 
 
-def _figures(
-    model: RandomModel, arguments: dict[str, Any], repeats: int, videos: int, compiled: bool
-) -> dict[str, Any]:
-    from cluster.models.cost_model import Transformer
-    from cluster.ranks.renderer import Renderer
-    from jobs._shared.progress import progress
-    from jobs.benchmark import speed
+def _measured(stage: Stage, machine: Machine, figures: dict[str, Any]) -> bool:
+    """Runs a stage; one that fails leaves the others their turn."""
+    started = time.perf_counter()
+    try:
+        found = stage.measure(machine)
+    except Exception as error:
+        traceback.print_exc()
+        figures.setdefault("failed", {})[stage.name] = f"{type(error).__name__}: {error}"[:500]
+        machine.free()
+        return False
+    figures.get("failed", {}).pop(stage.name, None)
+    figures["stages"][stage.name] = {**found, "took_s": time.perf_counter() - started}
+    _print((stage.name, found))
+    return True
 
-    sigmas = model.grid(STEPS, arguments).sigmas
-    schedules = {f"b{budget}": speed.even_schedule(sigmas, budget) for budget in BUDGETS}
-    renderer = Renderer(model, 0, 1, "", compiled=compiled)
-    kinds = {"full": None, **schedules}
-    turns: dict[str, list[speed.Turn]] = defaultdict(list)
-    runs = speed.take_turns(renderer, arguments, kinds, repeats)
-    for name, turn in progress(
-        runs, repeats * len(kinds), "videos", also=lambda: "" if turns else ", warming up"
-    ):
-        turns[name].append(turn)
-    every = [turn for of in turns.values() for turn in of]
-    loop = {name: speed.median([turn.loop for turn in of]) for name, of in turns.items()}
-    video = {name: speed.median([turn.video for turn in of]) for name, of in turns.items()}
-    forward = speed.median([second for turn in turns["full"] for second in turn.steps])
-    skipped = _skipped_step(turns["b10"], schedules["b10"].computed_steps)
-    statistics_s = speed.statistics_seconds(renderer, arguments)
-    peaks = {name: speed.peak_gib(renderer, arguments, of) for name, of in kinds.items()}
-    limit = speed.matmul_rate(renderer, MATRIX[renderer.device.type])
-    transformer = Transformer.of(renderer.pipeline.transformer.config, model.text_tokens)
-    flops = transformer.forward_flops(model.tokens(arguments))
-    del renderer
-    steady = speed.steady_state(model, arguments, schedules["b10"], videos, compiled)
-    return {
-        "seconds": {
-            "forward": forward,
-            "skipped_step": skipped,
-            "text": speed.median([turn.text for turn in every]),
-            "decode": speed.median([turn.decode for turn in every]),
-            "mp4": speed.median([turn.file for turn in every]),
-            "statistics": statistics_s,
-            **{f"loop_{name}": seconds for name, seconds in loop.items()},
-            **{f"video_{name}": seconds for name, seconds in video.items()},
-            "video_b10_in_steady_state": steady.seconds,
-            **{f"loops_{name}": [turn.loop for turn in of] for name, of in turns.items()},
-        },
-        "peak_gib": {name: gib for name, gib in peaks.items() if gib is not None},
-        "ratios": {
-            **{f"loop_speedup_b{budget}": loop["full"] / loop[f"b{budget}"] for budget in BUDGETS},
-            "end_to_end_speedup_b10": video["full"] / steady.seconds,
-            "one_by_one_speedup_b10": video["full"] / video["b10"],
-            "skipped_step_share": skipped / forward,
-            "statistics_share": statistics_s / loop["full"],
-            "goodput": steady.goodput,
-            "share_of_matmul_rate": flops / forward / limit,
-        },
-    }
+
+def _print(found: tuple[str, Mapping[str, Any]]) -> None:
+    name, values = found
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            _print((f"{name} {key}", value))
+        elif isinstance(value, int | float):
+            print(f"{name:24} {key:26} {value:10.4g}", flush=True)
+        elif isinstance(value, str):
+            print(f"{name:24} {key:26} {value:>10}", flush=True)
+
+
+def _size(shape: Mapping[str, int]) -> str:
+    return "x".join(str(shape[name]) for name in ("width", "height", "num_frames"))
+
+
+def _versions(names: Iterable[str]) -> dict[str, str]:
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # a package that lies on the path without its metadata
+            found[name] = getattr(sys.modules.get(name), "__version__", "unknown")
+    return found
+
+
+def _write(path: Path, figures: Mapping[str, Any]) -> None:
+    """The whole file or the one before: a benchmark may be stopped at any moment."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(figures, indent=1))
+    os.replace(part, path)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from cluster.models import compiling
 from jobs._shared import cli
 from jobs._shared.numbers import finite, not_negative, positive, share
 
@@ -38,9 +39,13 @@ def parser() -> argparse.ArgumentParser:
     cli.add_fleet(result)
     result.add_argument(
         "--compile",
-        action="store_true",
-        help="compile the blocks of the transformer on each rank, during its first videos, which "
-        "may take minutes; not part of the job, which is resumed with or without",
+        nargs="?",
+        choices=compiling.CHOICES,
+        const="always",
+        default="auto",
+        help="compile the blocks of the transformer on each rank, during its first videos; 'auto', "
+        "the default, does so on GPUs where the job is long enough to repay it; not part of the "
+        "job, which is resumed with or without",
     )
     group = result.add_argument_group("failures (a row is given up after 3 attempts)")
     group.add_argument(

@@ -111,10 +111,11 @@ def _print_estimates(prepared: Prepared, item: WorkItem, forwards: float) -> Non
         for one in cost_model.estimates(model.transformer, tokens, forwards, memory)
         if model.takes_gang(item.arguments, one.gang_size)
     ]
-    print("estimated for H100s, denoising alone:")
+    print("estimated for H100s, denoising alone, with compiled blocks (by xDiT's published times):")
     for one in choices:
         print(
-            f"  --gang-size {one.gang_size}: {duration(one.seconds)} a video, "
+            f"  --gang-size {one.gang_size}: {duration(one.seconds)} "
+            f"({duration(one.pessimistic_s)}) and {one.gpu_hours:.2f} GPU-hours a video, "
             f"{one.videos_a_gpu_day:.0f} videos a GPU and day, about {one.gib:.0f} GiB a GPU"
         )
     best = cost_model.recommended(choices, MEMORY_GIB)

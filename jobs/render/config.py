@@ -27,7 +27,8 @@ class Config:
         any_revision: take a calibration of another revision of the model.
         registry: the root of a refresh, for 'current'.
         audit: share of the items that are rendered in full too.
-        compile: compile the blocks of the transformer.
+        compile: 'never', 'always', or 'auto': compile the blocks of the transformer on GPUs where
+            the job is long enough to repay it.
         retry_failed: render the rows again that a finished job gave up.
         fleet: the gangs.
         dry_run: say what would be done, and stop.
@@ -47,7 +48,7 @@ class Config:
     any_revision: bool = False
     registry: str | None = None
     audit: float = 0.0
-    compile: bool = False
+    compile: str = "auto"
     retry_failed: bool = False
     fleet: FleetConfig = DEFAULT_FLEET
     dry_run: bool = False

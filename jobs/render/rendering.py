@@ -106,20 +106,26 @@ class _Tally:
     """What has come so far, of this run of the job."""
 
     failed: int = 0
-    denoise_s: float = 0.0
+    rendered: int = 0
+    ideal_s: float = 0.0
     gang_s: float = 0.0
 
     @property
     def goodput(self) -> str:
-        """The share of the gangs' time in the denoising loop, in a sentence."""
-        share = self.denoise_s / self.gang_s
-        rest = "; the rest was waiting for work and what surrounds the loop" if share < LOW else ""
-        return f"goodput: {share:.0%} of the gangs' time was denoising{rest}"
+        """The share of the gangs' time that forwards take at their fastest, in a sentence."""
+        share = self.ideal_s / self.gang_s
+        rest = "; the rest was waiting, and what ran beside the forwards" if share < LOW else ""
+        each = self.gang_s / max(1, self.rendered), self.ideal_s / max(1, self.rendered)
+        return (
+            f"goodput: {share:.0%} of the gangs' time was forwards at their fastest, "
+            f"{each[1]:.2f} of {each[0]:.2f} s a video{rest}"
+        )
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Counts a row."""
         self.failed += row["status"] == manifest.FAILED
-        self.denoise_s += row["metrics"].get("denoise_s", 0.0)
+        self.rendered += row["status"] == manifest.OK
+        self.ideal_s += row["metrics"].get("ideal_s", 0.0)
         self.gang_s += row["metrics"].get("gang_s", 0.0)
 
     def __str__(self) -> str:

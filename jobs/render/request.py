@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.fleet.gangs import Gangs
+from cluster.models import compiling
 from cluster.models.model import Model, ModelError
 from cluster.ranks import denoiser_builder, encoders_builder, encoders_size
 from cluster.store import Store
@@ -14,7 +15,7 @@ from cluster.work import plan
 from cluster.work.plan import WorkItem
 from cluster.work.prompts import NAMED_ROWS, Prompt, PromptsError, read_prompts
 from cluster.work.rows import RowPlan, as_begun, plan_rows
-from cluster.work.schedule_table import Chosen, setting_key
+from cluster.work.schedule_table import Chosen, schedule_of, setting_key
 from jobs._shared.roots import open_output, refusing
 from jobs.render.config import Config
 from jobs.render.schedules import choose
@@ -49,7 +50,7 @@ class Prepared:
 def prepare(config: Config) -> Prepared:
     """Checks the whole request before any rank starts."""
     model, arguments = config.model.find()
-    if config.compile and not model.kind.compiles:
+    if config.compile == "always" and not model.kind.compiles:
         raise ModelError(
             f"--compile is not for {model.id}: diffusers names no blocks that repeat in the "
             f"transformer of a {model.pipeline}; leave it out"
@@ -115,8 +116,26 @@ def _gangs(config: Config, model: Model, schedule: Chosen, items: Sequence[WorkI
             model.check_schedule(schedule, setting)
     largest = max(settings, key=model.tokens)
     beside = encoders_size(model, settings, size)
+    worth = _compiling_repays(config, model, schedule, items)
     return config.fleet.recruit(
-        denoiser_builder(model, largest, beside, config.compile),
+        denoiser_builder(
+            model, largest, beside, compiling.decided(config.compile, model.kind.compiles and worth)
+        ),
         encoders_builder(model, largest, size),
         beside,
     )
+
+
+def _compiling_repays(
+    config: Config, model: Model, schedule: Chosen, items: Sequence[WorkItem]
+) -> bool:
+    """Whether the job is long enough for compiled blocks."""
+    forwards: Counter[int] = Counter()
+    for item in items:
+        steps = item.arguments["num_inference_steps"]
+        chosen = schedule_of(schedule, item.arguments)
+        computed = steps if chosen is None else chosen.nfe
+        forwards[model.tokens(item.arguments)] += computed * model.calls(item.arguments)
+    gangs = int((config.fleet.gangs or str(compiling.USUAL_GANGS)).rpartition(":")[2])
+    sharing = min(gangs, len(items))
+    return compiling.repays(model.transformer, forwards, config.fleet.gang_size, sharing)

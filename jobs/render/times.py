@@ -16,7 +16,7 @@ from jobs._shared.progress import duration
 BARS = 60
 METRIC = "metrics."
 # Of a video, the gang's time in its denoising loop, and all of it, waiting for work included.
-DENOISE, GANG = "metrics.denoise_s", "metrics.gang_s"
+IDEAL, GANG = "metrics.ideal_s", "metrics.gang_s"
 STAGES = ("render_s", "encode_s", "upload_s")
 # Below this, a rate says nothing.
 LEAST_SPAN_S = 60.0
@@ -67,10 +67,10 @@ def throughput(times: NDArray[np.float64]) -> dict[str, Any] | None:
 
 
 def goodput(rows: pa.Table) -> str | None:
-    """The share of the gangs' time that went into denoising; None where it was not timed."""
-    if not {DENOISE, GANG} <= set(rows.column_names) or not (whole := known(rows[GANG]).sum()):
+    """The share of the gangs' time that forwards take at their fastest; None where no row tells."""
+    if not {IDEAL, GANG} <= set(rows.column_names) or not (whole := known(rows[GANG]).sum()):
         return None
-    return f"{known(rows[DENOISE]).sum() / whole:.0%}"
+    return f"{known(rows[IDEAL]).sum() / whole:.0%}"
 
 
 def _clock(time: float) -> str:
@@ -80,7 +80,7 @@ def _clock(time: float) -> str:
 
 def stages(rows: pa.Table) -> list[Stage]:
     """Everything that a video went through: STAGES, and what metrics end in `_s`, in seconds."""
-    inner = (name for name in _metrics(rows) if name.endswith("_s") and name != GANG)
+    inner = (name for name in _metrics(rows) if name.endswith("_s") and name not in (IDEAL, GANG))
     first, *others = STAGES  # rendering, and within it what else was timed
     names = [first, *(name for name in inner if _metric(name) not in STAGES), *others]
     values_of = {name: known(rows[name]) for name in names}

@@ -57,7 +57,7 @@ def initialize(rank: int, world_size: int, init_method: str) -> torch.device:
     return device
 
 
-def parallelise(pipeline: Any, module: str, name: str, ulysses: int, ring: int) -> None:
+def parallelise(pipeline: Any, module: str, name: str, ulysses: int, ring: int) -> str:
     """Replaces a pipeline's transformers by xDiT's sequence-parallel ones, in place.
 
     Call it after `initialize`, on every rank. Outputs equal the plain transformer's up to the
@@ -69,6 +69,9 @@ def parallelise(pipeline: Any, module: str, name: str, ulysses: int, ring: int) 
         name: of the class in there that takes the place of the pipeline's own.
         ulysses: ranks that exchange heads for tokens; divides the heads.
         ring: such groups, which pass keys and values around. Ulysses times ring is the world size.
+
+    Returns:
+        The name of xDiT's attention that was chosen.
 
     Raises:
         ValueError: see `attention_backend`.
@@ -114,6 +117,7 @@ def parallelise(pipeline: Any, module: str, name: str, ulysses: int, ring: int) 
         videos.install(pipeline.transformer, world_size)
     # FLUX.1's attention reads it, and needs it for xDiT's pipeline parallelism alone.
     get_runtime_state().max_condition_sequence_length = 0
+    return str(get_runtime_state().attention_backend.name).lower()
 
 
 def attention_backend(backend: str, ring: int, dtype: torch.dtype) -> str | None:

@@ -6,7 +6,7 @@ import torch
 from accelerate import init_empty_weights
 from torch.utils.flop_counter import FlopCounterMode
 
-from cluster.models.cost_model import REACHED, Transformer, estimates, recommended
+from cluster.models.cost_model import COMPILED, EAGER, XDIT, Transformer, estimates, recommended
 
 HUNYUAN = Transformer(blocks=60, width=3072, text_tokens=256, velocity=64)
 TOKENS_720P = 33 * 45 * 80  # 1280x720, 129 frames
@@ -43,7 +43,22 @@ def test_flops_of_a_forward_are_those_that_torch_counts():
 
 @pytest.mark.parametrize(("gpus", "seconds"), [(1, 1904), (2, 925), (4, 514), (8, 338)])
 def test_seconds_are_those_that_xdit_measured_on_h100s(gpus, seconds):
-    assert 50 * HUNYUAN.forward_seconds(TOKENS_720P, gpus) == pytest.approx(seconds, rel=0.01)
+    taken = 50 * HUNYUAN.forward_seconds(TOKENS_720P, gpus, XDIT)
+    assert taken == pytest.approx(seconds, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("size", "reached", "seconds"),
+    [
+        ((40, 30), EAGER, 1.37),
+        ((60, 34), EAGER, 3.02),
+        ((40, 30), COMPILED, 1.06),
+        ((60, 34), COMPILED, 2.43),
+    ],
+)
+def test_seconds_of_65_frames_are_those_that_were_measured_here(size, reached, seconds):
+    taken = HUNYUAN.forward_seconds(17 * size[0] * size[1], 1, reached)
+    assert taken == pytest.approx(seconds, rel=0.05)
 
 
 def test_a_budget_of_ten_makes_five_times_the_videos():
@@ -54,7 +69,7 @@ def test_a_budget_of_ten_makes_five_times_the_videos():
 
 def test_larger_gangs_are_sooner_done_and_smaller_ones_make_more():
     choices = estimates(HUNYUAN, TOKENS_720P, 10, memory)
-    assert [one.gang_size for one in choices] == sorted(REACHED)
+    assert [one.gang_size for one in choices] == sorted(XDIT)
     assert [one.seconds for one in choices] == sorted(
         (one.seconds for one in choices), reverse=True
     )

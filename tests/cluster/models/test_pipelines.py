@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from cluster.fleet.gang import Gang
+from cluster.models.compiling import ALWAYS
 from cluster.models.model import Model, ModelError, find_model
 from cluster.models.pipelines import DENOISERS, PIPELINES, TEXT
 from cluster.ranks import RankBuilder, RenderRequest, encoded, render_item
@@ -218,7 +219,7 @@ def test_ranks_draw_what_one_draws(saved, gang, name):
 def test_two_compiled_ranks_draw_what_an_eager_one_draws(saved, name):
     small = saved(name)
     one = Renderer(small.model, 0, 1, "")
-    with Gang(RankBuilder(small.model, compiled=True), 2) as gang:
+    with Gang(RankBuilder(small.model, compiling=ALWAYS), 2) as gang:
         for prompt in (PROMPT, PROMPT.removeprefix("a ")):  # one's text is not shared out
             asked = small.request(prompt)
             compiled = gang.run(ranks.latents, asked)

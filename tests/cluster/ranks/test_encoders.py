@@ -1,4 +1,4 @@
-"""A encoders of several ranks: rank 0 reads, all decode, and nobody can tell how many they were."""
+"""Encoders of several ranks: rank 0 encodes prompts, all decode, to the same pixels as one."""
 
 import pickle
 from collections.abc import Iterator

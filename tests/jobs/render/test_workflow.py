@@ -163,10 +163,17 @@ def planned(command: list[str]) -> list[WorkItem]:
 
 def test_compiled_blocks_make_no_other_job(command):
     eager, compiled = (
-        prepare(configured("render", [*command, *more])) for more in ([], ["--compile"])
+        prepare(configured("render", [*command, *more]))
+        for more in (["--compile", "never"], ["--compile"])
     )
     assert (compiled.spec, compiled.items) == (eager.spec, eager.items)
-    assert (compiled.gangs.build_rank.compiled, eager.gangs.build_rank.compiled) == (True, False)
+    assert compiled.gangs.build_rank.compiling == "always"
+    assert eager.gangs.build_rank.compiling == "never"
+
+
+def test_by_itself_a_job_is_compiled_where_it_is_long_enough(command):
+    (build,) = {prepare(configured("render", command)).gangs.build_rank}
+    assert build.compiling == "never"  # seven videos of the embedded model
 
 
 def test_ranks_are_built_for_the_largest_row(tmp_path, command):
@@ -271,7 +278,8 @@ def test_encoders_have_the_gangs_ranks_only_where_there_are_tiles_to_share(comma
 def test_a_dry_run_of_a_model_for_gpus_estimates_and_recommends_a_gang(command, capsys):
     assert render.main([*command, "--dtype", "bfloat16", "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert "estimated for H100s, denoising alone:" in said
+    assert "estimated for H100s, denoising alone, with compiled blocks" in said
+    assert "GPU-hours a video" in said
     assert [f"--gang-size {size}: " in said for size in (1, 2, 4, 8)] == [True] * 4
     assert "for bulk work use --gang-size 1, the smallest that fits 80 GiB" in said
 
