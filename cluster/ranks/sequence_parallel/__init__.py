@@ -102,10 +102,7 @@ def parallelise(pipeline: Any, module: str, name: str, ulysses: int, ring: int) 
         attention_backend=attention_backend(backend, ring, pipeline.dtype),
     ).create_config()
     if ring > 1:
-        from torch.distributed.tensor.experimental._attention import set_rotate_method
-
-        # torch's default would gather all keys and values on every rank.
-        set_rotate_method("alltoall")
+        _pass_keys_around()
     wrapper = getattr(importlib.import_module(f"{TRANSFORMERS}.{module}"), name)
     for component, plain in pipeline.components.items():
         if component.startswith("transformer") and plain is not None:
@@ -118,6 +115,13 @@ def parallelise(pipeline: Any, module: str, name: str, ulysses: int, ring: int) 
     # FLUX.1's attention reads it, and needs it for xDiT's pipeline parallelism alone.
     get_runtime_state().max_condition_sequence_length = 0
     return str(get_runtime_state().attention_backend.name).lower()
+
+
+def _pass_keys_around() -> None:
+    """In a ring; torch's default would gather all keys and values on every rank."""
+    from torch.distributed.tensor.experimental._attention import set_rotate_method
+
+    set_rotate_method("alltoall")
 
 
 def attention_backend(backend: str, ring: int, dtype: torch.dtype) -> str | None:

@@ -74,7 +74,7 @@ def test_encoders_of_several_ranks_have_a_vae_each_and_the_text_encoders_on_rank
 
 @pytest.mark.parametrize(
     ("gang_size", "memory_gib", "offloaded"),
-    [(1, 80, False), (1, 62, True), (2, 60, False), (2, 54, True), (8, 56, False)],
+    [(1, 80, False), (1, 62, True), (2, 64, False), (2, 54, True), (8, 60, False)],
 )
 def test_encoders_leave_the_gpu_only_where_they_do_not_fit_beside_the_gang(
     hunyuan, gang_size, memory_gib, offloaded
@@ -87,9 +87,8 @@ def test_encoders_leave_the_gpu_only_where_they_do_not_fit_beside_the_gang(
 def test_offloaded_encoders_take_no_more_than_their_largest_stage(hunyuan):
     resident, one_by_one = hunyuan.parts(0), hunyuan.parts(0, offloaded=True)
     assert set(resident) - set(one_by_one) == {
+        "encoders' text_encoder",
         "encoders' text_encoder_2",
-        "encoders' vae",
-        "encoders' decoding",
     }
     assert one_by_one.items() < resident.items()
 
@@ -105,17 +104,17 @@ def test_ranks_that_hold_the_whole_pipeline_do_one_thing_after_the_other(hunyuan
 
 def test_what_cannot_be_is_refused_with_the_numbers_the_rule_and_the_fix(hunyuan):
     with pytest.raises(MemoryPlanError) as refused:
-        hunyuan.offloads(48 * GIB, rank=0)
+        hunyuan.offloads(49 * GIB, rank=0)
     sentence = str(refused.value)
-    assert "at 1280x720x129 needs 51.3 GiB on the GPU of rank 0, which has 48.0" in sentence
-    assert "3.3 are missing (transformer 23.9, vae 0.5, activations 10.9" in sentence
+    assert "at 1280x720x129 needs 55.0 GiB on the GPU of rank 0, which has 49.0" in sentence
+    assert "6.0 are missing (transformer 23.9, vae 0.5, activations 12.3" in sentence
     assert "every rank holds all weights" in sentence
     assert sentence.endswith("Use --gang-size 2 or a smaller video or picture")
 
 
 def test_a_gang_is_advised_only_of_a_size_that_is_possible_and_fits(hunyuan):
     with pytest.raises(MemoryPlanError, match=r"Use --gang-size 4 or a smaller video or picture$"):
-        hunyuan.offloads(44 * GIB, rank=0)  # 3 divides the heads and the tokens, and is too small
+        hunyuan.offloads(46.3 * GIB, rank=0)  # 3 divides the heads and the tokens, and is too small
     odd = replace(hunyuan, arguments={**hunyuan.arguments, "num_frames": 1, "height": 5040})
     with pytest.raises(MemoryPlanError, match=r"Use a smaller video or picture$"):
         odd.offloads(40.5 * GIB, rank=0)
