@@ -1,0 +1,495 @@
+"""More pipeline classes of diffusers with small random weights, by their class names.
+
+Most are variants of a pipeline in `small_pipelines` on the same parts; sizes are as there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import diffusers
+import torch
+from PIL import Image
+
+from tests.support.small_pipelines import (
+    CASES,
+    CHROMA,
+    DYNAMIC,
+    FLUX,
+    HUNYUAN,
+    LTX,
+    QWEN_GUIDED,
+    SD3,
+    WAN,
+    Z_IMAGE,
+    Case,
+    chroma,
+    flux,
+    hunyuan_parts,
+    hunyuan_transformer,
+    image_vae,
+    ltx_parts,
+    noise,
+    picture,
+    qwen_image,
+    scheduler,
+    sd3,
+    seeded,
+    wan21,
+    wan_transformer,
+    wan_vae,
+    z_image,
+)
+
+
+def mask() -> Image.Image:
+    """The left half of the picture."""
+    return Image.frombytes("L", (48, 32), bytes([255] * 24 + [0] * 24) * 32)
+
+
+IMAGE = {"image": picture(), "strength": 0.6}
+INPAINT = {**IMAGE, "mask_image": mask()}
+
+
+def on(name: str, parts: Callable[[], Any], **changes: Any) -> Callable[[], Any]:
+    """The class on the parts of another pipeline, with some of them changed."""
+
+    def make() -> Any:
+        found = dict(parts().components)
+        made = {key: value() if callable(value) else value for key, value in changes.items()}
+        cls = getattr(diffusers, name)
+        expected, optional = cls._get_signature_keys(cls)
+        taken = {key: found.get(key) for key in expected if key in found or key not in optional}
+        return cls(**{**taken, **made})
+
+    return make
+
+
+def flux_transformer(in_channels: int) -> Any:
+    return seeded(
+        diffusers.FluxTransformer2DModel,
+        in_channels=in_channels,
+        out_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        pooled_projection_dim=16,
+        guidance_embeds=True,
+        axes_dims_rope=(4, 4, 8),
+    )
+
+
+def flux_controlnet() -> Any:
+    return seeded(
+        diffusers.FluxControlNetModel,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        pooled_projection_dim=16,
+        guidance_embeds=True,
+        axes_dims_rope=(4, 4, 8),
+    )
+
+
+def qwen_controlnet(extra: int = 0) -> Any:
+    return seeded(
+        diffusers.QwenImageControlNetModel,
+        in_channels=16,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        axes_dims_rope=(4, 4, 8),
+        extra_condition_channels=extra,
+    )
+
+
+def flux2(name: str) -> Callable[[], Any]:
+    def make() -> Any:
+        transformer = seeded(
+            diffusers.Flux2Transformer2DModel,
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            timestep_guidance_channels=16,
+            axes_dims_rope=(4, 4, 4, 4),
+        )
+        vae = seeded(
+            diffusers.AutoencoderKLFlux2,
+            block_out_channels=(4, 4, 4, 4),
+            latent_channels=4,
+            norm_num_groups=2,
+            layers_per_block=1,
+        )
+        return getattr(diffusers, name)(
+            scheduler=scheduler(**DYNAMIC), vae=vae, text_encoder=None, tokenizer=None,
+            transformer=transformer,
+        )  # fmt: skip
+
+    return make
+
+
+FLUX2 = {"height": 32, "width": 48, "prompt_embeds": noise(1, 6, 16)}
+KLEIN = {**FLUX2, "negative_prompt_embeds": noise(1, 6, 16, seed=8), "guidance_scale": 3.0}
+
+
+def lumina2() -> Any:
+    transformer = seeded(
+        diffusers.Lumina2Transformer2DModel,
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        hidden_size=24,
+        num_layers=1,
+        num_refiner_layers=1,
+        num_attention_heads=3,
+        num_kv_heads=1,
+        multiple_of=2,
+        norm_eps=1e-5,
+        scaling_factor=1.0,
+        axes_dim_rope=(4, 2, 2),
+        axes_lens=(64, 64, 64),
+        cap_feat_dim=16,
+    )
+    return diffusers.Lumina2Pipeline(
+        transformer=transformer,
+        scheduler=scheduler(shift=3.0),
+        vae=image_vae(4),
+        text_encoder=None,
+        tokenizer=None,
+    )
+
+
+def aura_flow() -> Any:
+    transformer = seeded(
+        diffusers.AuraFlowTransformer2DModel,
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        num_mmdit_layers=1,
+        num_single_dit_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        caption_projection_dim=32,
+        joint_attention_dim=16,
+        out_channels=4,
+        pos_embed_max_size=64,
+    )
+    return diffusers.AuraFlowPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        vae=image_vae(4),
+        transformer=transformer,
+        scheduler=scheduler(shift=1.73),
+    )
+
+
+MASKS = {
+    "prompt_attention_mask": torch.ones(1, 6, dtype=torch.long),
+    "negative_prompt_attention_mask": torch.ones(1, 6, dtype=torch.long),
+}
+GUIDED = {
+    "height": 32,
+    "width": 48,
+    "prompt_embeds": noise(1, 6, 16),
+    "negative_prompt_embeds": noise(1, 6, 16, seed=8),
+    "guidance_scale": 4.0,
+}
+
+
+def sana(name: str) -> Callable[[], Any]:
+    def make() -> Any:
+        transformer = seeded(
+            diffusers.SanaTransformer2DModel,
+            patch_size=1,
+            in_channels=4,
+            out_channels=4,
+            num_layers=1,
+            num_attention_heads=2,
+            attention_head_dim=16,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=16,
+            cross_attention_dim=32,
+            caption_channels=16,
+            sample_size=8,
+        )
+        vae = seeded(
+            diffusers.AutoencoderDC,
+            in_channels=3,
+            latent_channels=4,
+            attention_head_dim=2,
+            encoder_block_types=("ResBlock", "EfficientViTBlock"),
+            decoder_block_types=("ResBlock", "EfficientViTBlock"),
+            encoder_block_out_channels=(8, 8),
+            decoder_block_out_channels=(8, 8),
+            encoder_qkv_multiscales=((), (5,)),
+            decoder_qkv_multiscales=((), (5,)),
+            encoder_layers_per_block=(1, 1),
+            decoder_layers_per_block=[1, 1],
+            downsample_block_type="conv",
+            upsample_block_type="interpolate",
+            decoder_norm_types="rms_norm",
+            decoder_act_fns="silu",
+            scaling_factor=0.41407,
+        )
+        return getattr(diffusers, name)(
+            tokenizer=None, text_encoder=None, vae=vae, transformer=transformer,
+            scheduler=scheduler(shift=3.0),
+        )  # fmt: skip
+
+    return make
+
+
+def kandinsky5(name: str, channels: int) -> Callable[[], Any]:
+    def make() -> Any:
+        transformer = seeded(
+            diffusers.Kandinsky5Transformer3DModel,
+            in_visual_dim=4,
+            in_text_dim=16,
+            in_text_dim2=16,
+            time_dim=16,
+            out_visual_dim=4,
+            patch_size=(1, 2, 2),
+            model_dim=16,
+            ff_dim=32,
+            num_text_blocks=1,
+            num_visual_blocks=1,
+            axes_dims=(2, 2, 4),
+            visual_cond=channels > 4,
+        )
+        video = name.endswith("VPipeline")
+        parts = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+        vae = hunyuan_parts()["vae"] if video else image_vae(4)
+        return getattr(diffusers, name)(
+            transformer=transformer, vae=vae, scheduler=scheduler(shift=5.0), **parts
+        )
+
+    return make
+
+
+def skyreels() -> Any:
+    transformer = hunyuan_transformer(in_channels=8)
+    return diffusers.HunyuanSkyreelsImageToVideoPipeline(transformer=transformer, **hunyuan_parts())
+
+
+def vace() -> Any:
+    transformer = seeded(
+        diffusers.WanVACETransformer3DModel,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=16,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=2,
+        rope_max_seq_len=32,
+        vace_layers=[0],
+        vace_in_channels=8 + 64,
+    )
+    return diffusers.WanVACEPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        vae=wan_vae(),
+        scheduler=scheduler(shift=3.0),
+        transformer=transformer,
+    )
+
+
+def ovis_like(name: str, model: str) -> Callable[[], Any]:
+    def make() -> Any:
+        transformer = seeded(
+            getattr(diffusers, model),
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            axes_dims_rope=(4, 4, 8),
+            **({"pooled_projection_dim": 16} if "LongCat" in model else {}),
+        )
+        cls = getattr(diffusers, name)
+        parts = dict.fromkeys(("text_encoder", "tokenizer", "text_processor"))
+        expected, _ = cls._get_signature_keys(cls)
+        made = {"scheduler": scheduler(**DYNAMIC), "vae": image_vae(4), "transformer": transformer}
+        return cls(**{key: value for key, value in {**parts, **made}.items() if key in expected})
+
+    return make
+
+
+def mochi() -> Any:
+    transformer = seeded(
+        diffusers.MochiTransformer3DModel,
+        patch_size=2,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=2,
+        pooled_projection_dim=16,
+        in_channels=12,
+        text_embed_dim=16,
+        time_embed_dim=4,
+        max_sequence_length=16,
+    )
+    vae = seeded(
+        diffusers.AutoencoderKLMochi,
+        latent_channels=12,
+        out_channels=3,
+        encoder_block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        layers_per_block=(1, 1, 1, 1, 1),
+    )
+    return diffusers.MochiPipeline(
+        scheduler=scheduler(), vae=vae, text_encoder=None, tokenizer=None, transformer=transformer
+    )
+
+
+V2V = {key: value for key, value in WAN.items() if key != "num_frames"}
+
+MORE: dict[str, Case] = {
+    "FluxImg2ImgPipeline": Case(on("FluxImg2ImgPipeline", flux), {**FLUX, **IMAGE}),
+    "FluxInpaintPipeline": Case(on("FluxInpaintPipeline", flux), {**FLUX, **INPAINT}),
+    "FluxKontextPipeline": Case(
+        on("FluxKontextPipeline", flux),
+        {**FLUX, "image": picture(), "_auto_resize": False, "max_area": 32 * 48},
+    ),
+    "FluxKontextInpaintPipeline": Case(
+        on("FluxKontextInpaintPipeline", flux),
+        {**FLUX, **INPAINT, "_auto_resize": False, "max_area": 32 * 48},
+    ),
+    "FluxControlPipeline": Case(
+        on("FluxControlPipeline", flux, transformer=lambda: flux_transformer(32)),
+        {**FLUX, "control_image": picture()},
+    ),
+    "FluxControlImg2ImgPipeline": Case(
+        on("FluxControlImg2ImgPipeline", flux, transformer=lambda: flux_transformer(32)),
+        {**FLUX, **IMAGE, "control_image": picture()},
+    ),
+    "FluxControlInpaintPipeline": Case(
+        on("FluxControlInpaintPipeline", flux, transformer=lambda: flux_transformer(32)),
+        {**FLUX, **INPAINT, "control_image": picture()},
+    ),
+    "FluxFillPipeline": Case(
+        on("FluxFillPipeline", flux, transformer=lambda: flux_transformer(16 + 16 + 256)),
+        {**FLUX, "image": picture(), "mask_image": mask()},
+    ),
+    "FluxControlNetPipeline": Case(
+        on("FluxControlNetPipeline", flux, controlnet=flux_controlnet),
+        {**FLUX, "control_image": picture()},
+    ),
+    "FluxControlNetImg2ImgPipeline": Case(
+        on("FluxControlNetImg2ImgPipeline", flux, controlnet=flux_controlnet),
+        {**FLUX, **IMAGE, "control_image": picture()},
+    ),
+    "FluxControlNetInpaintPipeline": Case(
+        on("FluxControlNetInpaintPipeline", flux, controlnet=flux_controlnet),
+        {**FLUX, **INPAINT, "control_image": picture()},
+    ),
+    "Flux2Pipeline": Case(flux2("Flux2Pipeline"), FLUX2),
+    "Flux2KleinPipeline": Case(flux2("Flux2KleinPipeline"), KLEIN, calls=2),
+    "Flux2KleinKVPipeline": Case(
+        flux2("Flux2KleinKVPipeline"), {**FLUX2, "image": picture().resize((96, 64))}
+    ),
+    "Flux2KleinInpaintPipeline": Case(
+        flux2("Flux2KleinInpaintPipeline"), {**KLEIN, **INPAINT}, calls=2
+    ),
+    "QwenImageImg2ImgPipeline": Case(
+        on("QwenImageImg2ImgPipeline", qwen_image), {**QWEN_GUIDED, **IMAGE}, calls=2
+    ),
+    "QwenImageInpaintPipeline": Case(
+        on("QwenImageInpaintPipeline", qwen_image), {**QWEN_GUIDED, **INPAINT}, calls=2
+    ),
+    "QwenImageControlNetPipeline": Case(
+        on("QwenImageControlNetPipeline", qwen_image, controlnet=qwen_controlnet),
+        {**QWEN_GUIDED, "control_image": picture()},
+        calls=2,
+    ),
+    "StableDiffusion3Img2ImgPipeline": Case(
+        on("StableDiffusion3Img2ImgPipeline", sd3), {**SD3, **IMAGE}
+    ),
+    "StableDiffusion3PAGPipeline": Case(
+        on("StableDiffusion3PAGPipeline", sd3, pag_applied_layers=["blocks.0"]), SD3
+    ),
+    "StableDiffusion3PAGImg2ImgPipeline": Case(
+        on("StableDiffusion3PAGImg2ImgPipeline", sd3, pag_applied_layers=["blocks.0"]),
+        {**SD3, **IMAGE},
+    ),
+    "ZImageImg2ImgPipeline": Case(on("ZImageImg2ImgPipeline", z_image), {**Z_IMAGE, **IMAGE}),
+    "ZImageInpaintPipeline": Case(on("ZImageInpaintPipeline", z_image), {**Z_IMAGE, **INPAINT}),
+    "ChromaImg2ImgPipeline": Case(
+        on("ChromaImg2ImgPipeline", chroma),
+        {**CHROMA, **IMAGE, "negative_prompt_attention_mask": torch.ones(1, 6)},
+        calls=2,
+    ),
+    "WanVideoToVideoPipeline": Case(
+        on("WanVideoToVideoPipeline", wan21),
+        {**V2V, "video": [picture()] * 5, "strength": 0.7},
+        calls=2,
+    ),
+    "WanVACEPipeline": Case(vace, WAN, calls=2),
+    "LucyEditPipeline": Case(
+        on("LucyEditPipeline", wan21, transformer=lambda: wan_transformer(in_channels=8)),
+        {**WAN, "video": [picture()] * 5},
+        calls=2,
+    ),
+    "HunyuanSkyreelsImageToVideoPipeline": Case(
+        skyreels, {**HUNYUAN, "image": picture(), "guidance_scale": 1.0}
+    ),
+    "LTXConditionPipeline": Case(
+        lambda: diffusers.LTXConditionPipeline(**ltx_parts()),
+        {**LTX, "guidance_rescale": 0.0},
+    ),
+    "Lumina2Pipeline": Case(lumina2, {**GUIDED, **MASKS}, calls=2),
+    "AuraFlowPipeline": Case(aura_flow, {**GUIDED, **MASKS}),
+    "SanaPipeline": Case(
+        sana("SanaPipeline"), {**GUIDED, **MASKS, "use_resolution_binning": False}
+    ),
+    "Kandinsky5T2IPipeline": Case(
+        kandinsky5("Kandinsky5T2IPipeline", 4),
+        {
+            **GUIDED,
+            "prompt_embeds_qwen": noise(1, 6, 16),
+            "prompt_embeds_clip": noise(1, 16),
+            "prompt_cu_seqlens": torch.tensor([0, 6], dtype=torch.int32),
+            "negative_prompt_embeds_qwen": noise(1, 6, 16, seed=8),
+            "negative_prompt_embeds_clip": noise(1, 16, seed=8),
+            "negative_prompt_cu_seqlens": torch.tensor([0, 6], dtype=torch.int32),
+        },
+        calls=2,
+    ),
+    "OvisImagePipeline": Case(
+        ovis_like("OvisImagePipeline", "OvisImageTransformer2DModel"), GUIDED, calls=2
+    ),
+    "LongCatImagePipeline": Case(
+        ovis_like("LongCatImagePipeline", "LongCatImageTransformer2DModel"), GUIDED, calls=2
+    ),
+    "MochiPipeline": Case(mochi, {**GUIDED, **MASKS, "num_frames": 7}),
+}
+
+BASE = {
+    "FluxPipeline": "FLUX.1 with true guidance",
+    "QwenImagePipeline": "Qwen-Image with renormalised guidance",
+    "ZImagePipeline": "Z-Image",
+    "StableDiffusion3Pipeline": "SD3",
+    "WanPipeline": "Wan 2.2",
+    "WanImageToVideoPipeline": "Wan 2.2 image to video",
+    "HunyuanVideoPipeline": "HunyuanVideo with true guidance",
+    "HunyuanVideoImageToVideoPipeline": "HunyuanVideo image to video, token replace",
+    "HunyuanVideo15Pipeline": "HunyuanVideo-1.5",
+    "HunyuanVideo15ImageToVideoPipeline": "HunyuanVideo-1.5 image to video",
+    "LTXPipeline": "LTX-Video",
+    "LTXImageToVideoPipeline": "LTX-Video image to video",
+    "ChromaPipeline": "Chroma",
+    "CogView4Pipeline": "CogView4",
+}
+BUILT = {**{name: CASES[case] for name, case in BASE.items()}, **MORE}
