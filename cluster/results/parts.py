@@ -21,7 +21,7 @@ from cluster.work.rows import EXTRA, TOKENS
 
 METRIC = "metrics."
 # What a row's metrics may hold; the last two are those of an audited row.
-METRICS = ("text_s", "denoise_s", "decode_s", "gang_s", "psnr", "ssim")
+METRICS = ("text_s", "denoise_s", "decode_s", "gang_s", "ideal_s", "psnr", "ssim")
 
 _FIRST = [
     pa.field("item_id", pa.string(), nullable=False),
