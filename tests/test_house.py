@@ -27,7 +27,6 @@ KEPT = re.compile(
     re.VERBOSE,
 )
 VIDEO_CODECS = ("cluster/media/", "tests/cluster/media/")
-NOT_YET = pytest.mark.xfail(reason="being renamed just now", strict=False)
 KINDS = {".py", ".md", ".toml", ".yaml", ".yml", ".html", ".css", ".js", ".json", ".sh"}
 
 
@@ -63,7 +62,6 @@ def test_a_room_has_few_entries(room):
     assert len(entries) <= MOST_ENTRIES[room], sorted(entries)
 
 
-@NOT_YET
 def test_a_module_of_cluster_or_jobs_fits_in_one_reading():
     lines = {path: len(path.read_text().splitlines()) for path in modules("cluster", "jobs")}
     assert not {
