@@ -48,9 +48,11 @@ def prediction(schedule: Schedule) -> str:
 
 
 def _expected(schedule: Schedule) -> float | None:
-    """The lower end of what runs left out of its fit predict, else the estimate."""
-    interval = schedule.predicted_interval
-    return schedule.estimated_psnr if interval is None else interval[0]
+    """The lower end of what runs left out of its fit predict, else what is known at all."""
+    if schedule.predicted_interval is not None:
+        return schedule.predicted_interval[0]
+    known = schedule.predicted_psnr
+    return schedule.estimated_psnr if known is None else known
 
 
 def runs(count: int) -> str:

@@ -45,7 +45,7 @@ def ray_job(request) -> dict[str, Any]:
 def options(ray_job):
     """What the job's own parser makes of its entrypoint."""
     _, _, module, *arguments = shlex.split(ray_job["spec"]["entrypoint"])
-    return importlib.import_module(module).parser().parse_args(arguments)
+    return importlib.import_module(f"{module}.__main__").parser().parse_args(arguments)
 
 
 @pytest.fixture
