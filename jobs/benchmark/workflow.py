@@ -136,10 +136,11 @@ def _machine(config: Config) -> tuple[Machine, dict[str, Any]]:
         "steps": STEPS,
         "stages": {},
         "ratios": {},
+        "failed": {},
     }
     if config.json is not None and config.json.exists():
         before = json.loads(config.json.read_text())
-        same = [key for key in figures if key not in ("stages", "ratios")]
+        same = [key for key in figures if key not in ("stages", "ratios", "failed")]
         if all(before.get(key) == figures[key] for key in same):
             figures |= {"stages": before["stages"], "ratios": before["ratios"]}
     return Machine(model, arguments), figures
@@ -159,10 +160,10 @@ def _measured(stage: Stage, machine: Machine, figures: dict[str, Any]) -> bool:
         found = stage.measure(machine)
     except Exception as error:
         traceback.print_exc()
-        figures.setdefault("failed", {})[stage.name] = f"{type(error).__name__}: {error}"[:500]
+        figures["failed"][stage.name] = f"{type(error).__name__}: {error}"[:500]
         machine.free()
         return False
-    figures.get("failed", {}).pop(stage.name, None)
+    figures["failed"].pop(stage.name, None)
     figures["stages"][stage.name] = {**found, "took_s": time.perf_counter() - started}
     _print((stage.name, found))
     return True

@@ -17,9 +17,13 @@ from cluster.fleet.gang import Gang
 from cluster.store import open_store
 from tests.support import nodes, ranks
 
-pytestmark = pytest.mark.skipif(
-    nodes.why_not() is not None, reason=f"no mount namespaces here: {nodes.why_not()}"
-)
+# Four raylets of their own: Ray gives each 30 s to start, which a busy machine does not keep.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        nodes.why_not() is not None, reason=f"no mount namespaces here: {nodes.why_not()}"
+    ),
+]
 
 
 def identify(gang: Gang, item: tuple[int, Path]) -> tuple[int, str]:
