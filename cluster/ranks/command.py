@@ -1,4 +1,4 @@
-"""The command of `python -m cluster.ranks.renderer`, also under torchrun."""
+"""The command of `python -m cluster.ranks.command`, also under torchrun."""
 
 from __future__ import annotations
 
@@ -46,3 +46,7 @@ def main() -> None:
         )
     if world_size > 1:
         torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

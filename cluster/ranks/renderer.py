@@ -2,7 +2,7 @@
 
 No Ray in here; it runs under torchrun too:
 
-    torchrun --nproc-per-node 2 -m cluster.ranks.renderer --model tiny \
+    torchrun --nproc-per-node 2 -m cluster.ranks.command --model tiny \
         --prompt "a red circle moving left on a dark background" --output clip.mp4
 """
 
@@ -336,9 +336,3 @@ class Renderer:
             return result
 
         scheduler.step = told
-
-
-if __name__ == "__main__":
-    from cluster.ranks.command import main
-
-    main()
