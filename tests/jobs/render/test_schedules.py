@@ -156,7 +156,7 @@ class TestRefresh:
         said = capsys.readouterr().out
         # Of three prompts two are held out.
         assert "the run of 2026-02-03: 1 trajectory to run, 0 already done" in said
-        assert "at most 56 forwards, 24 of them to fit" in said
+        assert "at most 67 forwards, 32 of them to fit" in said
         assert not [path for path in (tmp_path / "refresh").rglob("*") if path.is_file()]
 
     def test_help_teaches_with_an_example(self, capsys):
