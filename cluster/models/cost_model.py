@@ -108,7 +108,7 @@ class Estimate:
 
     @property
     def gpu_hours(self) -> float:
-        """Of a video, all GPUs of the gang together."""
+        """GPU-hours a video takes, all GPUs of the gang together."""
         return self.seconds * self.gang_size / 3600
 
     @property

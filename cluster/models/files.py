@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from meancache.errors import InputError
 
-# Of a safetensors file, as its own library has it.
+# The limit of a safetensors file's header, as its own library has it.
 MOST_HEADER = 100_000_000
 # How long the Hub may take to answer for a header.
 ANSWER_S = 10.0

@@ -30,7 +30,7 @@ def compile_blocks(transformer: Any) -> None:
     named = set(transformer._repeated_blocks)
     counts = Counter(type(module).__name__ for module in transformer.modules())
     for block in transformer.modules():
-        # What is there once is no block, and compiling it takes as long.
+        # A module that is there once is no repeated block, and compiling it takes as long.
         if type(block).__name__ in named and counts[type(block).__name__] > 1:
             block.register_forward_pre_hook(_alike, with_kwargs=True)
             block.forward = torch.compile(block.forward)

@@ -24,7 +24,7 @@ from meancache import tiny
 
 Sizes = Mapping[str, Mapping[str, Any]]
 
-# Of hunyuanvideo-community/HunyuanVideo.
+# The sizes of hunyuanvideo-community/HunyuanVideo.
 FULL: Sizes = {
     "transformer": {
         **{"in_channels": 16, "out_channels": 16, "attention_head_dim": 128},

@@ -35,7 +35,7 @@ class LoopWatch:
 
     @property
     def calls(self) -> int:
-        """Of the transformers, those that a schedule's hook answered included."""
+        """Calls of the transformers, those that a schedule's hook answered included."""
         return len(self._marks) // 2
 
     @property

@@ -22,7 +22,7 @@ from meancache.json_values import shown
 
 ENDINGS = ("txt", "jsonl", "ndjson", "csv", "tsv", "parquet")
 COMPRESSED = ("gz", "zst")
-# Of a file when it is unpacked: a few hundred bytes can unpack to as much as one likes.
+# The limit of an unpacked file: a few hundred bytes can unpack to as much as one likes.
 MAX_BYTES = 4 * 2**30
 _CHUNK = 2**20
 _WILD = "*?["

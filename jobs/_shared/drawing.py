@@ -86,7 +86,7 @@ def key(axes: Axes) -> None:
 
 
 def error_of(summary: Summary) -> float:
-    """Of one sample nothing is known of the error: no bar."""
+    """A single sample has no known error, so it gets no bar."""
     return summary.standard_error if math.isfinite(summary.standard_error) else 0.0
 
 

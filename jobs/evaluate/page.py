@@ -28,7 +28,7 @@ from meancache.schedule import Schedule
 HEADLINE_BUDGET = 10
 # How many of the worst samples are named.
 NAMED = 8
-# Of fewer runs a median is marked.
+# A median of fewer runs is marked.
 FEW = 5
 _GAMMA = re.compile(r"jump, gamma ([\d.]+)")
 

@@ -60,7 +60,7 @@ def velocity_change(graph: Calibration) -> str:
 
 
 def relative_change(rows: np.ndarray, gram: np.ndarray) -> np.ndarray:
-    """Of each row's velocity to the next one's: (n, T), (T, T) -> (n - 1,)."""
+    """The change from each row's velocity to the next one's: (n, T), (T, T) -> (n - 1,)."""
     difference = np.diff(rows, axis=0)
     # Rounding may leave a hair below zero where nothing changes.
     changed = np.einsum("ni,ij,nj->n", difference, gram, difference).clip(min=0.0)
