@@ -30,7 +30,7 @@ def velocity_change(graph: Calibration) -> str:
             f"change to show; it takes at least one of more than {WINDOW + 1} steps"
         )
     sigmas = graph.grid.array()
-    gram = np.mean([one.gram for one in graph.trajectories.values()], axis=0)
+    gram = graph.gram()
     instant = relative_change(np.eye(steps), gram)
     ahead = [average_velocity(sigmas, k, k + WINDOW) for k in range(steps - WINDOW + 1)]
     average = relative_change(np.stack(ahead), gram)

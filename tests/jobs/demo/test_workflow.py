@@ -103,7 +103,8 @@ def check(root: str) -> None:
     calibrated = set(store.get("prompts/calibration.txt").splitlines())
     assert not calibrated & {row["prompt"].encode() for row in rows}
     page = store.get("report.html").decode()
-    assert page.count("frames of the full run") == page.count("of the accelerated run") == len(rows)
+    for strip in ("frames of the full run", "frames of the accelerated run"):
+        assert page.count(strip) == len(rows)
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
 
 

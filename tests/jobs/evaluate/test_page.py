@@ -133,16 +133,21 @@ def evaluation(pairs: int = 24, prompt: str = "a red circle moving left on a dar
 
 
 def calibrated() -> Calibration:
-    """A graph of two trajectories whose velocity drifts slowly and trembles."""
+    """A graph of two trajectories whose velocity drifts slowly and trembles.
+
+    With levels below the last step, as `jobs.calibrate` records them.
+    """
+    last = grid().sigmas[-2]
+    below = (last / 2, last / 4)
     trajectories = []
     for seed in range(2):
         generator = torch.Generator().manual_seed(seed)
-        sigmas = torch.tensor(grid().sigmas[:-1], dtype=torch.float32)[:, None]
+        sigmas = torch.tensor([*grid().sigmas[:-1], *below], dtype=torch.float32)[:, None]
         drift = sigmas * torch.randn(1, 256, generator=generator)
-        tremble = 0.03 * torch.randn(STEPS, 256, generator=generator)
-        start = torch.randn(1, 256, generator=generator)
-        trajectories.append(trajectory_statistics(start + drift + tremble, grid(), "p", seed))
-    return Calibration(grid()).add(trajectories)
+        tremble = 0.03 * torch.randn(len(sigmas), 256, generator=generator)
+        velocities = torch.randn(1, 256, generator=generator) + drift + tremble
+        trajectories.append(trajectory_statistics(velocities, grid(), "p", seed, below=len(below)))
+    return Calibration(grid(), below=below).add(trajectories)
 
 
 UNUSABLE = [
