@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from jobs._shared import cli
 from jobs._shared.numbers import budgets, positive
+from jobs.evaluate.settings import setting
 
 if TYPE_CHECKING:
     from jobs.evaluate.workflow import Config
@@ -68,6 +69,16 @@ def _add_methods(result: argparse.ArgumentParser) -> None:
         help="forwards a video for --calibrations (default 8,10,12)",
     )
     result.add_argument(
+        "--settings",
+        type=setting,
+        nargs="+",
+        default=(),
+        metavar="NAME=VALUE,...",
+        help="compare --calibrations under each of these settings, and print what carrying costs "
+        "as a table, such as: --settings steps=50 steps=30 height=96,width=96; what a setting "
+        "leaves out is as the flags say",
+    )
+    result.add_argument(
         "--strict",
         action="store_true",
         help="refuse to carry a calibration to another size, length, guidance or dtype",
@@ -97,6 +108,7 @@ def configured(options: argparse.Namespace) -> Config:
         schedules=options.schedules,
         calibrations=options.calibrations,
         budgets=options.budgets,
+        settings=tuple(options.settings),
         strict=options.strict,
         graph=options.graph,
         baselines=options.baselines,
@@ -109,9 +121,10 @@ def configured(options: argparse.Namespace) -> Config:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the workflow; returns the exit code."""
-    from jobs.evaluate import workflow
+    from jobs.evaluate import matrix, workflow
 
-    outcome = workflow.run(configured(options))
+    config = configured(options)
+    outcome = matrix.run(config) if config.settings else workflow.run(config)
     return cli.EXIT_FAILED_ITEMS if outcome.failed else 0
 
 

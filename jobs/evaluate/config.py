@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jobs._shared.configs import DEFAULT_FLEET, FleetConfig, ModelConfig
+from jobs.evaluate.settings import Setting
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class Config:
         calibrations: a folder of calibration files, each of which gives a schedule of each of
             `budgets` for the very setting of the model's call, or None.
         budgets: of the calibrations.
+        settings: under which the calibrations are compared (`jobs.evaluate.matrix`); none for that
+            of the model's call alone.
         strict: refuse to carry a calibration to anything but another grid.
         graph: the ROOT/graph of a calibration, for the methods that need one; or None.
         baselines: compare with other acceleration methods too.
@@ -34,6 +37,7 @@ class Config:
     schedules: str | None = None
     calibrations: str | None = None
     budgets: tuple[int, ...] = (8, 10, 12)
+    settings: tuple[Setting, ...] = ()
     strict: bool = False
     graph: str | None = None
     baselines: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.fleet.gangs import Gangs
@@ -60,6 +60,7 @@ class Comparison:
         spec: what was asked for.
         gangs: the gangs that render.
         captioned: whether the prompts are captions whose facts can be counted.
+        calibrated: (calibration, budget) -> its schedule, of those among the methods.
     """
 
     store: Store
@@ -73,6 +74,7 @@ class Comparison:
     spec: Mapping[str, Any]
     gangs: Gangs
     captioned: bool
+    calibrated: Mapping[tuple[str, int], Schedule] = field(default_factory=dict)
 
 
 @refusing()
@@ -87,7 +89,8 @@ def prepare(config: Config) -> Comparison:
     methods = _methods(config, graph, items)
     for one in methods:
         _check_schedule(model, one, arguments)
-    methods = _with_calibrations(config, model, arguments, items, methods)
+    calibrated = _calibrated(config, model, arguments, items)
+    methods = _with_calibrated(methods, calibrated)
     calibration = None
     if config.baselines:
         _check_baselines(model, gangs.size)
@@ -118,6 +121,7 @@ def prepare(config: Config) -> Comparison:
         spec=spec,
         gangs=gangs,
         captioned=model.id == CAPTIONED,
+        calibrated=calibrated,
     )
 
 
@@ -137,26 +141,32 @@ def _methods(config: Config, graph: Calibration | None, items: Sequence[WorkItem
     return methods + from_graph(graph, methods)
 
 
-def _with_calibrations(
-    config: Config,
-    model: Model,
-    arguments: Mapping[str, Any],
-    items: Sequence[WorkItem],
-    methods: list[Method],
-) -> list[Method]:
-    """The methods, and the schedules of --calibrations for the call, named by their files."""
+def _calibrated(
+    config: Config, model: Model, arguments: Mapping[str, Any], items: Sequence[WorkItem]
+) -> dict[tuple[str, int], Schedule]:
+    """The schedules of --calibrations for the call, by the calibration's file and budget."""
     if config.calibrations is None:
-        return methods
-    there = {one.name: one.schedule for one in methods if one.schedule is not None}
-    solved: dict[str, Schedule] = {}
+        return {}
+    solved: dict[tuple[str, int], Schedule] = {}
     for name, calibration in _read_calibrations(config.calibrations).items():
         _check_held_out(items, calibration)
         check_calibration(calibration, model)
         for budget in config.budgets:
             schedule = carried_schedule(calibration, model, arguments, budget, strict=config.strict)
-            solved[f"{name}-b{budget}"] = schedule
+            solved[name, budget] = schedule
             print(f"{name}-b{budget}: {schedule.strip()}{prediction(schedule)}")
-    return from_schedules({**there, **solved})
+    return solved
+
+
+def _with_calibrated(
+    methods: list[Method], calibrated: Mapping[tuple[str, int], Schedule]
+) -> list[Method]:
+    """The methods, and the schedules of calibrations, named by their files."""
+    if not calibrated:
+        return methods
+    there = {one.name: one.schedule for one in methods if one.schedule is not None}
+    named = {f"{name}-b{budget}": schedule for (name, budget), schedule in calibrated.items()}
+    return from_schedules({**there, **named})
 
 
 def _read_calibrations(folder: str) -> dict[str, Calibration]:

@@ -69,14 +69,16 @@ def main() -> int:
             last = outcomes[-1]
             print(
                 f"round {number}: {sum(round_.tally.values())} faults, {last.started} drivers, "
-                f"{last.rows} rows, lost {last.lost}, duplicate {last.duplicate}, corrupt "
-                f"{len(last.corrupt)}, orphans {len(last.orphans)}; in all "
+                f"{last.rows} rows, lost {last.lost}, duplicate {last.duplicate}, strayed "
+                f"{last.strayed}, corrupt {len(last.corrupt)}, orphans {len(last.orphans)}; in all "
                 f"{sum(tally.values())}/{options.faults} faults, "
                 f"{time.monotonic() - started:.0f} s",
                 flush=True,
             )
     print(summary(tally, outcomes))
-    bad = any(one.lost or one.duplicate or one.corrupt or one.orphans for one in outcomes)
+    bad = any(
+        one.lost or one.duplicate or one.strayed or one.corrupt or one.orphans for one in outcomes
+    )
     return int(bad)
 
 

@@ -13,12 +13,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import boto3
 from ray.cluster_utils import Cluster
 
 from cluster.results import manifest, verification
 from cluster.store import open_store
+from cluster.work.schedule_table import schedule_of
 from jobs.render.workflow import prepare
 from tests.chaos import processes
 from tests.chaos.blows import SECOND_DRIVER, Blow, Trap, kind_of, store_fault, where
@@ -28,6 +30,13 @@ from tests.support.s3_server import s3_environment, serve_s3
 
 MARK = "MEANCACHE_CHAOS"
 STEPS = 2
+# Rows differ in their schedules too, which one calibration gives.
+SETTINGS = [
+    {"num_inference_steps": steps, "height": size, "width": size}
+    for steps in (STEPS, 3, 4)
+    for size in (32, 64)
+]
+BUDGET = 2
 # At which guidance overflows and the latents are NaN: a row that can only fail.
 HOPELESS = 1e38
 POLL_S = 0.2
@@ -103,7 +112,10 @@ class Round:
         self.started = 0
         self.log = self.folder / f"drivers-{self.seed}.log"
         self.prompts = self.folder / f"prompts-{self.seed}.jsonl"
-        rows = [{"prompt": f"round {self.seed} video {n}", "seed": n} for n in range(self.items)]
+        rows: list[dict[str, Any]] = [
+            {"prompt": f"round {self.seed} video {n}", "seed": n, **SETTINGS[n % len(SETTINGS)]}
+            for n in range(self.items)
+        ]
         rows[self.items // 2]["guidance_scale"] = HOPELESS
         # Rows that ask for pixels of others, and one line twice: no row of them may be lost.
         rows += [{**rows[0], "prompt_id": "again", "note": "x"}, rows[-1], {"prompt": "open"}] * 2
@@ -155,6 +167,7 @@ class Round:
         """The job's arguments."""
         return [
             *("--model", "tiny", "--prompts", str(self.prompts), "--steps", str(STEPS)),
+            *("--budget", str(BUDGET)),
             *("--gang-size", str(self.gang_size), "--gangs", self.gangs, "--output", self.root),
         ]
 
@@ -198,11 +211,15 @@ class Round:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is there when a round is over; all but `rows` should be empty or 0."""
+    """What is there when a round is over; all but `rows` and `started` should be empty or 0.
+
+    `strayed` counts videos that followed another schedule than that of their own setting.
+    """
 
     rows: int
     lost: int
     duplicate: int
+    strayed: int
     corrupt: list[str]
     orphans: list[int]
     started: int
@@ -222,11 +239,16 @@ def outcome(round_: Round) -> Outcome:
     found = Counter(row["item_id"] for row in rows)
     findings = [finding for findings in verification.verify(store) for finding in findings]
     failed = [row["item_id"] for row in rows if row["status"] == manifest.FAILED]
+    schedules = {
+        item.id: schedule_of(prepared.schedule, item.arguments).id for item in prepared.items
+    }
+    strayed = [row for row in rows if row["schedule_id"] != schedules.get(row["item_id"])]
     hopeless = {item.id for item in prepared.items if item.arguments["guidance_scale"] == HOPELESS}
     return Outcome(
         rows=len(rows),
         lost=sum((planned - found).values()) + len(set(failed) - hopeless),
         duplicate=sum((found - planned).values()),
+        strayed=len(strayed),
         corrupt=[f"{uri} {problem}" for uri, problem in findings if problem],
         orphans=processes.left_over(processes.family(MARK)),
         started=round_.started,
@@ -262,6 +284,7 @@ def summary(tally: Counter[str], outcomes: Sequence[Outcome]) -> str:
         f"{sum(one.rows for one in outcomes):6}  rows",
         f"{sum(one.lost for one in outcomes):6}  lost",
         f"{sum(one.duplicate for one in outcomes):6}  duplicate",
+        f"{sum(one.strayed for one in outcomes):6}  by another setting's schedule",
         f"{sum(len(one.corrupt) for one in outcomes):6}  corrupt",
         f"{sum(len(one.orphans) for one in outcomes):6}  orphan processes",
     ]
