@@ -28,6 +28,9 @@ from tests.support.s3_server import s3_environment, serve_s3
 # Two threads of each process would wait for each other on cores that pytest's workers and the ranks
 # of gangs share; before torch is imported, here and in all that is started from here.
 os.environ["OMP_NUM_THREADS"] = "1"
+# A cluster that is started here would turn on Ray's tokens for this process, which `shared_cluster`
+# may have been started without.
+os.environ["RAY_AUTH_MODE"] = "disabled"
 # Pytest's workers run side by side. Without `shared_cluster` a job starts a cluster of its own.
 os.environ["RAY_ADDRESS"] = "local"
 

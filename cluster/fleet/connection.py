@@ -12,6 +12,7 @@ import ray
 from ray._private.authentication.authentication_token_setup import (
     maybe_enable_token_auth_if_token_available,
 )
+from ray._private.authentication.authentication_utils import is_token_auth_enabled
 from ray._private.grpc_utils import init_grpc_channel
 from ray._private.services import find_bootstrap_address
 from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
@@ -97,7 +98,7 @@ def _check_answers(address: str, source: str) -> None:
         ) from error
     try:
         with init_grpc_channel(address) as channel:
-            NodeInfoGcsServiceStub(channel).GetClusterId(GetClusterIdRequest(), timeout=ANSWER_S)
+            _ask(channel)
     except RayError as error:  # this process has no token where it needs one
         raise FleetError(f"Ray at {address} ({source}): {told(error)}") from error
     except grpc.RpcError as error:
@@ -110,3 +111,26 @@ def _check_answers(address: str, source: str) -> None:
         raise FleetError(
             f"what answers at {address} ({source}) is no Ray cluster: {error.details()}; {alone}"
         ) from error
+    if is_token_auth_enabled() and _lets_anyone_in(address):
+        # Its calls carry no token, and this process would turn them all away.
+        raise FleetError(
+            f"the Ray cluster at {address} ({source}) was started without authentication, and "
+            "RAY_AUTH_MODE or a token in ~/.ray makes this job ask for a token: set "
+            "RAY_AUTH_MODE=disabled for the job, or start the cluster anew with "
+            "RAY_AUTH_MODE=token"
+        )
+
+
+def _ask(channel: grpc.Channel) -> None:
+    """Asks the cluster for its id. Raises grpc.RpcError."""
+    NodeInfoGcsServiceStub(channel).GetClusterId(GetClusterIdRequest(), timeout=ANSWER_S)
+
+
+def _lets_anyone_in(address: str) -> bool:
+    """Whether the cluster answers without a token."""
+    try:
+        with grpc.insecure_channel(address) as channel:
+            _ask(channel)
+    except grpc.RpcError:
+        return False
+    return True

@@ -112,6 +112,17 @@ def test_a_reason_that_ray_gives_is_told(monkeypatch):
         connection.connect()
 
 
+def test_a_cluster_without_tokens_refuses_a_job_that_asks_for_them(shared_cluster):
+    job = subprocess.run(
+        [sys.executable, "-c", "from cluster.fleet.connection import connect; connect()"],
+        env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN},
+        capture_output=True,
+        text=True,
+    )
+    assert f"{shared_cluster} (of RAY_ADDRESS) was started without authentication" in job.stderr
+    assert "set RAY_AUTH_MODE=disabled for the job" in job.stderr
+
+
 @pytest.fixture
 def short_folder():
     """A folder whose path leaves room for Ray's sockets in the 107 bytes of their addresses."""

@@ -17,7 +17,6 @@ def from_zero(tmp_path, monkeypatch):
     kind = {"resources": {"CPU": 1, "GPU": 1}, "node_config": {}, "max_workers": 2}
     with scaled_cluster(tmp_path, {"gpu": kind}) as address:
         monkeypatch.setenv("RAY_ADDRESS", address)
-        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
         yield
         ray.shutdown()
 
