@@ -4,6 +4,7 @@ import errno
 import multiprocessing
 import os
 import signal
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -245,6 +246,7 @@ def freeze_once(gang: Gang, item: tuple[int, Path]) -> int:
     if number == 1 and not (folder / "frozen").exists():
         (folder / "frozen").write_text(str(os.getpid()))
         os.kill(os.getpid(), signal.SIGSTOP)
+        threading.Event().wait()  # the stop may reach this thread last
     return number
 
 
