@@ -88,10 +88,11 @@ def propagation(field: Velocity, reference: torch.Tensor, sigmas: Sequence[float
         sigmas: T + 1 noise levels.
 
     Returns:
-        (T + 1,) float64, 1 at the end.
+        (T + 1,) float64, 1 at the end, and at levels where the velocity does not change at all:
+        nothing is displaced there.
     """
     total = len(sigmas) - 1
-    levels = sorted({*range(1, total, EVERY), total - 1})
+    levels = sorted({*range(1, total, EVERY), total - 1} - {0})
     factors = []
     for level in levels:
         velocity = field(reference[level], sigmas[level])
@@ -100,5 +101,7 @@ def propagation(field: Velocity, reference: torch.Tensor, sigmas: Sequence[float
         latents = reference[level] + push
         for step in range(level, total):
             latents = latents + (sigmas[step + 1] - sigmas[step]) * field(latents, sigmas[step])
-        factors.append(float((latents - reference[-1]).norm() / push.norm()))
+        moved, size = float((latents - reference[-1]).norm()), float(push.norm())
+        rounding = 8 * torch.finfo(push.dtype).eps * float(reference[level].norm())
+        factors.append(moved / size if size > rounding else 1.0)
     return np.interp(range(total + 1), [*levels, total], [*factors, 1.0])

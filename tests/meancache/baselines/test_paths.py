@@ -77,6 +77,18 @@ def test_propagation_is_the_product_of_the_steps_of_a_linear_field():
     assert factors[TOTAL] == 1.0
 
 
+def test_where_nothing_is_displaced_nothing_propagates():
+    constant = torch.ones(2, 3)
+    states = [torch.zeros(2, 3) + (sigma - SIGMAS[0]) * constant for sigma in SIGMAS]
+    factors = propagation(lambda latents, sigma: constant, torch.stack(states), SIGMAS)
+    assert factors.tolist() == [1.0] * len(SIGMAS)
+
+
+def test_a_run_of_one_step_has_nothing_to_propagate():
+    states = torch.zeros(2, 1, 3)
+    assert propagation(lambda latents, sigma: latents, states, [1.0, 0.0]).tolist() == [1.0, 1.0]
+
+
 # --- BudCache ---
 
 
