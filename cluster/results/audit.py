@@ -24,12 +24,14 @@ class Audit:
     """One audited row of a manifest.
 
     Attributes:
+        item_id: of its video, which rows of several parts may share.
         schedule_id: what its video was rendered with.
         created_at: when, UTC.
         psnr: dB against the full run from the same noise.
         ssim: likewise.
     """
 
+    item_id: str
     schedule_id: str
     created_at: datetime
     psnr: float
@@ -54,7 +56,8 @@ def read_audits(store: Store) -> list[Audit]:
         StoreError: a part cannot be read.
     """
     parts = at_once(lambda key: _of_part(store, key), list(store.list(PARTS)))
-    return sorted((one for part in parts for one in part), key=lambda one: one.created_at)
+    audits = {one.item_id: one for part in reversed(parts) for one in part}
+    return sorted(audits.values(), key=lambda one: one.created_at)
 
 
 def _of_part(store: Store, key: str) -> list[Audit]:
@@ -62,7 +65,8 @@ def _of_part(store: Store, key: str) -> list[Audit]:
     table = first_of_each_item(dataset.read_table(store, key, store.get(key)))
     if not {PSNR, SSIM} <= set(table.column_names):
         return []
-    for row in table.select(["schedule_id", "created_at", PSNR, SSIM]).to_pylist():
+    columns = ["item_id", "schedule_id", "created_at", PSNR, SSIM]
+    for row in table.select(columns).to_pylist():
         if None not in (row["schedule_id"], row[PSNR], row[SSIM]):
-            found.append(Audit(row["schedule_id"], row["created_at"], row[PSNR], row[SSIM]))
+            found.append(Audit(*row.values()))
     return found

@@ -1,4 +1,4 @@
-"""Removes videos that no receipt names and none will.
+"""Removes videos that no receipt names and none will, and what a killed driver has left.
 
 An attempt that is killed between its video and its receipt leaves the video behind. Where the
 next attempt draws other bytes, nothing names the first, and it is garbage once nobody can commit
@@ -13,12 +13,14 @@ import time
 from collections.abc import Iterator
 from functools import partial
 
-from cluster.results import manifest
+from cluster.results import manifest, rounds
 from cluster.results.manifest import OK, PARTS, at_once
 from cluster.store import Store
 
 VIDEOS = "videos/"
+PROOFS = ".shared-"
 _VIDEO = re.compile(r"videos/[0-9a-f]{2}/([0-9a-f]{32})\.[0-9a-f]{16}\.(?:mp4|png)")
+_PROOF = re.compile(r"\.shared-[0-9a-f]{16}(?:-[0-9a-f]{16})?")
 
 
 def collect(store: Store, grace_s: float) -> Iterator[tuple[str, int]]:
@@ -36,7 +38,7 @@ def collect(store: Store, grace_s: float) -> Iterator[tuple[str, int]]:
         StoreError: the manifest cannot be read; nothing is removed then.
     """
     # First whether the job is finished: what it commits from here on is then among the named.
-    there = manifest.finished(store)
+    there = rounds.complete(store)
     named = _named(store)
     open_to = None if there is None else manifest.failed_ids(store, there[1])
     done = {_item(key) for key in named}
@@ -49,6 +51,27 @@ def collect(store: Store, grace_s: float) -> Iterator[tuple[str, int]]:
         if item in done or (open_to is not None and item not in open_to):
             store.delete(entry.key)
             yield store.uri(entry.key), entry.bytes
+
+
+def collect_proofs(store: Store, grace_s: float) -> Iterator[str]:
+    """Removes what drivers that were killed have left of `cluster.fleet.shared_output`; yields uris.
+
+    A driver that runs needs its own, so nothing is removed while the root is not finished.
+
+    Args:
+        store: the root of a render job.
+        grace_s: seconds since one was written, below which it stays.
+
+    Raises:
+        StoreError: the store failed.
+    """
+    if rounds.complete(store) is None or rounds.open_round(store) is not None:
+        return
+    before = time.time() - grace_s
+    for entry in store.entries(PROOFS):
+        if _PROOF.fullmatch(entry.key) and entry.modified <= before:
+            store.delete(entry.key)
+            yield store.uri(entry.key)
 
 
 def _named(store: Store) -> set[str]:

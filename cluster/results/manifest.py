@@ -9,8 +9,9 @@
     manifest/_SUCCESS                          once every item is accounted for
     report.html                                all of it on a page; derived, and no part of it
 
-The n-th retry round of what failed adds the same files beside these, as {id}.r{n}.json,
-part-{shard:06d}-r{n}.parquet and _SUCCESS.r{n}, and rewrites nothing.
+The n-th round after that, a retry of what failed or an append (`cluster.results.rounds`), adds the
+same files beside these, as {id}.r{n}.json, part-{shard:06d}-r{n}.parquet and _SUCCESS.r{n}, and
+rewrites nothing.
 
 Parts are a pure function of receipts, so any driver may write them, twice or at once. A resumed
 job lists parts, then the receipts of open shards alone; videos/ is never listed.
@@ -63,6 +64,7 @@ __all__ = [
     "at_once",
     "by_shard",
     "failed_ids",
+    "failed_items",
     "finished",
     "now",
     "read_part",
@@ -124,11 +126,11 @@ class Success:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The receipts, parts and `_SUCCESS` of a job, or of a retry round of what failed in it.
+    """The receipts, parts and `_SUCCESS` of a job, or of a round that retries or appends.
 
     Attributes:
         store: the job's root.
-        retry_round: 0 for the job itself, n for its n-th retry round.
+        retry_round: 0 for the job itself, n for its n-th round after that.
     """
 
     store: Store
@@ -196,6 +198,7 @@ class Manifest:
         items: Sequence[WorkItem],
         beside: pa.Table | None = None,
         schema: pa.Schema = SCHEMA,
+        first: int = 0,
     ) -> None:
         """Writes a shard's part (and its failures) from its receipts; all must be there.
 
@@ -204,6 +207,7 @@ class Manifest:
             items: all of its items.
             beside: the plan's own columns of its rows, by index.
             schema: of the part.
+            first: the index of the first row of `beside`.
 
         Raises:
             MissingKey: an item of the shard has no receipt yet.
@@ -220,16 +224,17 @@ class Manifest:
         # Before the part, which closes its shard. Where a driver that was killed in between has
         # left them, another version of the Parquet library may have written other bytes.
         if failed and not self.store.exists(self.failures_key(shard)):
-            self.store.put_new(self.failures_key(shard), to_parquet(failed, beside, schema))
+            self.store.put_new(self.failures_key(shard), to_parquet(failed, beside, schema, first))
         ok = [row for row in rows if row["status"] == OK]
-        self.store.put_new(self.part_key(shard), to_parquet(ok, beside, schema))
+        self.store.put_new(self.part_key(shard), to_parquet(ok, beside, schema, first))
 
     def finish(self, shards: Iterable[int], before: Success | None = None) -> Success:
         """Writes `_SUCCESS` over all parts, and returns its content.
 
         Args:
-            shards: of the job, or those that this retry round went through.
-            before: of the job or the retry round before this one.
+            shards: of the job, or those that this round went through.
+            before: of the job or the round before this one. What it lists as failed in other
+                shards has failed still.
 
         Raises:
             MissingKey: a shard has no part yet.
@@ -237,6 +242,10 @@ class Manifest:
         shards = list(shards)
         written = set(self.store.list(FAILURES))
         failed = [key for key in map(self.failures_key, shards) if key in written]
+        if before:
+            here = {Manifest(self.store).failures_key(shard) for shard in shards}
+            of_shard = partial(re.compile(r"-r\d+(?=\.parquet$)").sub, "")
+            failed = [key for key, _ in before.failures if of_shard(key) not in here] + failed
         measure = partial(_measured, self.store)
         parts = at_once(measure, [self.part_key(shard) for shard in shards])
         failures = at_once(measure, failed)
@@ -261,13 +270,13 @@ def _measured(store: Store, key: str) -> tuple[str, str, int]:
 
 
 def retry_rounds(store: Store) -> list[int]:
-    """Which of the job (0) and its retry rounds (1, 2, ...) have a `_SUCCESS`."""
+    """Which of the job (0) and its later rounds (1, 2, ...) have a `_SUCCESS`."""
     names = [key.removeprefix(SUCCESS_KEY) for key in store.list(SUCCESS_KEY)]
     return [int(name[2:] or 0) for name in names if re.fullmatch(r"|\.r[1-9]\d{0,8}", name)]
 
 
 def finished(store: Store) -> tuple[Manifest, Success] | None:
-    """The job or the last retry round of it that came to its end, or None where nothing did.
+    """The job or the last round of it that came to its end, or None where nothing did.
 
     Raises:
         StoreError: its `_SUCCESS` is damaged.
@@ -289,10 +298,15 @@ def so_far(store: Store) -> Success:
     return Success(sum(rows for _, _, rows in found), 0, parts, ())
 
 
+def failed_items(store: Store, success: Success) -> set[tuple[int, str]]:
+    """(shard, id) of the items that a finished job has given up. Raises StoreError."""
+    files = at_once(partial(read_part, store), [key for key, _ in success.failures])
+    return {(row["shard"], row["item_id"]) for rows in files for row in rows}
+
+
 def failed_ids(store: Store, success: Success) -> set[str]:
     """The ids of the items that a finished job has given up. Raises StoreError."""
-    files = at_once(partial(read_part, store), [key for key, _ in success.failures])
-    return {row["item_id"] for rows in files for row in rows}
+    return {item_id for _, item_id in failed_items(store, success)}
 
 
 def read_part(store: Store, key: str) -> list[dict[str, Any]]:

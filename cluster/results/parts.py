@@ -80,6 +80,7 @@ def to_parquet(
     rows: Sequence[Mapping[str, Any]],
     beside: pa.Table | None = None,
     schema: pa.Schema = SCHEMA,
+    first: int = 0,
 ) -> bytes:
     """Rows of receipts as a Parquet file, in the order of their indices.
 
@@ -87,6 +88,7 @@ def to_parquet(
         rows: each as a receipt holds it, with its own index and prompt_id.
         beside: the columns that a plan has for its rows, tokens and `extra.NAME`, by index.
         schema: SCHEMA, or SCHEMA_1 in a root that was begun with it.
+        first: the index of the first row of `beside`.
     """
     rows = sorted(rows, key=lambda row: row["index"])
     records = []
@@ -102,7 +104,7 @@ def to_parquet(
         )
     table = pa.Table.from_pylist(records, schema=schema)
     if beside is not None and schema is SCHEMA:
-        own = beside.take(pa.array([row["index"] for row in rows], pa.int64()))
+        own = beside.take(pa.array([row["index"] - first for row in rows], pa.int64()))
         for field in own.schema:
             place = schema.get_field_index(field.name)
             column = own[field.name].combine_chunks()
@@ -157,9 +159,15 @@ def _flattened(table: pa.Table) -> pa.Table:
     return table
 
 
-def first_of_each_item(table: pa.Table) -> pa.Table:
-    """The rows of a part without those that share the video of one before them."""
-    seen: set[str] = set()
+def first_of_each_item(table: pa.Table, seen: set[str] | None = None) -> pa.Table:
+    """The rows of a part without those that share the video of one before them.
+
+    Args:
+        table: the part.
+        seen: the items of the parts before it, to which those of this one are added; None where
+            only rows of the same part share videos.
+    """
+    seen = set() if seen is None else seen
     ids = table["item_id"].to_pylist()
     firsts = [n for n, one in enumerate(ids) if not (one in seen or seen.add(one))]  # type: ignore[func-returns-value]
     return table if len(firsts) == len(ids) else table.take(firsts)

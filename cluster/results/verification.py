@@ -8,18 +8,18 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
-from cluster.results import manifest
+from cluster.results import manifest, rounds
 from cluster.results.manifest import OK, PARTS, UNREADABLE, Manifest, Success, at_once
 from cluster.results.parts import OF_THE_ROW, SCHEMA, TOKENS
+from cluster.results.rounds import APPEND, round_of
 from cluster.store import MissingKey, Store, StoreError
-from cluster.work.plan import SPEC_KEY
+from cluster.work.plan import SpecError
 
 MISSING = "is missing"
 # Columns of a row that its item's receipt says: another row of the item may differ in the others.
@@ -42,6 +42,7 @@ def verify(store: Store, share: float = 1.0) -> Iterator[list[Finding]]:
     """
     known: dict[str, tuple[str, dict[str, int]]] = {}
     steps = _steps_by_schedule(store)
+    last: Success | None = None
     for retry_round in _expected_rounds(store):
         here = Manifest(store, retry_round)
         data, problem = _fetch(store, here.success_key)
@@ -53,6 +54,7 @@ def verify(store: Store, share: float = 1.0) -> Iterator[list[Finding]]:
             unfinished = "; the job has not finished, run it again" if problem == MISSING else ""
             yield [(store.uri(here.success_key), f"{problem}{unfinished}")]
             continue
+        last = success
         for key, sha256 in [*success.parts, *success.failures]:
             if known.get(key, ("",))[0] != sha256:  # those that an earlier round named are done
                 findings, counts = _verify_part(store, key, sha256, share, steps)
@@ -70,10 +72,30 @@ def verify(store: Store, share: float = 1.0) -> Iterator[list[Finding]]:
         ]
     finished = set(manifest.retry_rounds(store))
     for key in sorted(set(store.list(PARTS)) - set(known)):
-        if _retry_round(key) in {None, *finished}:
+        if round_of(key) in {None, *finished}:
             yield [(_name(store, key), "is not named by its _SUCCESS, but would be read as data")]
         else:  # of a job, or a retry round, that is on its way
             yield _verify_part(store, key, None, share, steps)[0]
+    if findings := _descriptions(store, last):
+        yield findings
+
+
+def _descriptions(store: Store, last: Success | None) -> list[Finding]:
+    """What is wrong with what the rounds say of themselves: their rows are the manifest's."""
+    try:
+        segments = rounds.segments(store)
+        begun = rounds.open_round(store)
+    except SpecError:  # of an earlier version, which says of its items alone what they are
+        return []
+    except StoreError as error:
+        return [(store.uri(rounds.key_of(0)), str(error))]
+    if last is None or not segments or (begun is not None and begun[1] == APPEND):
+        return []
+    said, there = sum(segment.rows for segment in segments), last.rows + last.failed
+    if said == there:
+        return []
+    problem = f"and the rounds after it say {said} rows, the manifest {there}: one was removed"
+    return [(store.uri(rounds.key_of(0)), problem)]
 
 
 def expected_steps(store: Store) -> int:
@@ -92,15 +114,15 @@ def expected_steps(store: Store) -> int:
 
 
 def _expected_rounds(store: Store) -> list[int]:
-    """The job, and the retry rounds that are finished or should be, as a later one is."""
+    """The job, and the rounds that are finished or should be: appends, and those before others."""
     finished = manifest.retry_rounds(store)
-    return sorted({0, *finished, *range(1, min(max(finished, default=0), len(finished) + 1))})
-
-
-def _retry_round(key: str) -> int | None:
-    """Which retry round a part is of; None for what is no part's name."""
-    match = re.fullmatch(r".*/part-\d{6,9}(?:-r([1-9]\d{0,8}))?\.parquet", key)
-    return int(match[1] or 0) if match else None
+    last = min(max(finished, default=0), len(finished) + 1)
+    try:
+        begun = rounds.documents(store)
+    except StoreError:  # which `_descriptions` says
+        begun = {}
+    appends = {number for number, content in begun.items() if content["kind"] == APPEND}
+    return sorted({0, *finished, *range(1, last), *appends})
 
 
 def _verify_part(
@@ -123,7 +145,7 @@ def _verify_part(
         of_items: dict[str, list[tuple[Any, ...]]] = {}
         for row in rows:
             of_items.setdefault(row["item_id"], []).append(_own(row))
-        check = partial(_verify_row, Manifest(store, _retry_round(key) or 0), steps, of_items)
+        check = partial(_verify_row, Manifest(store, round_of(key) or 0), steps, of_items)
         findings += [finding for found in at_once(check, chosen) for finding in found]
     return findings, counts
 
@@ -133,13 +155,10 @@ def _steps_by_schedule(store: Store) -> dict[str, int] | None:
 
     None where one schedule, or none, serves all rows, and where job.json cannot be read.
     """
-    data, problem = _fetch(store, SPEC_KEY)
-    if problem is not None:
-        return None
     try:
-        schedules = json.loads(data)["schedules"]
+        schedules = rounds.specification(store)["schedules"]
         return {one["id"]: one["grid"]["num_inference_steps"] for one in schedules}
-    except UNREADABLE:
+    except (StoreError, *UNREADABLE):
         return None
 
 

@@ -16,30 +16,18 @@ import pyarrow as pa
 
 from cluster.models.model import Model, ModelError
 from cluster.store import AlreadyExists, MissingKey, Store
+from cluster.work import spec_differences
 from cluster.work.prompts import Prompt, PromptsError, stable_seed
 from cluster.work.schedule_table import Chosen, ScheduleTable, schedule_of
 from meancache import Schedule
 from meancache.errors import InputError
-from meancache.json_values import canonical_json, is_deep, shown
+from meancache.json_values import canonical_json, is_deep
 
 SPEC_KEY = "job.json"
 SPEC_SCHEMA = 1
 SHARD_SIZE = 250
-# Of the differences to another job, how many a refusal names.
-MOST_NAMED = 8
-
-
-# Keys of a specification as its user knows them, where they are not called the same.
-_FLAGS = {"num_inference_steps": "steps"}
-_WORDS = {
-    "items": "the number of items",
-    "kind": "the kind of job",
-    "model.id": "--model",
-    "model.revision": "the model's revision",
-    "model.dtype": "--dtype",
-    "reference_steps": "--reference-steps",
-    "calibrated_on": "the calibration of --graph",
-}
+# What says of a render which rows it has.
+_ROWS = {"items", "rows", "plan", "prompts", "extra"}
 
 
 class SpecError(InputError):
@@ -236,12 +224,12 @@ def check_spec(store: Store, spec: Mapping[str, Any], key: str = SPEC_KEY) -> No
     if data == canonical_json(spec):
         return
     there = _read(store, key, data)
-    differences = _differences(there, dict(spec)) or ["it is written in another way"]
-    more = len(differences) - MOST_NAMED
-    named = [*differences[:MOST_NAMED], *([f"and {more} more"] if more > 0 else [])]
+    other = {name for name in {*there, *spec} if there.get(name) != spec.get(name)}
+    append = "rows" in spec and "rows" in there and other <= _ROWS
     raise SpecError(
-        f"{store.uri(key)} belongs to another job: {'; '.join(named)}. Repeat that job's "
-        "arguments to resume it, or choose another --output"
+        f"{store.uri(key)} belongs to another job: {spec_differences.named(there, dict(spec))}. "
+        "Repeat that job's arguments to resume it, "
+        f"{'add rows to it with --append, ' if append else ''}or choose another --output"
     )
 
 
@@ -287,51 +275,3 @@ def _read(store: Store, key: str, data: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise SpecError(f"{store.uri(key)} is not a job's JSON; use another --output") from None
     return there
-
-
-def _differences(there: Any, here: Any, path: str = "") -> list[str]:
-    """Each leaf in which two JSON objects differ, as '--flag is X there and Y here'."""
-    if path == "schedule":
-        return [] if there == here else [_other_schedule(there, here)]
-    if isinstance(there, dict) and isinstance(here, dict):
-        found = []
-        for key in sorted({*there, *here}):
-            name = key if key in here else shown(key)  # of a stranger's file
-            found += _differences(there.get(key), here.get(key), f"{path}.{name}" if path else name)
-        return found
-    if there == here and isinstance(there, type(here)):
-        return []
-    if path == "plan":
-        return ["the prompts, or what their rows override, are others there"]
-    if path == "prompts":
-        return ["the rows' ids, their order or their other columns are others there"]
-    return [f"{_in_words(path)} is {_short(there)} there and {_short(here)} here"]
-
-
-def _in_words(path: str) -> str:
-    """A key of a specification as its user knows it: mostly a flag."""
-    room, _, name = path.rpartition(".")
-    if room == "arguments":
-        return f"--{_FLAGS.get(name, name).replace('_', '-')}"
-    return _WORDS.get(path, path)
-
-
-def _other_schedule(there: Any, here: Any) -> str:
-    was, now = _schedule_in_words(there), _schedule_in_words(here)
-    if was == now and isinstance(there, dict) and isinstance(here, dict):
-        was, now = (f"{was}, id {shown(one.get('id'))}" for one in (there, here))
-    return f"the schedule is {was} there and {now} here"
-
-
-def _schedule_in_words(schedule: Any) -> str:
-    """'fitted of 10 forwards'; of a stranger's file, whatever that is."""
-    if schedule is None:
-        return "none (every step)"
-    if not isinstance(schedule, dict):
-        return shown(schedule)
-    return f"{shown(schedule.get('method'))} of {shown(schedule.get('budget'))} forwards"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -88,6 +88,10 @@ class Prompts(list[Prompt]):
         super().__init__(rows)
         self.extra = extra
 
+    def part(self, start: int, stop: int) -> Prompts:
+        """Those from `start` to before `stop`."""
+        return Prompts(self[start:stop], self.extra.slice(start, stop - start))
+
 
 def stable_seed(prompt_id: str, draw: int = 0) -> int:
     """The seed that a prompt without one gets: always the same, 0 .. 2^31 - 1.

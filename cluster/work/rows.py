@@ -37,12 +37,18 @@ class RowPlan:
         items: what is rendered, in the order of their first rows.
         beside: a row for each row of the manifest, by index: `extra.NAME` columns and those of
             tokens; None in a root that was begun without them.
-        spec: what job.json holds.
+        spec: what job.json holds, or job.r{n}.json where the rows are appended to others.
+        round: 0, or which round of the root appends them.
+        first: the index of the first of them.
+        passed: rows of the prompts before them, which the root has already.
     """
 
     items: list[WorkItem]
     beside: pa.Table | None
     spec: Mapping[str, Any]
+    round: int = 0
+    first: int = 0
+    passed: int = 0
 
     @property
     def rows(self) -> int:
@@ -54,11 +60,11 @@ class RowPlan:
         if self.beside is None:
             return []
         tokens, used = (self.beside[name].to_numpy() for name in TOKENS)
-        long = set(np.flatnonzero(tokens > used).tolist())
+        long = set((np.flatnonzero(tokens > used) + self.first).tolist())
         if not long:
             return []
         return [
-            (prompt_id, int(tokens[index]), int(used[index]))
+            (prompt_id, int(tokens[index - self.first]), int(used[index - self.first]))
             for item in self.items
             for index, prompt_id in item.rows
             if index in long
@@ -78,14 +84,27 @@ def plan_rows(
     seeds: int = 1,
 ) -> RowPlan:
     """The plan of a render job; arguments as those of `plan_items`."""
-    items = plan_items(prompts, model, arguments, schedule, seeds)
-    extra = prompts.extra.rename_columns([EXTRA + name for name in prompts.extra.column_names])
+    items, extra, spec = described(prompts, model, arguments, schedule, seeds)
     beside = _tokens(prompts, model, arguments)
+    if seeds > 1:
+        beside = beside.take(_each(prompts, seeds))
     for field in extra.schema:
         beside = beside.append_column(field, extra[field.name])
-    if seeds > 1:
-        rows = pa.array(np.repeat(np.arange(len(prompts)), seeds))
-        beside, extra = beside.take(rows), extra.take(rows) if extra.column_names else extra
+    return RowPlan(items, beside, spec)
+
+
+def described(
+    prompts: Prompts,
+    model: Model,
+    arguments: Mapping[str, Any],
+    schedule: Chosen = None,
+    seeds: int = 1,
+) -> tuple[list[WorkItem], pa.Table, dict[str, Any]]:
+    """Items, the rows' other columns, and what job.json says of both."""
+    items = plan_items(prompts, model, arguments, schedule, seeds)
+    extra = prompts.extra.rename_columns([EXTRA + name for name in prompts.extra.column_names])
+    if seeds > 1 and extra.column_names:
+        extra = extra.take(_each(prompts, seeds))
     spec = {
         **specification("render", items, model, arguments, schedule),
         "schema": SPEC_SCHEMA,
@@ -93,7 +112,12 @@ def plan_rows(
         "prompts": _digest(items, extra),
         "extra": {field.name.removeprefix(EXTRA): str(field.type) for field in extra.schema},
     }
-    return RowPlan(items, beside, spec)
+    return items, extra, spec
+
+
+def _each(prompts: Prompts, seeds: int) -> pa.Array:
+    """The places of the prompts, each as often as it has seeds."""
+    return pa.array(np.repeat(np.arange(len(prompts)), seeds))
 
 
 def _tokens(prompts: Prompts, model: Model, arguments: Mapping[str, Any]) -> pa.Table:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.results import manifest
+from cluster.results import manifest, rounds
 from cluster.results.datasets import dataset, layouts
 from cluster.results.datasets.layouts import Export
 from cluster.results.datasets.where import WhereError, where
@@ -90,8 +90,13 @@ def prepare(config: Config) -> Prepared:
         raise RefusedError(
             f"--output {config.output} is the root that is exported: give a folder of its own"
         )
-    there = manifest.finished(source)
+    there = rounds.complete(source)
     if there is None and not config.unfinished:
+        if manifest.finished(source) is not None:
+            raise RefusedError(
+                f"rows are being appended to {config.root}: run that command until it is finished, "
+                "or give --unfinished for the rows that are there so far"
+            )
         raise MissingKey(
             f"{source.uri(manifest.SUCCESS_KEY)} does not exist: give the --output of a "
             "jobs.render that has finished, or --unfinished for the rows that it has so far"

@@ -80,6 +80,13 @@ def _add_rows(parser: argparse.ArgumentParser) -> None:
         "1)",
     )
     parser.add_argument(
+        "--append",
+        action="store_true",
+        help="add rows to a finished ROOT, whose settings they have, as new shards behind what is "
+        "there: those behind the root's rows, where --prompts begins with these, or else all of "
+        "--prompts; rows that ask for pixels that are there share their videos",
+    )
+    parser.add_argument(
         "--max-prompt-tokens",
         choices=("warn", "refuse"),
         default="warn",
@@ -161,6 +168,7 @@ def configured(options: argparse.Namespace) -> Config:
         prompt_column=options.prompt_column,
         seeds=options.seeds,
         max_prompt_tokens=options.max_prompt_tokens,
+        append=options.append,
     )
 
 

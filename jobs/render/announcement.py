@@ -34,10 +34,21 @@ NAMED = 5
 MEMORY_GIB = 80
 
 
-def announce(prepared: Prepared, items: Sequence[WorkItem], todo: Sequence[WorkItem]) -> None:
-    """Says how much there is to do; of a dry run, also how long that is expected to take."""
+def announce(
+    prepared: Prepared, items: Sequence[WorkItem], todo: Sequence[WorkItem], held: int = 0
+) -> None:
+    """Says how much there is to do; of a dry run, also how long that is expected to take.
+
+    Args:
+        prepared: the request.
+        items: of the round.
+        todo: those to render.
+        held: how many more are open, but ask for pixels that the root has.
+    """
+    if prepared.plan.round:
+        _say_append(prepared, held)
     forwards = sum(_forwards(prepared, item) for item in todo)
-    done = len(items) - len(todo)
+    done = len(items) - len(todo) - held
     print(f"render: {counted(len(todo), 'video')} to do ({forwards} forwards), {done} already done")
     if isinstance(prepared.schedule, ScheduleTable):
         _list_settings(prepared.schedule, items)
@@ -61,6 +72,18 @@ def announce(prepared: Prepared, items: Sequence[WorkItem], todo: Sequence[WorkI
         else:
             total = duration(seconds * len(todo))
             print(f"time: {total} of gang time at the last known rate of {seconds:.1f} s a video")
+
+
+def _say_append(prepared: Prepared, held: int) -> None:
+    """Which rows are appended, and behind which."""
+    planned = prepared.plan
+    which = f"all but the first {planned.passed}" if planned.passed else "all"
+    print(
+        f"append: {counted(planned.rows, 'row')}, {which} of --prompts, behind the "
+        f"{planned.first} of the root, in round {planned.round}"
+    )
+    if held:
+        print(f"{counted(held, 'video')} of them shared with rows that are there, not rendered")
 
 
 def _name_truncated(prepared: Prepared) -> None:
@@ -144,7 +167,7 @@ def _known_seconds(prepared: Prepared, todo: Sequence[WorkItem]) -> float | None
     seconds = []
     for item in done:
         with suppress(MissingKey):
-            row = Manifest(prepared.store).receipt(item)
+            row = Manifest(prepared.store, prepared.plan.round).receipt(item)
             if row["status"] == manifest.OK:
                 seconds.append(row["metrics"]["gang_s"])
     return sum(seconds) / len(seconds) if seconds else None

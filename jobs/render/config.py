@@ -35,6 +35,7 @@ class Config:
         prompt_column: the column that holds the prompts.
         seeds: videos of each row.
         max_prompt_tokens: 'warn' or 'refuse', where a prompt is longer than what the model reads.
+        append: add rows to a finished root, behind those that are there.
     """
 
     output: str
@@ -55,3 +56,4 @@ class Config:
     prompt_column: str = "prompt"
     seeds: int = 1
     max_prompt_tokens: str = "warn"
+    append: bool = False

@@ -60,13 +60,16 @@ class Chosen:
     names: dict[str, tuple[str, str]]
 
 
-def choose(parts: Iterable[pa.Table], total: int, asked: Collection[str]) -> Chosen:
+def choose(
+    parts: Iterable[pa.Table], total: int, asked: Collection[str], across: bool = False
+) -> Chosen:
     """Reads the parts of a manifest once.
 
     Args:
         parts: of the manifest.
         total: rows in them.
         asked: item ids whose names are wanted.
+        across: whether rows may share a video with those of another part, as appended ones do.
     """
     count = min(SAMPLES, total)
     wanted = {number * total // count for number in range(count)}
@@ -74,11 +77,12 @@ def choose(parts: Iterable[pa.Table], total: int, asked: Collection[str]) -> Cho
     rows: list[dict[str, Any]] = []
     worst: list[tuple[float, dict[str, Any]]] = []
     names: dict[str, tuple[str, str]] = {}
+    items: set[str] | None = set() if across else None
     seen = 0
     ids = pa.array(sorted(asked), pa.string())
     for whole in parts:
         part = without_extra(whole)
-        videos = first_of_each_item(part)
+        videos = first_of_each_item(part, items)
         metrics = [name for name in videos.column_names if name.startswith(METRIC)]
         slim.append(videos.select([*_SUMMED, *metrics]))
         here = [number - seen for number in wanted if seen <= number < seen + part.num_rows]

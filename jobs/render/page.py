@@ -7,7 +7,6 @@ sample of the videos and sums of the rest.
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,11 +16,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cluster.results import attempts, manifest
+from cluster.results import attempts, manifest, rounds
 from cluster.results.datasets import dataset
 from cluster.results.manifest import at_once
 from cluster.store import Store, StoreError
-from cluster.work import plan
 from jobs._shared import pages
 from jobs._shared.calibrations import carried_words
 from jobs._shared.progress import QUIET_S, counted, duration, progress
@@ -57,9 +55,10 @@ def write_page(store: Store) -> str:
     read = dataset.read_parts(store, success)
     parts = progress(read, len(success.parts), "parts", after_s=QUIET_S)
     tried = attempts.recorded(store, ATTEMPTS_READ)
-    chosen = choose(parts, success.rows, {item for item, _ in tried})
+    again = any(map(rounds.round_of, (key for key, _ in success.parts)))
+    chosen = choose(parts, success.rows, {item for item, _ in tried}, again)
     failed = [row for key, _ in success.failures for row in manifest.read_part(store, key)]
-    spec = json.loads(store.get(plan.SPEC_KEY))
+    spec = rounds.specification(store)
     samples = at_once(lambda row: sample(store, row), [*chosen.worst, *chosen.spread])
     root = store.uri(REPORT_KEY).removesuffix(f"/{REPORT_KEY}")
     page = render_page(root, spec, chosen, samples, failed, tried)

@@ -14,7 +14,8 @@ from typing import Any
 from cluster.fleet import driver as fleet
 from cluster.fleet import metrics
 from cluster.fleet.delivery import Delivery
-from cluster.results import manifest
+from cluster.results import manifest, rounds
+from cluster.results.appending import share, shared
 from cluster.results.manifest import Manifest, Success
 from cluster.results.parts import SCHEMA, SCHEMA_1
 from cluster.store import Store
@@ -37,10 +38,16 @@ def render(prepared: Prepared) -> Success | None:
     if there is None:
         return _render(prepared, Manifest(store), items)
     last, success = there
-    if config.retry_failed and success.failed:
-        failed = manifest.failed_ids(store, success)
-        again = [item for item in items if item.id in failed]
-        return _render(prepared, Manifest(store, last.retry_round + 1), again, success)
+    number = prepared.plan.round
+    if number > last.retry_round:
+        return _render(prepared, Manifest(store, number), items, success)
+    if number:
+        rounds.begin(store, number, prepared.spec)  # which finds it, if it is this one
+    failed = manifest.failed_items(store, success) if config.retry_failed else set()
+    again = [item for item in items if (item.shard, item.id) in failed]
+    if again:
+        retry = Manifest(store, last.retry_round + 1)
+        return _render(prepared, retry, again, success, rounds.retry(number))
     announce(prepared, items, [])
     if not (config.dry_run or store.exists(REPORT_KEY)):
         _write_page(store)
@@ -52,18 +59,33 @@ def _render(
     here: Manifest,
     items: Sequence[WorkItem],
     before: Success | None = None,
+    says: Mapping[str, Any] | None = None,
 ) -> Success | None:
-    """Renders those of `items` that have no receipt here; None where nothing was to be done yet."""
+    """Renders those of `items` that have no receipt here; None where nothing was to be done yet.
+
+    Args:
+        prepared: the request.
+        here: the round.
+        items: of it.
+        before: what the rounds before it came to.
+        says: what the round says of itself, where that is not the plan's specification.
+    """
+    planned = prepared.plan
     missing = here.open_shards(items)
     todo = [item for members in missing.values() for item in members]
-    announce(prepared, items, todo)
+    held = shared(here.store, before, todo) if before and says is None and todo else {}
+    todo = [item for item in todo if item.id not in held]
+    announce(prepared, items, todo, len(held))
     if prepared.config.dry_run:
         return None
-    plan.freeze(here.store, prepared.spec)
+    if before is None:
+        plan.freeze(here.store, prepared.spec)
+    else:
+        rounds.begin(here.store, here.retry_round, says or prepared.spec)
+    missing = _share(here, missing, held)
     shards = manifest.by_shard(items)
-    planned = prepared.plan
     schema = SCHEMA_1 if planned.earlier else SCHEMA  # all parts of a dataset are alike
-    close = partial(here.close_shard, beside=planned.beside, schema=schema)
+    close = partial(here.close_shard, beside=planned.beside, schema=schema, first=planned.first)
     left = Counter({shard: len(members) for shard, members in missing.items()})
     for shard in missing:
         if not left[shard]:  # a driver that was killed filled it and did not close it
@@ -88,6 +110,18 @@ def _render(
     success = here.finish(shards, before)
     _write_page(here.store)
     return success
+
+
+def _share(
+    here: Manifest, missing: Mapping[int, list[WorkItem]], held: Mapping[str, str]
+) -> dict[int, list[WorkItem]]:
+    """Commits the items whose videos are there, by their receipts; returns what is missing then."""
+    found = [item for members in missing.values() for item in members if item.id in held]
+    manifest.at_once(lambda item: share(here, item, held[item.id]), found)
+    return {
+        shard: [item for item in members if item.id not in held]
+        for shard, members in missing.items()
+    }
 
 
 def _write_page(store: Store) -> None:

@@ -11,6 +11,9 @@ from cluster.fleet.gangs import Gangs
 from cluster.models import compiling
 from cluster.models.model import Model, ModelError
 from cluster.ranks import denoiser_builder, encoders_builder, encoders_size
+from cluster.results import rounds
+from cluster.results.appending import appended
+from cluster.results.rounds import APPEND
 from cluster.store import Store
 from cluster.work import plan
 from cluster.work.plan import WorkItem
@@ -67,14 +70,32 @@ def prepare(config: Config) -> Prepared:
             "--audit compares with the full run, and without a schedule every video is one: leave "
             "it out, or choose a schedule"
         )
-    planned = plan_rows(prompts, model, arguments, schedule, config.seeds)
+    if config.append:
+        store = open_output(config.output)
+        planned = appended(store, prompts, model, arguments, schedule, config.seeds)
+    else:
+        planned = plan_rows(prompts, model, arguments, schedule, config.seeds)
     _check_tokens(config, model, planned)
     gangs = _gangs(config, model, schedule, planned.items)
-    store = open_output(config.output)
-    if config.seeds == 1:
-        planned = as_begun(store, planned, prompts, model, arguments, schedule)
-    plan.check_spec(store, planned.spec)
+    if not config.append:
+        store = open_output(config.output)
+        if config.seeds == 1:
+            planned = as_begun(store, planned, prompts, model, arguments, schedule)
+    if not planned.round:
+        plan.check_spec(store, planned.spec)
+    if config.retry_failed:
+        _check_retry(store)
     return Prepared(config, store, model, schedule, planned, gangs)
+
+
+def _check_retry(store: Store) -> None:
+    """Refuses a retry of what failed while rows are appended: the next round is taken."""
+    now_open = rounds.open_round(store)
+    if now_open is not None and now_open[1] == APPEND:
+        raise plan.SpecError(
+            f"an append to the job of {store.uri(plan.SPEC_KEY)} is not finished: run its command "
+            "again, without --retry-failed, until it is"
+        )
 
 
 def _check_tokens(config: Config, model: Model, planned: RowPlan) -> None:

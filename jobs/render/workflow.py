@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.results import manifest
+from cluster.results import manifest, rounds
 from cluster.store import Store
 from jobs._shared.progress import counted
 from jobs._shared.roots import to_look_at
@@ -47,6 +47,8 @@ def run(config: Config) -> Outcome:
             f"the reasons are in {store.uri(manifest.FAILURES[:-1])}; the same command with "
             "--retry-failed renders those rows again"
         )
+    if not prepared.plan.round and rounds.open_round(store) is not None:
+        print("rows are being appended to it, or a retry was stopped: its own command finishes it")
     if not config.dry_run:
         print(f"report: {to_look_at(store, REPORT_KEY)}")
     return Outcome(success.rows, success.failed)

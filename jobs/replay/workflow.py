@@ -31,6 +31,7 @@ from cluster.ranks import (
     encoders_builder,
     encoders_size,
 )
+from cluster.results import rounds
 from cluster.results.datasets import dataset
 from cluster.results.manifest import PARTS, UNREADABLE
 from cluster.store import AlreadyExists, Store, StoreError, open_store
@@ -178,7 +179,7 @@ def _specification(store: Store) -> dict[str, Any]:
     if not store.exists(plan.SPEC_KEY):
         raise SpecError(f"{uri} does not exist: give the --output of a jobs.render")
     try:
-        spec = json.loads(store.get(plan.SPEC_KEY))
+        spec = rounds.specification(store)
         texts = [spec["kind"], *(spec["model"][name] for name in MODEL)]
         mappings = [spec["arguments"], *([] if spec["schedule"] is None else [spec["schedule"]])]
         mappings += spec.get("schedules", [])

@@ -55,6 +55,9 @@ def run(config: Config) -> Outcome:
         for _, size in garbage.collect(store, config.grace_h * 3600):
             removed, freed = removed + 1, freed + size
         print(f"{counted(removed, 'video')} that nothing names removed, {freed / 1e6:.1f} MB")
+        proofs = sum(1 for _ in garbage.collect_proofs(store, config.grace_h * 3600))
+        if proofs:
+            print(f"{counted(proofs, 'proof')} of the shared output removed, of killed drivers")
     return Outcome(checked, problems)
 
 

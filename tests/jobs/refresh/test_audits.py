@@ -14,7 +14,7 @@ SECOND = "b" * 64
 def rows(schedule_id: str, psnr, day: int = 1) -> list[Audit]:
     begin = datetime(2026, 1, day, tzinfo=UTC)
     return [
-        Audit(schedule_id, begin + timedelta(minutes=n), float(value), 0.9)
+        Audit(f"{n:032x}", schedule_id, begin + timedelta(minutes=n), float(value), 0.9)
         for n, value in enumerate(psnr)
     ]
 

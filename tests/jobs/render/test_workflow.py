@@ -16,6 +16,7 @@ from cluster.results import verification
 from cluster.results.attempts import Attempts
 from cluster.store import open_store
 from cluster.work.plan import WorkItem
+from jobs.export import __main__ as export
 from jobs.render import __main__ as render
 from jobs.render.workflow import prepare
 from tests.jobs.conftest import PROMPTS
@@ -339,3 +340,50 @@ def test_every_row_is_a_row_of_the_manifest_and_the_same_pixels_are_rendered_onc
     file.write_text("\n".join(map(json.dumps, asked)))
     assert render.main(command) == 2
     assert "their order or their other columns" in capsys.readouterr().err
+
+
+def test_rows_are_appended_to_a_finished_job_and_all_jobs_know_them(
+    tmp_path, root, command, capsys
+):
+    before = contents(root)
+    enlarged = tmp_path / "enlarged.jsonl"
+    asked = [*({"prompt": prompt} for prompt in PROMPTS), {"prompt": "a white dot", "seed": 1}]
+    shares = {"prompt": PROMPTS[0], "seed": rows(root)[0]["seed"], "prompt_id": "shares"}
+    enlarged.write_text("\n".join(json.dumps(row) for row in [*asked, shares]))
+    command[command.index("--prompts") + 1] = str(enlarged)
+    assert render.main(command) == 2
+    assert "add rows to it with --append" in capsys.readouterr().err
+    assert render.main([*command, "--append", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "append: 2 rows, all but the first 3 of --prompts, behind the 3 of the root" in said
+    assert "1 video of them shared with rows that are there" in said
+    assert "1 video to do (4 forwards)" in said
+    assert contents(root) == before
+
+    assert render.main([*command, "--append"]) == 0
+    assert "5 rows, 0 failed" in capsys.readouterr().out
+    after = contents(root)
+    assert {**after, **before} == after
+    found = rows(root)
+    assert [row["index"] for row in found] == [0, 1, 2, 3, 4]
+    assert found[4]["key"] == found[0]["key"]
+    assert problems(str(root)) == []
+    assert (root / "report.html").read_text().count("<figure") == 5
+    assert render.main([*command, "--append"]) == 0
+    assert contents(root) == after
+    assert export.main([str(root), "--format", "parquet", "--output", str(tmp_path / "rows")]) == 0
+    assert "5 rows: " in capsys.readouterr().out
+
+    (root / "manifest" / "_SUCCESS.r1").unlink()  # as if its driver had been killed
+    assert export.main([str(root), "--format", "parquet", "--output", str(tmp_path / "no")]) == 2
+    assert "rows are being appended to" in capsys.readouterr().err
+    assert any("has not finished" in problem for problem in problems(str(root)))
+    assert render.main([*command, "--append", "--retry-failed"]) == 2
+    assert "run its command again, without --retry-failed" in capsys.readouterr().err
+    assert render.main([*command, "--append"]) == 0
+    assert contents(root) == after
+
+
+def test_there_is_nothing_to_append_to_in_an_unused_root(tmp_path, command, capsys):
+    assert render.main([*command, "--append"]) == 2
+    assert "there is nothing to append to" in capsys.readouterr().err

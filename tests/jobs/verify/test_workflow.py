@@ -1,6 +1,7 @@
 """python -m jobs.verify: what it says, what it removes, and its exit code."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -52,6 +53,17 @@ def test_garbage_is_removed_on_demand_alone(root, capsys):
     assert not os.path.exists(path)
     assert "1 video that nothing names removed" in capsys.readouterr().out
     assert verify.main([root]) == 0
+
+
+def test_what_a_killed_driver_left_is_removed_with_the_garbage(root, capsys):
+    """Its proof that the nodes share the output, which only a driver that runs needs."""
+    left = Path(root) / f".shared-{'0' * 16}"
+    left.write_bytes(b"0" * 16)
+    assert verify.main([root, "--gc"]) == 0
+    assert left.exists()
+    assert verify.main([root, "--gc", "--grace", "-1"]) == 0
+    assert not left.exists()
+    assert "1 proof of the shared output removed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
