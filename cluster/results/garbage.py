@@ -54,9 +54,10 @@ def collect(store: Store, grace_s: float) -> Iterator[tuple[str, int]]:
 
 
 def collect_proofs(store: Store, grace_s: float) -> Iterator[str]:
-    """Removes what drivers that were killed have left of `cluster.fleet.shared_output`; yields uris.
+    """Removes the proofs of a shared output that killed drivers have left; yields their uris.
 
-    A driver that runs needs its own, so nothing is removed while the root is not finished.
+    `cluster.fleet.shared_output` writes them. A driver that runs needs its own, so nothing is
+    removed while the root is not finished.
 
     Args:
         store: the root of a render job.

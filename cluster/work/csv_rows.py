@@ -72,6 +72,9 @@ def _records(text: str, delimiter: str) -> Iterator[tuple[int, Fields | str]]:
             yield begun, _problem(text, place)
             return
         quoted, plain = found["quoted"], found["plain"]
+        if plain and plain.endswith("\\") and found["end"] == delimiter:
+            yield begun, f"a backslash before {delimiter!r}, an escape to some programs; quote it"
+            return
         if _ESCAPES[delimiter].search(found[0]):
             yield begun, "a backslash escape, which programs read in several ways; write .jsonl"
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -85,6 +86,6 @@ def _inexact(schema: pa.Schema) -> dict[str, int]:
 
 def _checked(row: Row, name: str, limit: int) -> Row:
     value: Any = None if isinstance(row, str) else row[name]
-    if value is None or abs(value) < limit:
-        return row
+    if value is None or not math.isfinite(value) or abs(value) < limit:
+        return row  # what is not finite is refused as such
     return f"{name} {shown(value)} is a float too large to be exact; write it as an integer"

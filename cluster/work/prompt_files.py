@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import pyarrow as pa
@@ -61,8 +61,8 @@ class PromptFile:
 def find_files(uri: str) -> list[PromptFile]:
     """The files that a path or an s3:// uri names, a folder's and a glob's by name.
 
-    Files whose names begin with a dot or an underscore are no part of a folder: they are what Spark
-    and file systems leave there.
+    Files whose names begin with a dot or an underscore are no part of a folder, nor of a glob that
+    does not ask for them: they are what Spark and file systems leave there.
 
     Raises:
         PromptsError: there is none, or one of a kind that is not read.
@@ -74,7 +74,7 @@ def find_files(uri: str) -> list[PromptFile]:
     if not found:
         what = "matches" if any(mark in uri for mark in _WILD) else "is in"
         raise PromptsError(f"prompts {_shown(uri)}: no file {what} it")
-    return [_prompt_file(one, one if one == uri else name) for one, name in found]
+    return [_prompt_file(one, name, uri) for one, name in found]
 
 
 def _on_disk(uri: str) -> list[tuple[str, str]]:
@@ -88,11 +88,22 @@ def _on_disk(uri: str) -> list[tuple[str, str]]:
                     f"prompts {_shown(uri)}: holds the folder {_shown(name)}; give a glob such as "
                     f"{_shown(uri)}/*/*.parquet"
                 )
+        for name in names:
+            _check_file(path / name)
         return [(str(path / name), name) for name in names]
     if path.exists() or not any(mark in uri for mark in _WILD):
+        _check_file(path)
         return [(uri, uri)]
     found = [one for one in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(one)]
-    return [(one, os.path.basename(one)) for one in found]
+    named = [(one, os.path.basename(one)) for one in found]
+    marks = path.name.startswith("_")  # asked for
+    return [(one, name) for one, name in named if marks or not name.startswith("_")]
+
+
+def _check_file(path: Path) -> None:
+    """Refuses what is there and is no file: a pipe would be waited for without end."""
+    if path.exists() and not path.is_file():
+        raise PromptsError(f"prompts {_shown(str(path))}: a pipe or a device, not a file")
 
 
 def _in_bucket(uri: str) -> list[tuple[str, str]]:
@@ -101,7 +112,13 @@ def _in_bucket(uri: str) -> list[tuple[str, str]]:
         parts = PurePosixPath(key).parts
         fixed = next(n for n, part in enumerate(parts) if any(mark in part for mark in _WILD))
         folder, pattern = "/".join((f"s3://{bucket}", *parts[:fixed])), parts[fixed:]
-        keys = [one for one in open_store(folder).list() if _matches(one.split("/"), pattern)]
+        found = [one.split("/") for one in open_store(folder).list()]
+        marks = pattern[-1].startswith("_")  # asked for
+        keys = [
+            "/".join(names)
+            for names in found
+            if _matches(names, pattern) and (marks or not names[-1].startswith("_"))
+        ]
     elif key and open_store(f"s3://{bucket}").exists(key):
         return [(uri, uri)]
     else:
@@ -123,16 +140,27 @@ def _matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
     return fnmatchcase(names[0], pattern[0]) and _matches(names[1:], pattern[1:])
 
 
-def _prompt_file(uri: str, name: str) -> PromptFile:
+def _prompt_file(uri: str, name: str, given: str) -> PromptFile:
+    """Raises PromptsError where the file is of no kind that is read."""
+    name = uri if uri == given else name
     endings = name.lower().split(".")[1:]
     compression = endings.pop() if endings and endings[-1] in COMPRESSED else None
     if not endings or endings[-1] not in ENDINGS:
+        within = "" if uri == given else f": {_shown(name)}"
+        glob_of = "" if uri == given else f"; leave others out by a glob, {_shown(_of(given))}"
         raise PromptsError(
-            f"prompts {_shown(name)}: the file's ending must be one of "
+            f"prompts {_shown(given)}{within}: the file's ending must be one of "
             f"{', '.join(f'.{ending}' for ending in ENDINGS)}, or one of these and .gz or .zst"
+            f"{glob_of}"
         )
     ending = "jsonl" if endings[-1] == "ndjson" else endings[-1]
     return PromptFile(uri, _shown(name), ending, compression)
+
+
+def _of(given: str) -> str:
+    """A glob of some of the files that a folder or a glob names."""
+    folder = given.rpartition("/")[0] if any(mark in given for mark in _WILD) else given.rstrip("/")
+    return f"{folder or '.'}/*.csv"
 
 
 def _unpacked(data: bytes, compression: str) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -47,6 +48,9 @@ _VALUES: dict[type, Callable[[str, Any], Any]] = {
 }
 # How programs spell a value left out; in a column of numbers it can be nothing else.
 _NULLS = ("", "NULL", "null", "NaN", "nan", "None", "NA", "N/A", "<NA>", "\\N")
+# What others call the column of prompts.
+_USUAL = {"text", "caption", "captions", "prompts", "description", "long_caption", "short_caption"}
+_SEPARATORS = re.compile("[;|\t,]")
 _NUMBERS = {"seed", *(name for name, kind in OVERRIDES.items() if kind is not str)}
 ColumnsProblem = Callable[[Sequence[str]], str | None]
 
@@ -240,10 +244,19 @@ def _columns_problem(names: Sequence[str], column: str) -> str | None:
     if problem := _misspelt(names, column):
         return problem
     others = [name for name in names if name != column and name not in COLUMNS[1:]]
-    if column not in names:
-        some = ", ".join(map(shown, names[:NAMED_ROWS])) + ", ..." * (len(names) > NAMED_ROWS)
-        return f"no column {shown(column)}, but {some}; name the prompts' one by --prompt-column"
-    return extra.names_problem(others)
+    return extra.names_problem(others) if column in names else _missing(names, column)
+
+
+def _missing(names: Sequence[str], column: str) -> str:
+    """That there is no column of prompts, and which it may be."""
+    some = ", ".join(map(shown, names[:NAMED_ROWS])) + ", ..." * (len(names) > NAMED_ROWS)
+    sentence = f"no column {shown(column)}, but {some}"
+    if len(names) == 1 and (found := _SEPARATORS.search(names[0])):
+        return f"{sentence}; separate columns by commas (tabs in a .tsv), not by {found[0]!r}"
+    likely = [shlex.quote(name) for name in names if name.casefold() in _USUAL]
+    if likely:
+        return f"{sentence}; if that holds the prompts, give --prompt-column {' or '.join(likely)}"
+    return f"{sentence}; name the one that holds the prompts by --prompt-column"
 
 
 def _misspelt(names: Collection[str], column: str) -> str | None:
@@ -282,6 +295,8 @@ def _prompt(line: int, row: Row, column: str) -> Prompt:
     if isinstance(row, str):
         raise PromptsError(row)
     prompt = row.get(column)
+    if column not in row and any(name.casefold() in _USUAL for name in row):
+        raise PromptsError(_missing(list(row), column))
     if prompt is None or (isinstance(prompt, str) and not prompt.strip()):
         raise PromptsError("no prompt")
     overrides = {

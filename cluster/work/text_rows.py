@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from cluster.work.values import PromptsError
+from meancache.json_values import shown
 
 # A row as read: its columns, or a sentence that says what is wrong with the line.
 Row = dict[str, Any] | str
@@ -20,8 +22,29 @@ Row = dict[str, Any] | str
 _ISO_2022 = re.compile(r"\x1b(\$[@AB]|\$\)C|\([BJI])")
 
 
+# How files of other kinds begin, and what they are called where they are read.
+_OTHERS = {
+    b"\x1f\x8b": ("a gzip file", ".gz at its end"),
+    b"\x28\xb5\x2f\xfd": ("a Zstandard file", ".zst at its end"),
+    b"PAR1": ("a Parquet file", ".parquet at its end"),
+    b"PK\x03\x04": ("a zip archive or a spreadsheet", None),
+    b"BZh": ("a bzip2 file", None),
+    b"\xfd7zXZ": ("an xz file", None),
+}
+# A mark within a file, as where files that begin with one were put together.
+_INNER_MARK = re.compile("(?:\\A|[\r\n])\ufeff")
+
+
 def decoded(data: bytes) -> str | tuple[int, str]:
     """A file's text, or the line on which it is no text and what is wrong there."""
+    for magic, (kind, ending) in _OTHERS.items():
+        beginning = data[:1000]
+        text = magic.isalnum() and beginning.isascii() and b"\0" not in beginning
+        if data.startswith(magic) and not text:
+            fix = f"give it a name with {ending}" if ending else "unpack it and save it as UTF-8"
+            return 1, f"not text, but {kind}; {fix}"
+    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return 1, "UTF-32, which few programs read; save the file as UTF-8"
     encoding, name = "utf-8-sig", "UTF-8"
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encoding = name = "UTF-16"
@@ -34,6 +57,10 @@ def decoded(data: bytes) -> str | tuple[int, str]:
         return _line(text, nul), "a NUL character, as in UTF-16 without a mark; save it as UTF-8"
     if escape := _ISO_2022.search(text):
         return _line(text, escape.start()), "an escape sequence of ISO-2022; save it as UTF-8"
+    if mark := _INNER_MARK.search(text):
+        return _line(
+            text, mark.end()
+        ), "begins with a byte order mark (U+FEFF) once more; remove it"
     return text
 
 
@@ -48,6 +75,9 @@ def lines_of_text(text: str, column: str) -> Iterator[tuple[int, Row]]:
         text: the file.
         column: what the rows call the prompt.
     """
+    if kind := _misnamed(text):
+        yield 1, f"looks like {kind}, not like prompts line by line; give the file that ending"
+        return
     alone = "\n" not in text
     for line, raw in enumerate(text.split("\r" if alone else "\n"), start=1):
         prompt = raw.strip()
@@ -57,19 +87,42 @@ def lines_of_text(text: str, column: str) -> Iterator[tuple[int, Row]]:
             yield line, {column: prompt}
 
 
+def _misnamed(text: str) -> str | None:
+    """The ending that a .txt should have whose first line is one of JSON, or a table's header."""
+    first = text[:10_000].lstrip().partition("\n")[0].strip()
+    if re.match(r'\{\s*"', first) and re.search(r'"prompt"\s*:', first):
+        return ".jsonl"
+    for mark, ending in ((",", ".csv"), ("\t", ".tsv")):
+        names = [name.strip('"') for name in first.split(mark)]
+        if len(names) > 1 and "prompt" in names and all(map(str.isidentifier, names)):
+            return ending
+    return None
+
+
 def json_lines(text: str) -> Iterator[tuple[int, Row]]:
     """One JSON object a line; empty lines are passed over."""
     for line, raw in enumerate(text.split("\n"), start=1):
         if not raw.strip():
             continue
         try:
-            row = json.loads(raw, object_pairs_hook=_refuse_repetition)
+            row = json.loads(raw, object_pairs_hook=_refuse_repetition, parse_float=_float)
         except PromptsError as error:
             yield line, str(error)
-        except (ValueError, RecursionError):
+        except json.JSONDecodeError:
             yield line, "not JSON"
+        except ValueError:
+            yield line, "a number of more digits than can be read"
+        except RecursionError:
+            yield line, "nested too deep"
         else:
             yield line, row if isinstance(row, dict) else "not a JSON object"
+
+
+def _float(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise PromptsError(f"the number {shown(digits)} is too large for a float; write it as text")
+    return value
 
 
 def _refuse_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -149,7 +149,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def add_prompts(
     parser: argparse.ArgumentParser, required: bool = True, overrides: bool = False
 ) -> None:
-    """--prompts P, whose rows may have arguments of their own where `overrides` is set."""
+    """--prompts P and --prompt-column; may have arguments of their own where `overrides` is set."""
     more = " negative_prompt, height and other pipeline arguments that override the flags"
     parser.add_argument(
         "--prompts",
@@ -158,6 +158,12 @@ def add_prompts(
         help="a .txt (one prompt a line), .jsonl, .csv, .tsv or .parquet file, as it is, .gz or "
         ".zst, or a folder or glob of them, local or s3://; columns: prompt, and if wanted "
         f"prompt_id, seed{',' + more if overrides else ''}",
+    )
+    parser.add_argument(
+        "--prompt-column",
+        default="prompt",
+        metavar="NAME",
+        help="the column that holds the prompts (default: prompt)",
     )
 
 

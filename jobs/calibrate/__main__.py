@@ -56,6 +56,7 @@ def configured(options: argparse.Namespace) -> Config:
     return Config(
         output=options.output,
         prompts=options.prompts,
+        prompt_column=options.prompt_column,
         model=cli.model_config(options),
         seeds=options.seeds,
         levels_below=options.levels_below,

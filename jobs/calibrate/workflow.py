@@ -52,6 +52,7 @@ class Config:
             calibration can be carried to runs of more steps or a smaller shift.
         fleet: the gangs.
         dry_run: say what would be done, and stop.
+        prompt_column: the column that holds the prompts.
     """
 
     output: str
@@ -61,6 +62,7 @@ class Config:
     levels_below: int = LEVELS_BELOW
     fleet: FleetConfig = DEFAULT_FLEET
     dry_run: bool = False
+    prompt_column: str = "prompt"
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,9 @@ def run(config: Config) -> Outcome:
 def prepare(config: Config) -> Prepared:
     """Checks the whole request before any rank starts."""
     model, arguments = config.model.find()
-    rows = read_prompts(config.prompts) if isinstance(config.prompts, str) else config.prompts
+    rows = config.prompts
+    if isinstance(rows, str):
+        rows = read_prompts(rows, config.prompt_column)
     gangs = config.fleet.recruit(rank_builder(model, arguments))
     model.check_arguments(arguments, gangs.size)
     items = plan_items(rows, model, arguments, seeds=config.seeds)

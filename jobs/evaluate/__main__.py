@@ -104,6 +104,7 @@ def configured(options: argparse.Namespace) -> Config:
     return Config(
         output=options.output,
         prompts=options.prompts,
+        prompt_column=options.prompt_column,
         model=cli.model_config(options),
         schedules=options.schedules,
         calibrations=options.calibrations,

@@ -29,6 +29,7 @@ class Config:
         reference_steps: of a fine solution to measure against too, or None.
         fleet: the gangs.
         dry_run: say what would be done, and stop.
+        prompt_column: the column that holds the prompts.
     """
 
     output: str
@@ -45,3 +46,4 @@ class Config:
     reference_steps: int | None = None
     fleet: FleetConfig = DEFAULT_FLEET
     dry_run: bool = False
+    prompt_column: str = "prompt"

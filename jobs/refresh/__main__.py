@@ -101,6 +101,7 @@ def configured(options: argparse.Namespace) -> Config:
         output=options.output,
         model=cli.model_config(options),
         prompts=options.prompts,
+        prompt_column=options.prompt_column,
         held_out=options.held_out,
         seeds=options.seeds,
         budgets=options.budgets,

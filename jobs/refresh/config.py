@@ -24,6 +24,7 @@ class Config:
         rollback: restore the previous schedule of each budget instead.
         fleet: the gangs.
         dry_run: say what would be done, and stop.
+        prompt_column: the column that holds the prompts.
     """
 
     output: str
@@ -38,3 +39,4 @@ class Config:
     rollback: bool = False
     fleet: FleetConfig = DEFAULT_FLEET
     dry_run: bool = False
+    prompt_column: str = "prompt"

@@ -133,10 +133,10 @@ def _prompts(config: Config) -> tuple[list[Prompt], list[Prompt]]:
     """The rows to calibrate on, and those to judge by. Raises PromptsError."""
     if config.prompts is None:
         raise PromptsError("--prompts P says what to calibrate on; only --rollback does without")
-    rows = read_prompts(config.prompts)
+    rows = read_prompts(config.prompts, config.prompt_column)
     if config.held_out is None:
         return split(rows)
-    held_out = read_prompts(config.held_out)
+    held_out = read_prompts(config.held_out, config.prompt_column)
     check_apart(rows, held_out)
     return rows, held_out
 

@@ -66,12 +66,6 @@ def parser() -> argparse.ArgumentParser:
 def _add_rows(parser: argparse.ArgumentParser) -> None:
     """How rows of the prompts become videos."""
     parser.add_argument(
-        "--prompt-column",
-        default="prompt",
-        metavar="NAME",
-        help="the column that holds the prompts (default: prompt)",
-    )
-    parser.add_argument(
         "--seeds",
         type=positive,
         default=1,

@@ -33,7 +33,7 @@ MORE = [
 ]
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for the end of a driver's process."""
 
 
@@ -49,7 +49,7 @@ def drive(store: Store, planned: RowPlan, failed=(), kill_after: int = 10**9) ->
 
     def step(write, *arguments, **more):
         if next(left, None) is None:
-            raise Killed
+            raise KilledError
         return write(*arguments, **more)
 
     done = manifest.finished(store)
@@ -154,12 +154,12 @@ def test_an_append_that_is_killed_anywhere_is_finished_by_the_same_command(tmp_p
     for kill_after in range(9):
         store = open_store(str(tmp_path / f"out{kill_after}"))
         begin(tmp_path, store, FIRST, model)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             append(tmp_path, store, many, model, kill_after=kill_after)
         if kill_after:  # it has begun
             assert rounds.complete(store) is None
             assert any("the job has not finished" in one for one in problems(store))
-            with pytest.raises(SpecError, match="an append to .* is not finished"):
+            with pytest.raises(SpecError, match=r"an append to .* is not finished"):
                 append(tmp_path, store, [{"prompt": "other"}], model)
             assert list(garbage.collect(store, grace_s=-60)) == []
         append(tmp_path, store, many, model)
@@ -246,7 +246,7 @@ def test_roots_that_take_no_rows_say_why(tmp_path, model):
     with pytest.raises(SpecError, match="nothing to append to"):
         appended(unused, prompts, model, model.defaults)
     begun = open_store(str(tmp_path / "begun"))
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         begin(tmp_path, begun, FIRST, model, kill_after=2)
     with pytest.raises(SpecError, match="is not finished: run the command that began it"):
         append(tmp_path, begun, MORE, model)

@@ -4,6 +4,7 @@ import datetime
 import decimal
 import gzip
 import json
+import os
 import uuid
 
 import pyarrow as pa
@@ -169,7 +170,27 @@ def test_many_bad_rows_are_named_together(tmp_path):
         ("p.txt", "fine\n猫が走る".encode("shift-jis"), "line 2: not UTF-8 at byte"),
         ("p.txt", "fine\n猫が走る".encode("iso2022_jp"), "line 2: an escape sequence of ISO-2022"),
         ("p.txt", b"one\rtwo\nthree\n", "line 1: a carriage return within a line"),
-        ("p.csv", b"prompt;seed\na;1\n", "line 1: no column 'prompt', but 'prompt;seed'"),
+        ("p.csv", b"prompt;seed\na;1\n", "but 'prompt;seed'; separate columns by commas"),
+        ("p.tsv", b"prompt,seed\na,1\n", r"separate columns by commas \(tabs in a .tsv\)"),
+        ("p.csv", b"text,seed\na,1\n", "no column 'prompt', .*give --prompt-column text"),
+        ("p.csv", b"id,Long_Caption\n1,a\n", "give --prompt-column Long_Caption"),
+        ("p.jsonl", b'{"prompt": "a"}\n{"caption": "b"}\n', "line 2: no .*--prompt-column caption"),
+        ("p.jsonl", b'{"prompt": "a", "x": 1e400}', "line 1: the number '1e400' is too large"),
+        ("p.jsonl", b'{"prompt": "a", "x": ' + b"9" * 5000 + b"}", "line 1: a number of more dig"),
+        ("p.jsonl", b"[" * 100_000, "line 1: nested too deep"),
+        ("p.csv", b"prompt,note\na\\, b\n", "line 2: a backslash before ','"),
+        ("p.txt", "a\n\ufeffb\n", "line 2: begins with a byte order mark"),
+        ("p.csv", "\ufeff\ufeffprompt\na\n", "line 1: begins with a byte order mark"),
+        ("p.txt", "\ufeffa\n".encode("utf-32-le"), "line 1: UTF-32"),
+        ("p.txt", b'{"prompt": "a"}\n', "line 1: looks like .jsonl"),
+        ("p.txt", b"prompt,seed\na,1\n", "line 1: looks like .csv"),
+        (
+            "p.csv",
+            gzip.compress(b"prompt\na\n"),
+            "line 1: not text, but a gzip file; give it a name",
+        ),
+        ("p.jsonl", SURROGATE, "line 1: not text, but a Parquet file"),
+        ("p.csv", b"PK\x03\x04\x14\0", "a zip archive or a spreadsheet; unpack it"),
         ("p.csv", b"a red circle\na blue square\n", "line 1: no column 'prompt', but"),
         ("p.csv", b"prompt, seed\na,1\n", "line 1: the column ' seed' is none of a prompt's"),
         ("p.csv", b"PROMPT\na\n", "line 1: the column 'PROMPT' is none .* is it 'prompt'"),
@@ -392,3 +413,34 @@ def test_a_number_in_text_is_of_plain_digits(tmp_path, seed, kept):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(PromptsError, match=r"absent\.txt"):
         read_prompts(str(tmp_path / "absent.txt"))
+
+
+def test_text_that_begins_like_a_file_of_another_kind_is_text(tmp_path):
+    rows = read_prompts(written(tmp_path, "p.txt", "PAR1 is a word\nBZh\nprompt, seed and soil\n"))
+    assert [row.prompt for row in rows] == ["PAR1 is a word", "BZh", "prompt, seed and soil"]
+
+
+def test_a_seed_that_is_not_a_number_is_said_to_be_none(tmp_path):
+    file = tmp_path / "p.parquet"
+    pq.write_table(pa.table({"prompt": ["a", "b"], "seed": [7.0, float("nan")]}), file)
+    with pytest.raises(PromptsError, match="line 2: seed nan must be a whole number"):
+        read_prompts(str(file))
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "p.txt")
+    for given in (tmp_path / "p.txt", tmp_path):
+        with pytest.raises(PromptsError, match="a pipe or a device, not a file"):
+            read_prompts(str(given))
+
+
+def test_a_folder_or_a_glob_names_the_file_that_is_not_read(tmp_path):
+    written(tmp_path, "a.csv", "prompt\na\n")
+    written(tmp_path, "_SUCCESS", "")
+    assert len(read_prompts(f"{tmp_path}/*")) == 1
+    written(tmp_path, "README.md", "")
+    for given in (str(tmp_path), f"{tmp_path}/*"):
+        with pytest.raises(PromptsError) as raised:
+            read_prompts(given)
+        assert f"prompts {given}: README.md: the file's ending must be" in str(raised.value)
+        assert f"leave others out by a glob, {tmp_path}/*.csv" in str(raised.value)

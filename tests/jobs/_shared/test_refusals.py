@@ -63,7 +63,11 @@ def saved(tmp_path: Path, here, steps: int = 50, **changes) -> str:
         ("empty.txt", "", "there is no prompt in it"),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt_id": "b"}\n', "line 2: no prompt"),
         ("p.jsonl", '{"prompt": "a \\ud800"}\n', "line 1: prompt holds a lone surrogate"),
-        ("p.jsonl", '{"text": "a"}\n', "no prompt"),
+        (
+            *("p.jsonl", '{"text": "a"}\n'),
+            "line 1: no column 'prompt', but 'text'; if that holds the prompts, give "
+            "--prompt-column text",
+        ),
         ("p.jsonl", '{"prompt": "a", "Seed": 5}\n', "line 1: the column 'Seed' is none"),
     ],
 )
