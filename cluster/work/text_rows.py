@@ -31,8 +31,6 @@ _OTHERS = {
     b"BZh": ("a bzip2 file", None),
     b"\xfd7zXZ": ("an xz file", None),
 }
-# A mark within a file, as where files that begin with one were put together.
-_INNER_MARK = re.compile("(?:\\A|[\r\n])\ufeff")
 
 
 def decoded(data: bytes) -> str | tuple[int, str]:
@@ -57,10 +55,6 @@ def decoded(data: bytes) -> str | tuple[int, str]:
         return _line(text, nul), "a NUL character, as in UTF-16 without a mark; save it as UTF-8"
     if escape := _ISO_2022.search(text):
         return _line(text, escape.start()), "an escape sequence of ISO-2022; save it as UTF-8"
-    if mark := _INNER_MARK.search(text):
-        return _line(
-            text, mark.end()
-        ), "begins with a byte order mark (U+FEFF) once more; remove it"
     return text
 
 
