@@ -39,7 +39,7 @@ def run(config: Config) -> Outcome:
     if success is None:
         return Outcome()
     store = prepared.store
-    shared = prepared.plan.rows > len(prepared.items)
+    shared = prepared.plan.round or prepared.plan.rows > len(prepared.items)
     rows = counted(success.rows, "row" if shared else "video")
     print(f"{rows}, {success.failed} failed: {store.uri(manifest.PARTS[:-1])}")
     if success.failed:
