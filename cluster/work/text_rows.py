@@ -37,8 +37,8 @@ def decoded(data: bytes) -> str | tuple[int, str]:
     """A file's text, or the line on which it is no text and what is wrong there."""
     for magic, (kind, ending) in _OTHERS.items():
         beginning = data[:1000]
-        text = magic.isalnum() and beginning.isascii() and b"\0" not in beginning
-        if data.startswith(magic) and not text:
+        words = magic.isalnum() and beginning.isascii() and b"\0" not in beginning
+        if data.startswith(magic) and not words:
             fix = f"give it a name with {ending}" if ending else "unpack it and save it as UTF-8"
             return 1, f"not text, but {kind}; {fix}"
     if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
