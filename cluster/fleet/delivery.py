@@ -33,6 +33,7 @@ from cluster.results.attempts import Attempts
 from cluster.results.manifest import Manifest
 from cluster.results.parts import RECEIPT
 from cluster.store import MissingKey
+from cluster.work.pictures import fetched
 from cluster.work.plan import WorkItem
 from cluster.work.schedule_table import Chosen, schedule_of
 from meancache import Schedule
@@ -84,6 +85,10 @@ class Delivery(CountedWork):
 
     def attempt(self, gang: StagedGang, item: WorkItem, number: int) -> dict[str, Any]:
         """Renders, uploads and commits one item; returns its row, as its receipt holds it."""
+        if item.image is not None:
+            if item.image.error is not None:  # no attempt would make it another
+                return self.give_up(gang, item, [item.image.error])
+            item = replace(item, image=fetched(self.manifest.store, item.image))
         if not gang.gang.pace.known:
             self._learn_pace(gang, item)
         # Doubled by each attempt: what is slow for a reason should not be killed three times.
@@ -135,7 +140,8 @@ class Delivery(CountedWork):
         denoisers.pace.observe(size, denoised.loop_s)
         pixels = _size(self._shape(item), 1)
         deadline_s = encoders.pace.deadline_s(pixels) * patience
-        frames, decode_s = encoders.run(decode_item, (denoised.latents, item), deadline_s)
+        latents = denoised.latents, replace(item, image=None)
+        frames, decode_s = encoders.run(decode_item, latents, deadline_s)
         encoders.pace.observe(pixels, decode_s)
         return denoised, frames, decode_s
 

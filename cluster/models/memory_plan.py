@@ -13,8 +13,8 @@ from math import prod
 from typing import Any
 
 from cluster.models.cost_model import GIB, XDIT
+from cluster.models.kinds import DENOISERS, TEXT
 from cluster.models.model import Model
-from cluster.models.pipelines import DENOISERS, TEXT
 from meancache.errors import InputError
 
 # A process's CUDA context, the workspaces of its libraries, and what its allocator cannot use.

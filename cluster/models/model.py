@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cluster.models import sharing
 from cluster.models.cost_model import Transformer
 from cluster.models.files import ModelError, ModelFiles, find_files
 from cluster.models.grids import euler_config, euler_grid
-from cluster.models.pipelines import PIPELINES, Kind
+from cluster.models.kinds import Kind, Size
+from cluster.models.pipelines import PIPELINES
 from meancache import tiny
 from meancache.grid import Grid
 from meancache.json_values import is_whole_number, shown
@@ -29,10 +32,8 @@ __all__ = ["Model", "ModelError", "find_model"]
 CONDITIONS = ("height", "width", "num_frames", "guidance_scale", "true_cfg_scale")
 # Beyond any model of today; a slip of the keyboard should not reach a GPU.
 MOST = {"height": 16384, "width": 16384, "num_frames": 16385, "num_inference_steps": 1000}
-# Of a node, and so of a gang.
-MOST_GPUS = 16
 DTYPES = ("float32", "bfloat16", "float16")
-# Pipelines that draw from a picture or a video, of which a row of prompts has none.
+# Pipelines that draw from what no row of prompts has, as masks, or in a way of their own.
 _FROM_PICTURES = re.compile("ImageTo|VideoTo|Img2Img|Inpaint|Control|Edit|Kontext|Fill|Layered")
 
 
@@ -55,6 +56,10 @@ class Model:
             piece; None where its tiles are no work for several ranks.
         scheduler: the configuration of the Euler scheduler that it runs.
         transformer: its size, where the cost model knows such transformers.
+        image_size: (height, width) of an image -> those of the output that it asks for; None where
+            they do not depend on it.
+        hidden_frames: at the beginning of a video, that are decoded and not shown.
+        shares: whether xDiT has its transformer.
     """
 
     id: str
@@ -70,6 +75,9 @@ class Model:
     tile: tuple[float, int] | None
     scheduler: Mapping[str, Any]
     transformer: Transformer | None
+    image_size: Callable[[Size], Size] | None = None
+    hidden_frames: int = 0
+    shares: bool = True
 
     @property
     def kind(self) -> Kind:
@@ -100,11 +108,27 @@ class Model:
 
     def shape(self, arguments: Mapping[str, Any]) -> tuple[int, int, int]:
         """(num_frames, height, width) of the call's output; a picture has one frame."""
-        return arguments.get("num_frames", 1), arguments["height"], arguments["width"]
+        frames = arguments.get("num_frames", 1 + self.hidden_frames) - self.hidden_frames
+        return frames, arguments["height"], arguments["width"]
+
+    def size_for(self, width: int, height: int) -> dict[str, int]:
+        """The arguments of a call that give its output the shape of such an image, where it asks.
+
+        Raises:
+            ModelError: the pipeline has no size for it.
+        """
+        if self.image_size is None:
+            return {}
+        try:
+            rows, columns = self.image_size((height, width))
+        except ValueError as error:
+            raise ModelError(f"{self.id} cannot draw from it: {error}") from error
+        return {"height": rows, "width": columns}
 
     def tokens(self, arguments: Mapping[str, Any]) -> int:
         """Tokens of the call's output in the transformer, those of the text not counted."""
-        frames, height, width = self.shape(arguments)
+        _, height, width = self.shape(arguments)
+        frames = arguments.get("num_frames", 1)
         every, (temporal, spatial) = self.temporal_compression, self.patch
         latent_frames = (frames - 1) // every + 1
         return latent_frames // (temporal // every) * (height // spatial) * (width // spatial)
@@ -115,7 +139,7 @@ class Model:
             return False
         most_frames, most_pixels = self.tile
         frames, *size = self.shape(arguments)
-        return frames > most_frames or max(size) > most_pixels
+        return frames + self.hidden_frames > most_frames or max(size) > most_pixels
 
     def grid(self, num_inference_steps: int, arguments: Mapping[str, Any] | None = None) -> Grid:
         """The sigma grid that the pipeline will run `num_inference_steps` on.
@@ -158,11 +182,12 @@ class Model:
         for name in ("height", "width"):
             if arguments[name] % pixels:
                 raise ModelError(f"{name} {arguments[name]} must be a multiple of {pixels}")
-        frames, every = self.shape(arguments)[0], self.temporal_compression
-        if (frames - 1) % every:
-            raise ModelError(f"num_frames {frames} must be 1 more than a multiple of {every}")
+        frames, every = arguments.get("num_frames", 1), self.temporal_compression
+        if (frames - 1) % every or frames <= self.hidden_frames:
+            more = f", and more than {self.hidden_frames}" if self.hidden_frames else ""
+            raise ModelError(f"num_frames {frames} must be 1 more than a multiple of {every}{more}")
         if gang_size > 1:
-            self._check_gang(arguments, gang_size)
+            sharing.check_gang(self, arguments, gang_size)
 
     def degrees(self, gang_size: int) -> tuple[int, int]:
         """(Ulysses, ring) of a gang: as much of Ulysses as the heads allow, as it moves less."""
@@ -175,34 +200,6 @@ class Model:
             self.check_arguments(arguments, gang_size)
             return True
         return False
-
-    def _check_gang(self, arguments: Mapping[str, Any], gang_size: int) -> None:
-        if self.kind.parallel is None:
-            able = ", ".join(name for name, kind in PIPELINES.items() if kind.parallel)
-            raise ModelError(
-                f"gang size {gang_size} is not for {self.id}: the ranks of a gang cannot share a "
-                f"{self.pipeline} here; use --gang-size 1, or one of {able}"
-            )
-        tokens = self.tokens(arguments)
-        if not self._shares(tokens, gang_size):
-            frames = f"x{arguments['num_frames']}" if "num_frames" in arguments else ""
-            sizes = [size for size in range(1, MOST_GPUS + 1) if self._shares(tokens, size)]
-            raise ModelError(
-                f"gang size {gang_size} does not divide the {tokens} tokens of "
-                f"{arguments['width']}x{arguments['height']}{frames}; use "
-                f"{', '.join(map(str, sizes))}, or another size of the output"
-            )
-        text = arguments.get("max_sequence_length", 0)
-        if self.kind.shares_padded_text and text % gang_size:
-            raise ModelError(
-                f"gang size {gang_size} does not divide the {text} tokens that {self.id} pads its "
-                f"texts to; use one of {_divisors(text)}"
-            )
-
-    def _shares(self, tokens: int, gang_size: int) -> bool:
-        # A ring cannot pad a video of any size (`ranks.sequence_parallel.videos`).
-        any_video = self.kind.shares_any_video and self.degrees(gang_size)[1] == 1
-        return any_video or tokens % gang_size == 0
 
     def check_schedule(self, schedule: Schedule, arguments: Mapping[str, Any]) -> None:
         """Refuses a schedule that was made for another model, grid or conditions.
@@ -257,7 +254,7 @@ def find_model(model_id: str, revision: str | None = None, dtype: str | None = N
         pictures = isinstance(pipeline, str) and _FROM_PICTURES.search(pipeline)
         raise ModelError(
             f"{model_id} is a {shown(pipeline)}"
-            + (", which draws from pictures, and prompts files hold none" if pictures else "")
+            + (", which draws from more than text and an image a row" if pictures else "")
             + f"; supported: {', '.join(PIPELINES)}"
         )
     try:
@@ -308,6 +305,9 @@ def _describe(model_id: str, files: ModelFiles, pipeline: str, dtype: str | None
         patch=(frames * temporal, pixels * spatial),
         temporal_compression=frames,
         tile=None if kind.tile is None else kind.tile(vae),
+        image_size=kind.image_size and partial(kind.image_size, transformer, pixels),
+        hidden_frames=kind.hidden_frames(transformer),
+        shares=kind.shares(transformer),
         transformer=_cost(transformer, defaults),
         scheduler=euler_config(files.config("scheduler/scheduler_config.json")),
     )
@@ -318,7 +318,3 @@ def _cost(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> Transformer
         return Transformer.of(config, defaults.get("max_sequence_length", 256))
     except (KeyError, TypeError):
         return None
-
-
-def _divisors(number: int) -> str:
-    return ", ".join(str(size) for size in range(1, number + 1) if number % size == 0)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cluster.models.compiling import ALWAYS, NEVER, ON_GPU
+from cluster.models.kinds import TEXT
 from cluster.models.memory_plan import Demand
 from cluster.models.model import Model
-from cluster.models.pipelines import TEXT
 from cluster.ranks.memory import component_bytes, gpu_bytes
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from cluster.models.kinds import DENOISERS, TEXT
 from cluster.models.model import Model
-from cluster.models.pipelines import DENOISERS, TEXT
 from cluster.ranks.renderer import Renderer
 
 

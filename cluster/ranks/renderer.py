@@ -21,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from cluster.media import video
+from cluster.media.picture import opened
 from cluster.models.model import Model
 from cluster.ranks import sequence_parallel as xdit
 from cluster.ranks.attention import choose_attention
@@ -32,6 +33,7 @@ from cluster.ranks.split_call import Texts, decoded_of, frames_of, latents_of, t
 from cluster.ranks.tasks import Denoised, Rendering
 from cluster.ranks.tiles import dealt
 from cluster.ranks.watching import LoopWatch, flop_counter
+from cluster.work.pictures import IMAGE
 from meancache import Schedule, apply_mean_cache, remove_mean_cache
 from meancache.hooks.pipelines import transformers_of
 
@@ -228,7 +230,8 @@ class Renderer:
             return nothing
         with dealt(self.pipeline.vae, self.rank, self.world_size) if shared else nullcontext():
             # What comes after the VAE is rank 0's.
-            finish: Callable[..., Any] = frames_of if self.rank == 0 else decoded_of
+            shown = partial(frames_of, hidden=self.model.hidden_frames)
+            finish: Callable[..., Any] = shown if self.rank == 0 else decoded_of
             frames = finish(self.pipeline, latents, self.device)
         self._free()
         if self.rank != 0:
@@ -309,6 +312,12 @@ class Renderer:
     def _call(self, prompt: str, seed: int, arguments: Mapping[str, Any], output_type: str) -> Any:
         generator = torch.Generator("cpu").manual_seed(seed)
         call = dict(arguments)
+        if IMAGE in call:
+            cut = None if self.model.image_size else (call["width"], call["height"])
+            call[IMAGE] = opened(call[IMAGE], cut)
+        if not self.kind.sized:
+            del call["height"], call["width"]
+        call.update(self.kind.derived(arguments))
         if self.kind.guider:
             scale = call.pop("guidance_scale")
             if self.pipeline.guider.guidance_scale != scale:
@@ -316,7 +325,7 @@ class Renderer:
                     guidance_scale=scale, enabled=scale != 1
                 )
         return self.pipeline(
-            prompt, generator=generator, output_type=output_type, return_dict=False, **call
+            prompt=prompt, generator=generator, output_type=output_type, return_dict=False, **call
         )[0]
 
     def _ask(self, prompt: str, arguments: Mapping[str, Any]) -> Any:

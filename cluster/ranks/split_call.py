@@ -7,11 +7,12 @@ that a process in between needs no torch.
 
 from __future__ import annotations
 
+import functools
 import json
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import diffusers
@@ -21,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 # Prompts of whom the embeddings are kept: rows that differ by their seed alone are neighbours.
 REMEMBERED = 16
+_TIMESTEPS = "set_timesteps"
 
 
 class _Reached(BaseException):
@@ -41,7 +43,7 @@ class Texts:
         self._known: OrderedDict[str, bytes] = OrderedDict()
 
     def of(self, prompt: str, arguments: Mapping[str, Any]) -> bytes:
-        """What the call's `encode_prompt` returns, each time that it is asked, packed."""
+        """What the call's encoders return, each time that they are asked, packed."""
         key = json.dumps([prompt, arguments], sort_keys=True, default=repr)
         if key not in self._known:
             self._known[key] = self._encode(prompt, arguments)
@@ -51,33 +53,56 @@ class Texts:
         return self._known[key]
 
     def _encode(self, prompt: str, arguments: Mapping[str, Any]) -> bytes:
-        answers: list[Any] = []
-        encode_prompt = self._pipeline.encode_prompt
+        pipeline = self._pipeline
+        answers: dict[str, list[Any]] = {name: [] for name in _encoders(pipeline)}
 
-        def recorded(*given: Any, **named: Any) -> Any:
-            answers.append(encode_prompt(*given, **named))
-            return answers[-1]
+        def recording(name: str) -> Callable[..., Any]:
+            encode = getattr(pipeline, name)
 
-        def reached(*_: Any, **__: Any) -> Any:
-            raise _Reached
+            def recorded(*given: Any, **named: Any) -> Any:
+                answers[name].append(encode(*given, **named))
+                return answers[name][-1]
 
-        with (
-            replaced(self._pipeline, "encode_prompt", recorded),
-            # The first thing that every pipeline does when it knows its texts.
-            replaced(self._pipeline, "prepare_latents", reached),
-        ):
+            return recorded
+
+        def ending(prepare: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(prepare)  # a scheduler is asked what its method takes
+            def reached(*given: Any, **named: Any) -> Any:
+                if answers["encode_prompt"]:
+                    raise _Reached
+                return prepare(*given, **named)
+
+            return reached
+
+        with ExitStack() as stack:
+            for name in answers:
+                stack.enter_context(replaced(pipeline, name, recording(name)))
+            # The first things that pipelines do when they know their texts; HunyuanVideo's for
+            # images prepares its latents before.
+            for owner, name in ((pipeline, "prepare_latents"), (pipeline.scheduler, _TIMESTEPS)):
+                stack.enter_context(replaced(owner, name, ending(getattr(owner, name))))
             try:
                 self._call(prompt, arguments)
             except _Reached:
                 return _pack(answers)
-        raise RuntimeError(f"{type(self._pipeline).__name__} prepared no latents")
+        raise RuntimeError(f"{type(pipeline).__name__} prepared no latents")
+
+
+def _encoders(pipeline: Any) -> list[str]:
+    """The methods that ask a pipeline's encoders."""
+    return [name for name in ("encode_prompt", "encode_image") if hasattr(pipeline, name)]
 
 
 @contextmanager
 def texts_given(pipeline: Any, texts: bytes, device: torch.device) -> Iterator[None]:
-    """Within it, the pipeline's call uses these embeddings instead of its text encoders."""
-    answers = iter(_unpack(texts, device))
-    with replaced(pipeline, "encode_prompt", lambda *_, **__: next(answers)):
+    """Within it, the pipeline's call uses these embeddings instead of its encoders."""
+
+    def answering(answers: Iterator[Any]) -> Callable[..., Any]:
+        return lambda *_, **__: next(answers)
+
+    with ExitStack() as stack:
+        for name, answers in _unpack(texts, device).items():
+            stack.enter_context(replaced(pipeline, name, answering(iter(answers))))
         yield
 
 
@@ -114,10 +139,18 @@ def decoded_of(pipeline: Any, latents: bytes, device: torch.device) -> torch.Ten
     return decoded
 
 
-def frames_of(pipeline: Any, latents: bytes, device: torch.device) -> Any:
-    """The rest of a call that `latents_of` stopped: (F, H, W, 3) float32 in [0, 1]."""
+def frames_of(pipeline: Any, latents: bytes, device: torch.device, hidden: int = 0) -> Any:
+    """The rest of a call that `latents_of` stopped: (F, H, W, 3) float32 in [0, 1].
+
+    Args:
+        pipeline: whose call it was.
+        latents: of `latents_of`.
+        device: of the VAE.
+        hidden: frames at the beginning of a video that the pipeline drops.
+    """
     decoded = decoded_of(pipeline, latents, device)
     if hasattr(pipeline, "video_processor"):
+        decoded = decoded[:, :, hidden:]
         return pipeline.video_processor.postprocess_video(decoded, output_type="np")[0]
     # The VAE of Qwen-Image is one of videos, and its pictures are their first frames.
     picture = decoded[:, :, 0] if decoded.ndim == 5 else decoded

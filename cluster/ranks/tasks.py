@@ -79,19 +79,19 @@ class RenderRequest:
 def render_item(renderer: Renderer, request: RenderRequest) -> Rendering:
     """A gang's task: one item from prompt to frames."""
     item = request.item
-    return renderer.render(item.prompt, item.seed, item.arguments, request.schedule)
+    return renderer.render(item.prompt, item.seed, item.call, request.schedule)
 
 
 def encode_prompt(encoders: Renderer, item: WorkItem) -> tuple[bytes, float]:
     """A task of the encoders: an item's embeddings, and the seconds that they took."""
     started = time.perf_counter()
-    return encoders.encode_prompt(item.prompt, item.arguments), time.perf_counter() - started
+    return encoders.encode_prompt(item.prompt, item.call), time.perf_counter() - started
 
 
 def denoise_item(renderer: Renderer, request: RenderRequest) -> Denoised:
     """A gang's task: denoises one item whose texts are given."""
     item = request.item
-    return renderer.denoise(item.prompt, item.seed, item.arguments, request.schedule, request.texts)
+    return renderer.denoise(item.prompt, item.seed, item.call, request.schedule, request.texts)
 
 
 def decode_item(encoders: Renderer, denoised: tuple[bytes, WorkItem]) -> tuple[np.ndarray, float]:

@@ -1,7 +1,8 @@
 """The files of a manifest: their columns, and rows as Parquet and back.
 
-A part has the columns of SCHEMA, which is flat, as not every reader knows maps, and behind them one
-for each other column of the prompts file, `extra.NAME`, with its own type. Roots that were begun
+A part has the columns of SCHEMA, which is flat, as not every reader knows maps; behind them, where
+rows have images, IMAGES, and then one for each other column of the prompts file, `extra.NAME`, with
+its own type. Roots that were begun
 before have parts of SCHEMA_1, whose metrics are a map; they stay of that kind, and are read as the
 others.
 """
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cluster.work.pictures import COLUMNS as IMAGES
 from cluster.work.rows import EXTRA, TOKENS
 
 METRIC = "metrics."
@@ -141,9 +143,11 @@ def read_table(data: bytes) -> pa.Table:
     if table.schema.equals(SCHEMA_1):
         return _flattened(table)
     names = table.column_names
-    known = names[: len(SCHEMA)]
+    known, others = names[: len(SCHEMA)], names[len(SCHEMA) :]
+    if others[: len(IMAGES)] == [*IMAGES]:
+        others = others[len(IMAGES) :]
     if not table.select(known).schema.equals(SCHEMA) or not all(
-        name.startswith(EXTRA) for name in names[len(SCHEMA) :]
+        name.startswith(EXTRA) for name in others
     ):
         raise ValueError("its columns are not those of a manifest part")
     return table

@@ -192,6 +192,9 @@ def _verify_row(
     findings: list[Finding] = [(store.uri(receipt), problem)]
     if row["status"] == OK:
         findings.append((_name(store, row["key"]), _fetch(store, row["key"], row["sha256"])[1]))
+    if row.get("image_key") is not None:
+        image = _fetch(store, row["image_key"], row["image_sha256"])[1]
+        findings.append((_name(store, row["image_key"]), image))
     return findings
 
 

@@ -19,7 +19,7 @@ part of a pickle, a repr or a message.
 
 from __future__ import annotations
 
-from cluster.store.base import AlreadyExists, Entry, MissingKey, Store, StoreError
+from cluster.store.base import AlreadyExists, Entry, MissingKey, Store, StoreError, TooLarge
 from cluster.store.local import LocalStore, local_path, read_file
 from cluster.store.s3 import S3Store, split_s3
 
@@ -31,6 +31,7 @@ __all__ = [
     "S3Store",
     "Store",
     "StoreError",
+    "TooLarge",
     "local_path",
     "open_store",
     "read",
@@ -48,14 +49,15 @@ def open_store(root: str) -> Store:
     return LocalStore(local_path(root))
 
 
-def read(uri: str) -> bytes:
+def read(uri: str, most: int | None = None) -> bytes:
     """Return the bytes of one file, given as a local path or an s3:// uri.
 
-    Raises MissingKey where there is none and StoreError where it cannot be read.
+    Raises MissingKey where there is none, TooLarge where it has more than `most` bytes, and
+    StoreError where it cannot be read.
     """
     if uri.startswith("s3:"):
         bucket, key = split_s3(uri)
         if not key:
             raise StoreError(f"{uri!r} names a bucket, not a file: give s3://bucket/path/to/file")
-        return S3Store(bucket, patient=False).get(key)
-    return read_file(local_path(uri))
+        return S3Store(bucket, patient=False).get(key, most)
+    return read_file(local_path(uri), most)

@@ -33,6 +33,14 @@ class AlreadyExists(StoreError):  # noqa: N818
     """There is an object with other bytes under a key that may be written only once."""
 
 
+class TooLarge(StoreError):  # noqa: N818
+    """An object has more bytes than its reader takes."""
+
+    @classmethod
+    def than(cls, most: int, name: str, size: int) -> TooLarge:
+        return cls(f"{name} has {size} bytes, of which {most} are the most: make it smaller")
+
+
 @dataclass(frozen=True)
 class Entry:
     """An object as a listing shows it: its size, and the seconds since the epoch of its writing."""

@@ -17,6 +17,7 @@ from cluster.store.base import (
     MissingKey,
     Store,
     StoreError,
+    TooLarge,
     check_key,
     check_prefix,
     is_key,
@@ -179,10 +180,19 @@ def local_path(path: str) -> Path:
     return Path(path).expanduser().absolute()
 
 
-def read_file(path: Path) -> bytes:
+def read_file(path: Path, most: int | None = None) -> bytes:
+    """The bytes of a file. Raises TooLarge where they are more than `most`."""
     with _explaining_os(path, "read"):
         try:
-            return path.read_bytes()
+            if most is None:
+                return path.read_bytes()
+            if path.exists() and not path.is_file():  # a device or a pipe may have no end
+                raise MissingKey(f"{path} is no file: check the path")
+            with path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size > most:
+                    raise TooLarge.than(most, str(path), size)
+                return file.read()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise MissingKey(f"there is no file {path}: check the path") from None
 

@@ -28,6 +28,7 @@ from cluster.store.base import (
     MissingKey,
     Store,
     StoreError,
+    TooLarge,
     check_key,
     check_prefix,
     is_key,
@@ -63,11 +64,13 @@ class S3Store(Store):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_client": None, "retries": 0}
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, most: int | None = None) -> bytes:
         place = self._place(key)
 
         def read_whole(client: Any) -> bytes:
             answer = client.get_object(**place)
+            if most is not None and answer["ContentLength"] > most:
+                raise TooLarge.than(most, self.uri(key), answer["ContentLength"])
             data: bytes = answer["Body"].read()  # raises if it has not the announced length
             stored = answer.get("Metadata", {}).get("sha256", "")
             if re.fullmatch("[0-9a-f]{64}", stored) and hashlib.sha256(data).hexdigest() != stored:

@@ -12,11 +12,14 @@ import pyarrow.parquet as pq
 
 from cluster.work import extra
 from cluster.work.extra import ExtraError
+from cluster.work.pictures import IMAGE
 from cluster.work.text_rows import Row
 from cluster.work.values import EXACT_FLOAT
 from meancache.json_values import shown
 
 BATCH = 1024
+# The same of a file whose cells hold pictures.
+BATCH_OF_PICTURES = 64
 # From here on a float does not hold every integer, by its type.
 _EXACT = {pa.float16(): 2**11, pa.float32(): 2**24, pa.float64(): EXACT_FLOAT}
 
@@ -44,7 +47,7 @@ def parquet_batches(
             return
         known = [name for name in names if is_known(name)]
         others = [name for name in names if not is_known(name)]
-        for batch in file.iter_batches(BATCH):
+        for batch in file.iter_batches(_batch(file.schema_arrow)):
             batch = batch.rename_columns(names)
             rows = list(_rows(batch.select(known)))
             try:
@@ -54,6 +57,12 @@ def parquet_batches(
                 yield rows, pa.table({})
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         yield [f"not a Parquet file that can be read ({shown(str(error))})"], pa.table({})
+
+
+def _batch(schema: pa.Schema) -> int:
+    """How many rows are in memory at once."""
+    plain = IMAGE not in schema.names or pa.types.is_string(schema.field(IMAGE).type)
+    return BATCH if plain else BATCH_OF_PICTURES
 
 
 def _rows(batch: pa.RecordBatch) -> Iterator[Row]:

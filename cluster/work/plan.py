@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
+from cluster.media.picture import Picture
 from cluster.models.model import Model, ModelError
 from cluster.store import AlreadyExists, MissingKey, Store
 from cluster.work import spec_differences
+from cluster.work.pictures import IMAGE, check_images
 from cluster.work.prompts import Prompt, PromptsError, stable_seed
 from cluster.work.schedule_table import Chosen, ScheduleTable, schedule_of
 from meancache import Schedule
@@ -47,6 +49,7 @@ class WorkItem:
         seed: of the noise.
         arguments: of the pipeline's call, complete.
         also: (index, prompt_id) of the other rows that ask for its pixels.
+        image: what it is drawn from, beside its text.
     """
 
     index: int
@@ -57,6 +60,12 @@ class WorkItem:
     seed: int
     arguments: Mapping[str, Any]
     also: tuple[tuple[int, str], ...] = ()
+    image: Picture | None = None
+
+    @property
+    def call(self) -> Mapping[str, Any]:
+        """The arguments of the call, with the picture where there is one."""
+        return self.arguments if self.image is None else {**self.arguments, IMAGE: self.image}
 
     @property
     def rows(self) -> tuple[tuple[int, str], ...]:
@@ -70,6 +79,7 @@ def item_id(
     seed: int,
     arguments: Mapping[str, Any],
     schedule: Schedule | None = None,
+    image: Picture | None = None,
 ) -> str:
     """First 32 hex digits of sha256 over the canonical JSON of what decides the pixels."""
     decides: dict[str, Any] = {
@@ -82,11 +92,13 @@ def item_id(
     }
     if model.kind.tiling and model.decodes_in_tiles(arguments):
         decides["tiling"] = dict(model.kind.tiling)  # where tiles meet
+    if image is not None:
+        decides["image"] = image.identity
     return hashlib.sha256(canonical_json(decides)).hexdigest()[:32]
 
 
 def plan_items(
-    prompts: Iterable[Prompt],
+    prompts: Sequence[Prompt],
     model: Model,
     arguments: Mapping[str, Any],
     schedule: Chosen = None,
@@ -102,17 +114,19 @@ def plan_items(
         arguments: the call's, where a row does not override them.
         schedule: which steps to compute, for all items or by their setting; None computes all.
         seeds: videos a prompt. A row's own seed is the first of them.
+
+    Raises:
+        PromptsError: rows have images and the model takes none, or the other way round.
     """
+    check_images(prompts, model)
     items: list[WorkItem] = []
     for prompt in prompts:
         merged = {**arguments, **prompt.overrides} if prompt.overrides else arguments
         computed_by = schedule_of(schedule, merged)
         for number in range(seeds):
-            if prompt.seed is None:
-                seed = stable_seed(prompt.prompt_id, number)
-            else:
-                seed = prompt.seed + number
-            identity = item_id(model, prompt.prompt, seed, merged, computed_by)
+            own = prompt.seed
+            seed = stable_seed(prompt.prompt_id, number) if own is None else own + number
+            identity = item_id(model, prompt.prompt, seed, merged, computed_by, prompt.image)
             items.append(
                 WorkItem(
                     index=len(items),
@@ -122,6 +136,7 @@ def plan_items(
                     prompt=prompt.prompt,
                     seed=seed,
                     arguments=merged,
+                    image=prompt.image,
                 )
             )
     return _merged(items)
@@ -154,8 +169,7 @@ def check_one_setting(items: Sequence[WorkItem], arguments: Mapping[str, Any]) -
     """
     keys: set[tuple[str, int]] = set()
     for item in items:
-        key = (item.prompt_id, item.seed)
-        if key in keys:
+        if (key := (item.prompt_id, item.seed)) in keys:
             raise PromptsError(
                 f"two prompts have the prompt_id {item.prompt_id!r} and the seed {item.seed}, by "
                 "which this job tells trajectories apart: give them ids or seeds of their own"

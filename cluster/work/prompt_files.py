@@ -44,6 +44,12 @@ class PromptFile:
     ending: str
     compression: str | None
 
+    @property
+    def folder(self) -> str:
+        """Where it lies, which relative paths in it begin at; '' for the working directory."""
+        folder = self.uri.rpartition("/")[0]
+        return "/" if not folder and self.uri.startswith("/") else folder
+
     def read(self) -> bytes:
         """Its content, unpacked. Raises PromptsError."""
         try:

@@ -16,9 +16,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.work import csv_rows, extra, text_rows, values
+from cluster.media.picture import Picture
+from cluster.work import csv_rows, extra, pictures, text_rows, values
 from cluster.work.extra import ExtraError
 from cluster.work.parquet_rows import BATCH, parquet_batches
+from cluster.work.pictures import IMAGE
 from cluster.work.prompt_files import PromptFile, find_files
 from cluster.work.text_rows import Row
 from cluster.work.values import PromptsError
@@ -40,7 +42,7 @@ OVERRIDES: dict[str, type] = {
     "num_inference_steps": int,
 }
 PROMPT = "prompt"
-COLUMNS = (PROMPT, "prompt_id", "seed", *OVERRIDES)
+COLUMNS = (PROMPT, "prompt_id", "seed", IMAGE, *OVERRIDES)
 _VALUES: dict[type, Callable[[str, Any], Any]] = {
     str: values.text,
     float: values.number,
@@ -70,6 +72,7 @@ class Prompt:
         overrides: pipeline arguments that differ from the job's.
         repetition: how many rows before it have the same content, where the row has neither an id
             nor a seed of its own: each is another video.
+        image: what the row is drawn from, beside its text; None for text alone.
     """
 
     line: int
@@ -78,6 +81,7 @@ class Prompt:
     seed: int | None = None
     overrides: Mapping[str, Any] = field(default_factory=lambda: NO_OVERRIDES)
     repetition: int = 0
+    image: Picture | None = None
 
 
 class Prompts(list[Prompt]):
@@ -86,11 +90,15 @@ class Prompts(list[Prompt]):
     Attributes:
         extra: what else the rows hold, a typed column for each column that is not a prompt's, and
             as many rows as prompts where there is one.
+        files: that the rows are in.
     """
 
-    def __init__(self, rows: Sequence[Prompt], extra: pa.Table) -> None:
+    def __init__(
+        self, rows: Sequence[Prompt], extra: pa.Table, files: Sequence[PromptFile] = ()
+    ) -> None:
         super().__init__(rows)
         self.extra = extra
+        self.files = files
 
     def part(self, start: int, stop: int) -> Prompts:
         """Those from `start` to before `stop`."""
@@ -132,7 +140,7 @@ def read_prompts(uri: str, column: str = PROMPT) -> Prompts:
             others.append(extra.Batch(f"{where}line {lines[0]}", len(lines), table))
             for line, row in zip(lines, batch, strict=True):
                 try:
-                    rows.append(_prompt(line, row, column))
+                    rows.append(_prompt(line, row, column, file.folder))
                     open_rows.append(not isinstance(row, str) and _is_open(row))
                 except PromptsError as error:
                     problems.add(f"{where}line {line}: {error}")
@@ -141,7 +149,7 @@ def read_prompts(uri: str, column: str = PROMPT) -> Prompts:
         raise PromptsError(f"{problems.file}: there is no prompt in it; write one a line")
     _number_repetitions(rows, open_rows)
     try:
-        return Prompts(rows, extra.joined(others))
+        return Prompts(rows, extra.joined(others), files)
     except PromptsError as error:
         raise PromptsError(f"{problems.file}: {error}") from None
 
@@ -262,10 +270,11 @@ def _missing(names: Sequence[str], column: str) -> str:
 def _misspelt(names: Collection[str], column: str) -> str | None:
     """The name that would be a column of a prompt in other letters: it would be left unread."""
     known = {column, *COLUMNS[1:]}
+    spelt = known - {IMAGE}  # pictures that are carried along are called Image, too
     for name in names:
         if name not in known:
             meant = re.sub(r"[\s_-]+", "_", name.strip("\ufeff \t\r\n").casefold())
-            if meant in known and meant not in names:
+            if meant in spelt and meant not in names:
                 return f"the column {shown(name)} is none of a prompt's: is it {meant!r}?"
     return None
 
@@ -286,12 +295,12 @@ def _number_repetitions(rows: list[Prompt], open_rows: Sequence[int]) -> None:
         repetition = seen[row.prompt_id]
         seen[row.prompt_id] += 1
         if repetition:
-            content = [row.prompt, None, dict(row.overrides), repetition]
+            content = [row.prompt, None, dict(row.overrides), *_of_image(row.image), repetition]
             rows[place] = replace(row, prompt_id=_digest(content), repetition=repetition)
 
 
-def _prompt(line: int, row: Row, column: str) -> Prompt:
-    """Checks one row. Raises PromptsError with the rule it breaks."""
+def _prompt(line: int, row: Row, column: str, folder: str) -> Prompt:
+    """Checks one row of a file in a folder. Raises PromptsError with the rule it breaks."""
     if isinstance(row, str):
         raise PromptsError(row)
     prompt = row.get(column)
@@ -311,8 +320,14 @@ def _prompt(line: int, row: Row, column: str) -> Prompt:
             raise PromptsError(f"seed {shown(seed)} must be between 0 and {MAX_SEED}")
     text = values.text(column, prompt)
     own_id = None if own_id is None else values.prompt_id(own_id)
-    prompt_id = own_id or _digest([text, seed, overrides])
-    return Prompt(line, text, prompt_id, seed, overrides or NO_OVERRIDES)
+    image = pictures.of_value(row.get(IMAGE), folder)
+    prompt_id = own_id or _digest([text, seed, overrides, *_of_image(image)])
+    return Prompt(line, text, prompt_id, seed, overrides or NO_OVERRIDES, image=image)
+
+
+def _of_image(image: Picture | None) -> list[str]:
+    """What tells rows apart by their images."""
+    return [] if image is None else [image.sha256 or str(image.uri)]
 
 
 def _digest(content: object) -> str:

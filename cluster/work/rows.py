@@ -19,6 +19,7 @@ from cluster.models.model import Model
 from cluster.models.prompt_tokens import count_tokens, limit_of
 from cluster.store import MissingKey, Store
 from cluster.work import plan
+from cluster.work.pictures import COLUMNS as IMAGES
 from cluster.work.plan import SpecError, WorkItem, plan_items, specification
 from cluster.work.prompts import Prompts
 from cluster.work.schedule_table import Chosen
@@ -84,12 +85,12 @@ def plan_rows(
     seeds: int = 1,
 ) -> RowPlan:
     """The plan of a render job; arguments as those of `plan_items`."""
-    items, extra, spec = described(prompts, model, arguments, schedule, seeds)
+    items, others, spec = described(prompts, model, arguments, schedule, seeds)
     beside = _tokens(prompts, model, arguments)
     if seeds > 1:
         beside = beside.take(_each(prompts, seeds))
-    for field in extra.schema:
-        beside = beside.append_column(field, extra[field.name])
+    for field in others.schema:
+        beside = beside.append_column(field, others[field.name])
     return RowPlan(items, beside, spec)
 
 
@@ -100,24 +101,39 @@ def described(
     schedule: Chosen = None,
     seeds: int = 1,
 ) -> tuple[list[WorkItem], pa.Table, dict[str, Any]]:
-    """Items, the rows' other columns, and what job.json says of both."""
+    """Items, the rows' images and other columns, and what job.json says of all of it."""
     items = plan_items(prompts, model, arguments, schedule, seeds)
     extra = prompts.extra.rename_columns([EXTRA + name for name in prompts.extra.column_names])
-    if seeds > 1 and extra.column_names:
-        extra = extra.take(_each(prompts, seeds))
+    others = _images(prompts)
+    for field in extra.schema:
+        others = others.append_column(field, extra[field.name])
+    if seeds > 1 and others.column_names:
+        others = others.take(_each(prompts, seeds))
     spec = {
         **specification("render", items, model, arguments, schedule),
         "schema": SPEC_SCHEMA,
         "rows": len(prompts) * seeds,
-        "prompts": _digest(items, extra),
+        "prompts": _digest(items, others),
         "extra": {field.name.removeprefix(EXTRA): str(field.type) for field in extra.schema},
     }
-    return items, extra, spec
+    return items, others, spec
 
 
 def _each(prompts: Prompts, seeds: int) -> pa.Array:
     """The places of the prompts, each as often as it has seeds."""
     return pa.array(np.repeat(np.arange(len(prompts)), seeds))
+
+
+def _images(prompts: Prompts) -> pa.Table:
+    """What the manifest says of the rows' images; no column where no row has one."""
+    given = [one.image for one in prompts]
+    if not any(given):
+        return pa.table({})
+    values = [
+        (None, None, None) if one is None else (one.uri, one.key, one.sha256) for one in given
+    ]
+    columns = [pa.array(column, pa.string()) for column in zip(*values, strict=True)]
+    return pa.table(columns, names=list(IMAGES))
 
 
 def _tokens(prompts: Prompts, model: Model, arguments: Mapping[str, Any]) -> pa.Table:
@@ -162,21 +178,21 @@ def as_begun(
             "choose another --output"
         )
     items = plan_items(
-        (prompt for prompt in prompts if not prompt.repetition), model, arguments, schedule
+        [prompt for prompt in prompts if not prompt.repetition], model, arguments, schedule
     )
     items = [replace(item, index=index, also=()) for index, item in enumerate(items)]
     return RowPlan(items, None, specification("render", items, model, arguments, schedule))
 
 
-def _digest(items: Sequence[WorkItem], extra: pa.Table) -> str:
+def _digest(items: Sequence[WorkItem], others: pa.Table) -> str:
     """A hash over whose row each row is, its id, and its other columns."""
     digest = hashlib.sha256()
     for item in items:
         for index, prompt_id in item.rows:
             digest.update(json.dumps([index, item.id, prompt_id]).encode())
-    for name in extra.column_names:
-        digest.update(json.dumps([name, str(extra.schema.field(name).type)]).encode())
-        for batch in extra.select([name]).to_batches(_BATCH):
+    for name in others.column_names:
+        digest.update(json.dumps([name, str(others.schema.field(name).type)]).encode())
+        for batch in others.select([name]).to_batches(_BATCH):
             lines = "".join(f"{value!r}\n" for value in _values(batch.column(0)))
             digest.update(lines.encode())
     return digest.hexdigest()

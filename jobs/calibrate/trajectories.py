@@ -42,10 +42,10 @@ def measure_trajectory(renderer: Renderer, request: TrajectoryRequest) -> bytes 
     item, graph = request.item, request.graph
     with with_levels_below(renderer.pipeline.scheduler, graph.below):
         if renderer.rank != 0:
-            renderer.latents(item.prompt, item.seed, item.arguments)
+            renderer.latents(item.prompt, item.seed, item.call)
             return None
         with record_trajectory(renderer.pipeline) as trajectory:
-            renderer.latents(item.prompt, item.seed, item.arguments)
+            renderer.latents(item.prompt, item.seed, item.call)
     velocities = trajectory.velocities(graph.recorded.num_inference_steps)
     statistics = trajectory_statistics(
         velocities, graph.grid, item.prompt_id, item.seed, item.prompt, len(graph.below)

@@ -61,6 +61,7 @@ def announce(
             f"with one video for both: prompt_id {some}"
         )
     _name_truncated(prepared)
+    _name_bad_images(prepared)
     carried = prepared.plan.spec.get("extra")
     if carried:
         print(f"other columns, carried along: {', '.join(map(shown, carried))}")
@@ -100,6 +101,20 @@ def _name_truncated(prepared: Prepared) -> None:
         print(f"  prompt_id {shown(prompt_id)}: {used} of {tokens} tokens are read")
     if len(long) > len(named):
         print(f"  and {len(long) - len(named)} more, which --dry-run lists")
+
+
+def _name_bad_images(prepared: Prepared) -> None:
+    """Names the rows whose images cannot be used, all of them in a dry run."""
+    bad = [one for one in prepared.prompts if one.image is not None and one.image.error]
+    if not bad:
+        return
+    print(f"{counted(len(bad), 'image')} that cannot be used: these rows fail, the others do not")
+    named = bad if prepared.config.dry_run else bad[:NAMED]
+    for row in named:
+        assert row.image is not None
+        print(f"  prompt_id {shown(row.prompt_id)}: {row.image.error}")
+    if len(bad) > len(named):
+        print(f"  and {len(bad) - len(named)} more, which --dry-run lists")
 
 
 def _list_settings(table: ScheduleTable, items: Sequence[WorkItem]) -> None:

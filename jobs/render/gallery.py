@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cluster.media import image, video
+from cluster.media.picture import PictureError, opened
 from cluster.results.datasets import dataset
 from cluster.results.parts import METRIC, first_of_each_item, without_extra
 from cluster.store import Store, StoreError
+from cluster.work import pictures
 from jobs._shared.pictures import animation
 
 SAMPLES = 24
@@ -36,11 +38,13 @@ class Sample:
         row: of the manifest.
         moving: the video as a small animation, a data URI; None where it could not be read.
         still: its first frame.
+        image: what it was drawn from, small; None where that is nothing, or could not be read.
     """
 
     row: Mapping[str, Any]
     moving: str | None
     still: str | None
+    image: str | None = None
 
 
 @dataclass(frozen=True)
@@ -111,15 +115,31 @@ def _audited(part: pa.Table) -> list[tuple[float, dict[str, Any]]]:
 
 def sample(store: Store, row: Mapping[str, Any]) -> Sample:
     """A gallery's row; without a picture where the video is gone or damaged."""
+    given = _given(store, row)
     try:
         data = dataset.read_checked(store, row["key"], row["sha256"])
         frames = _thumbnail(data) if row["fps"] == 0 else video.preview(data, FRAMES, SIDE)
     except (StoreError, ValueError):
-        return Sample(row, None, None)
+        return Sample(row, None, None, given)
     frame_ms = round(1000 * row["num_frames"] / row["fps"] / len(frames)) if row["fps"] else 0
-    return Sample(
-        row, animation(frames, frame_ms, lossless=False), animation(frames[:1], 0, lossless=False)
+    moving, still = (
+        animation(some, each_ms, lossless=False)
+        for some, each_ms in ((frames, frame_ms), (frames[:1], 0))
     )
+    return Sample(row, moving, still, given)
+
+
+def _given(store: Store, row: Mapping[str, Any]) -> str | None:
+    """The image that a row brought, as a data URI."""
+    brought = pictures.of_row(row)
+    if brought is None:
+        return None
+    try:
+        whole = opened(pictures.fetched(store, brought))
+    except (StoreError, PictureError):
+        return None
+    whole.thumbnail((SIDE, SIDE))
+    return animation(np.asarray(whole)[None], 0, lossless=False)
 
 
 def _thumbnail(data: bytes) -> NDArray[np.uint8]:

@@ -19,9 +19,9 @@ from cluster.results.appending import share, shared
 from cluster.results.manifest import Manifest, Success
 from cluster.results.parts import SCHEMA, SCHEMA_1
 from cluster.store import Store
-from cluster.work import plan
+from cluster.work import pictures, plan
 from cluster.work.plan import WorkItem
-from jobs._shared.progress import Staffing, progress
+from jobs._shared.progress import QUIET_S, Staffing, progress
 from jobs.render.announcement import announce
 from jobs.render.config import REPORT_KEY
 from jobs.render.request import Prepared
@@ -82,6 +82,7 @@ def _render(
         plan.freeze(here.store, prepared.spec)
     else:
         rounds.begin(here.store, here.retry_round, says or prepared.spec)
+    _keep_images(prepared)
     missing = _share(here, missing, held)
     shards = manifest.by_shard(items)
     schema = SCHEMA_1 if planned.earlier else SCHEMA  # all parts of a dataset are alike
@@ -122,6 +123,14 @@ def _share(
         shard: [item for item in members if item.id not in held]
         for shard, members in missing.items()
     }
+
+
+def _keep_images(prepared: Prepared) -> None:
+    """Copies the rows' images under the root, where leaders find them."""
+    images = [one.image for one in prepared.prompts if one.image is not None]
+    if images:
+        shown_ = partial(progress, what="images", after_s=QUIET_S)
+        pictures.keep(prepared.store, images, prepared.prompts.files, shown_)
 
 
 def _write_page(store: Store) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from cluster.fleet.gangs import Gangs
@@ -14,12 +15,14 @@ from cluster.ranks import denoiser_builder, encoders_builder, encoders_size
 from cluster.results import rounds
 from cluster.results.appending import appended
 from cluster.results.rounds import APPEND
-from cluster.store import Store
+from cluster.store import Store, open_store
 from cluster.work import plan
+from cluster.work.pictures import examine, indexed
 from cluster.work.plan import WorkItem
-from cluster.work.prompts import NAMED_ROWS, Prompt, PromptsError, read_prompts
+from cluster.work.prompts import NAMED_ROWS, Prompt, Prompts, PromptsError, read_prompts
 from cluster.work.rows import RowPlan, as_begun, plan_rows
 from cluster.work.schedule_table import Chosen, schedule_of, setting_key
+from jobs._shared.progress import QUIET_S, progress
 from jobs._shared.roots import open_output, refusing
 from jobs.render.config import Config
 from jobs.render.schedules import choose
@@ -38,6 +41,7 @@ class Prepared:
     schedule: Chosen
     plan: RowPlan
     gangs: Gangs
+    prompts: Prompts
 
     @property
     def items(self) -> list[WorkItem]:
@@ -60,6 +64,7 @@ def prepare(config: Config) -> Prepared:
             f"transformer of a {model.pipeline}; leave it out"
         )
     prompts = read_prompts(config.prompts, config.prompt_column)
+    _examine_images(config, model, prompts)
     settings = settings_of(prompts, arguments)
     size = config.fleet.gang_size
     for setting in settings.values():
@@ -85,7 +90,21 @@ def prepare(config: Config) -> Prepared:
         plan.check_spec(store, planned.spec)
     if config.retry_failed:
         _check_retry(store)
-    return Prepared(config, store, model, schedule, planned, gangs)
+    return Prepared(config, store, model, schedule, planned, gangs, prompts)
+
+
+def _examine_images(config: Config, model: Model, prompts: Prompts) -> None:
+    """Reads and checks the rows' images, but for those that this root's job has read before."""
+    asked = config.model
+    known = indexed(open_store(config.output)) if model.kind.takes_image else {}
+    examine(
+        prompts,
+        model,
+        sized=asked.height is not None or asked.width is not None,
+        gang_size=config.fleet.gang_size,
+        known=known,
+        progress=partial(progress, what="images", after_s=QUIET_S),
+    )
 
 
 def _check_retry(store: Store) -> None:

@@ -35,7 +35,7 @@ from cluster.results import rounds
 from cluster.results.datasets import dataset
 from cluster.results.manifest import PARTS, UNREADABLE
 from cluster.store import AlreadyExists, Store, StoreError, open_store
-from cluster.work import plan
+from cluster.work import pictures, plan
 from cluster.work.plan import SpecError, WorkItem
 from jobs._shared.configs import FleetConfig
 from jobs._shared.progress import QUIET_S, Staffing, progress
@@ -260,14 +260,17 @@ def _item(
     schedule: Schedule | None,
 ) -> WorkItem:
     """The item of a row, by its id the very one. Raises SpecError where something was changed."""
+    image = pictures.of_row(row)
     for arguments in _arguments(store, spec, row):
         try:
-            identity = plan.item_id(model, row["prompt"], row["seed"], arguments, schedule)
+            identity = plan.item_id(model, row["prompt"], row["seed"], arguments, schedule, image)
         except ValueError:  # NaN, which Python reads from JSON but no job writes
             continue
         if identity == row["item_id"]:
             names = ("index", "shard", "prompt_id", "prompt", "seed")
-            return WorkItem(id=identity, arguments=arguments, **{name: row[name] for name in names})
+            drawn_from = None if image is None else pictures.fetched(store, image)
+            own = {name: row[name] for name in names}
+            return WorkItem(id=identity, arguments=arguments, image=drawn_from, **own)
     raise SpecError(
         f"what {store.uri(plan.SPEC_KEY)}, the manifest and the receipt say does not hash to "
         f"{row['item_id']}: one of them was changed, or the receipt is gone"

@@ -43,7 +43,7 @@ def who(built: tuple[int, int], payload: object) -> tuple[tuple[int, int], objec
 def latents(renderer: Renderer, request: RenderRequest) -> torch.Tensor:
     """What is drawn before it is decoded and rounded, float32."""
     item = request.item
-    return renderer.latents(item.prompt, item.seed, item.arguments)
+    return renderer.latents(item.prompt, item.seed, item.call)
 
 
 def touch(built: tuple[int, int], folder: Path) -> None:

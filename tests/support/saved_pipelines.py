@@ -6,6 +6,7 @@ is supplied here, small and random as well, of transformers' own classes.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
+from tests.support import image_pipelines as images
 from tests.support import small_pipelines as small
 
 WORDS = [
@@ -192,8 +194,17 @@ def ltx() -> dict[str, Any]:
     return {"text_encoder": t5(), "tokenizer": tokenizer()}
 
 
+def qwen_image_edit() -> dict[str, Any]:
+    # Of its template more tokens are dropped.
+    words = images.with_image_tokens(tokenizer(64))
+    encoder = images.qwen_vl(words, qwen(), SECTIONS)
+    return {"text_encoder": encoder, "tokenizer": words, "processor": images.processor(words)}
+
+
+Parts = tuple[Callable[[], DiffusionPipeline], Callable[[], dict[str, Any]]]
+
 # name: (pipeline without texts, what it lacks)
-FOLDERS: dict[str, tuple[Callable[[], DiffusionPipeline], Callable[[], dict[str, Any]]]] = {
+FOLDERS: dict[str, Parts] = {
     "FLUX.1": (small.flux, flux),
     "Qwen-Image": (small.qwen_image, qwen_image),
     "Wan 2.1": (small.wan21, wan_with_unipc),
@@ -205,10 +216,31 @@ FOLDERS: dict[str, tuple[Callable[[], DiffusionPipeline], Callable[[], dict[str,
     "LTX-Video": (small.ltx_video, ltx),
 }
 
+# The same of those that draw from an image.
+WITH_IMAGES: dict[str, Parts] = {
+    "HunyuanVideo I2V": (small.hunyuan_video_i2v, images.hunyuan_video_i2v),
+    "HunyuanVideo I2V, token replace": (
+        small.hunyuan_video_token_replace,
+        images.hunyuan_video_i2v,
+    ),
+    "HunyuanVideo-1.5 I2V": (images.hunyuan_video15_i2v, hunyuan_video15),
+    "Wan 2.1 I2V": (images.wan21_i2v, wan_with_unipc),
+    "Wan 2.2 I2V": (small.wan_i2v, wan),
+    "LTX-Video I2V": (small.ltx_i2v, ltx),
+    "FLUX.1 Kontext": (images.kontext, flux),
+}
+# These have processors that need torchvision.
+WITH_TORCHVISION: dict[str, Parts] = {
+    "Qwen-Image-Edit": (images.qwen_edit, qwen_image_edit),
+    "Qwen-Image-Edit-Plus": (images.qwen_edit_plus, qwen_image_edit),
+}
+if importlib.util.find_spec("torchvision") is not None:
+    WITH_IMAGES |= WITH_TORCHVISION
+
 
 def save(name: str, folder: Path) -> Path:
-    """Saves a pipeline of FOLDERS, whole, and returns the folder."""
-    bare, texts = FOLDERS[name]
+    """Saves a pipeline of FOLDERS or WITH_IMAGES, whole, and returns the folder."""
+    bare, texts = {**FOLDERS, **WITH_IMAGES}[name]
     pipeline = bare()
     pipeline.register_modules(**texts())
     pipeline.save_pretrained(folder)

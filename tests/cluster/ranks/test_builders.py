@@ -8,8 +8,8 @@ import torch
 
 from cluster.fleet import driver as fleet
 from cluster.fleet.gang import Gang, GangStartError
+from cluster.models.kinds import DENOISERS, TEXT
 from cluster.models.memory_plan import Demand, MemoryPlanError
-from cluster.models.pipelines import DENOISERS, TEXT
 from cluster.ranks import (
     RenderRequest,
     denoise_item,
