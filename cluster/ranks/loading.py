@@ -11,6 +11,7 @@ import torch
 
 from cluster.models.grids import EULER
 from cluster.models.model import Model
+from cluster.ranks.processors import load_processor
 from cluster.ranks.split_call import outline_transformers
 
 
@@ -25,13 +26,16 @@ def load_pipeline(model: Model, device: torch.device, without: Collection[str] =
     """
     source, revision = model.place
     pipeline_class = getattr(diffusers, model.pipeline)
-    components = pipeline_class.load_config(source, revision=revision) if without else {}
+    components = pipeline_class.load_config(source, revision=revision)
+    given = {name: None for name in components if name.startswith(tuple(without))}
+    if components.get("processor", [None, None])[1] == "Qwen2VLProcessor":
+        given["processor"] = load_processor(source, revision)
     pipeline = pipeline_class.from_pretrained(
         source,
         revision=revision,
         torch_dtype=getattr(torch, model.dtype),
         use_safetensors=True,
-        **{name: None for name in components if name.startswith(tuple(without))},
+        **given,
     )
     if "transformer" in without:
         outline_transformers(pipeline, source, revision)

@@ -160,13 +160,26 @@ def _merged(rows: list[WorkItem]) -> list[WorkItem]:
     return items
 
 
-def check_one_setting(items: Sequence[WorkItem], arguments: Mapping[str, Any]) -> None:
+def check_one_setting(
+    items: Sequence[WorkItem], arguments: Mapping[str, Any], images: bool = False
+) -> None:
     """Refuses items that differ in more than prompt and seed, where they are to be one sample.
 
+    Args:
+        items: of a job.
+        arguments: of its call.
+        images: whether the job takes rows with images.
+
     Raises:
-        PromptsError: two items have the same prompt_id and seed.
+        PromptsError: two items have the same prompt_id and seed, or have images that the job does
+            not take.
         ModelError: a row overrides an argument of the pipeline's call.
     """
+    if not images and any(item.image is not None for item in items):
+        raise PromptsError(
+            "this job takes no images: calibrate on them with jobs.calibrate, and give its "
+            "calibration.parquet to jobs.render --calibration"
+        )
     keys: set[tuple[str, int]] = set()
     for item in items:
         if (key := (item.prompt_id, item.seed)) in keys:

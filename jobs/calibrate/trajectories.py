@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cluster.fleet.gang import Gang
 from cluster.fleet.giving_up import CountedWork
 from cluster.results.attempts import Attempts
 from cluster.store import AlreadyExists
+from cluster.work.pictures import fetched
 from cluster.work.plan import WorkItem
 from meancache.calibration import Calibration
 from meancache.statistics import trajectory_statistics
@@ -76,6 +77,8 @@ class MeasureTrajectory(CountedWork):
 
     def attempt(self, gang: Gang, item: WorkItem, number: int) -> str:
         """Runs, measures and commits one trajectory."""
+        if item.image is not None:
+            item = replace(item, image=fetched(self.counted.store, item.image))
         data = gang.run(measure_trajectory, TrajectoryRequest(item, self.graph))
         with suppress(AlreadyExists):  # another driver was first, and its statistics are as good
             self.counted.store.put_new(trajectory_key(item), data)

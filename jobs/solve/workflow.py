@@ -155,6 +155,12 @@ def prepare(config: Config) -> Prepared:
         solved = secant_schedules(graph, config.budgets, gamma)
     else:
         model = _model(graph)
+        if model.kind.takes_image:
+            raise CalibrationError(
+                f"{model.id} draws from images, which a fit needs and a calibration does not hold: "
+                "solve with --method secant, or give calibration.parquet to jobs.render "
+                "--calibration"
+            )
         to_fit = fitting.prepare_fitting(
             graph,
             model,

@@ -40,7 +40,7 @@ from tests.support import small_pipelines as small
 
 _TURNS = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<image>"]
 _SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>", *_TURNS]
-QWEN_TOKENS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
+QWEN_TOKENS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 _WORDS = ["a", "red", "blue", "circle", "square", "on", "dark", "light", "background", "noise"]
 
 
@@ -105,16 +105,11 @@ def with_image_tokens(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizer
 
 
 def processor(tokenizer: PreTrainedTokenizerFast) -> Any:
-    from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor
-    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+    from cluster.ranks.processors import Qwen2VLImageProcessorPil, TextsAndImages
 
     # As few patches as they allow: the pipeline gives the encoder a megapixel.
     pixels = {"shortest_edge": 28 * 28, "longest_edge": 16 * 28 * 28}
-    return Qwen2VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=pixels),
-        tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(),
-    )
+    return TextsAndImages(Qwen2VLImageProcessorPil(size=pixels), tokenizer)
 
 
 def qwen_vl(tokenizer: PreTrainedTokenizerFast, sizes: dict[str, Any], rope: Any) -> Any:
@@ -125,7 +120,7 @@ def qwen_vl(tokenizer: PreTrainedTokenizerFast, sizes: dict[str, Any], rope: Any
         "num_heads": 2,
         "out_hidden_size": 16,
     }
-    vision_start, image = tokenizer.convert_tokens_to_ids(QWEN_TOKENS[::2])
+    vision_start, _, image, _ = tokenizer.convert_tokens_to_ids(QWEN_TOKENS)
     config = Qwen2_5_VLConfig(
         text_config={**sizes, "vocab_size": len(tokenizer), "rope_scaling": rope},
         vision_config=looks,
@@ -133,12 +128,6 @@ def qwen_vl(tokenizer: PreTrainedTokenizerFast, sizes: dict[str, Any], rope: Any
         vision_start_token_id=vision_start,
     )
     return small.seeded(Qwen2_5_VLForConditionalGeneration, config=config)
-
-
-def hunyuan_video15_i2v() -> DiffusionPipeline:
-    """As its checkpoints, with as many tokens of the image as the pipeline says."""
-    pipeline = small.hunyuan_video15_i2v()
-    return pipeline
 
 
 def hunyuan_tokenizer() -> PreTrainedTokenizerFast:

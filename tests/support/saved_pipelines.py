@@ -6,7 +6,7 @@ is supplied here, small and random as well, of transformers' own classes.
 
 from __future__ import annotations
 
-import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -216,6 +216,7 @@ FOLDERS: dict[str, Parts] = {
     "LTX-Video": (small.ltx_video, ltx),
 }
 
+QWEN_PROCESSOR = ["transformers", "Qwen2VLProcessor"]
 # The same of those that draw from an image.
 WITH_IMAGES: dict[str, Parts] = {
     "HunyuanVideo I2V": (small.hunyuan_video_i2v, images.hunyuan_video_i2v),
@@ -223,19 +224,14 @@ WITH_IMAGES: dict[str, Parts] = {
         small.hunyuan_video_token_replace,
         images.hunyuan_video_i2v,
     ),
-    "HunyuanVideo-1.5 I2V": (images.hunyuan_video15_i2v, hunyuan_video15),
+    "HunyuanVideo-1.5 I2V": (small.hunyuan_video15_i2v, hunyuan_video15),
     "Wan 2.1 I2V": (images.wan21_i2v, wan_with_unipc),
     "Wan 2.2 I2V": (small.wan_i2v, wan),
     "LTX-Video I2V": (small.ltx_i2v, ltx),
     "FLUX.1 Kontext": (images.kontext, flux),
-}
-# These have processors that need torchvision.
-WITH_TORCHVISION: dict[str, Parts] = {
     "Qwen-Image-Edit": (images.qwen_edit, qwen_image_edit),
     "Qwen-Image-Edit-Plus": (images.qwen_edit_plus, qwen_image_edit),
 }
-if importlib.util.find_spec("torchvision") is not None:
-    WITH_IMAGES |= WITH_TORCHVISION
 
 
 def save(name: str, folder: Path) -> Path:
@@ -244,4 +240,8 @@ def save(name: str, folder: Path) -> Path:
     pipeline = bare()
     pipeline.register_modules(**texts())
     pipeline.save_pretrained(folder)
+    index = folder / "model_index.json"
+    components = json.loads(index.read_text())
+    if "processor" in components:  # which is one of our own here
+        index.write_text(json.dumps({**components, "processor": QWEN_PROCESSOR}))
     return folder

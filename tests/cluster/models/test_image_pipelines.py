@@ -27,13 +27,8 @@ STEPS = 4
 SKIPS = [(0, 1, 1), (1, 2, 1), (2, 4, 2)]
 PROMPT = "a red circle on a dark background"
 WIDTH, HEIGHT = 120, 80
-PARALLEL = [
-    "HunyuanVideo I2V",
-    "Wan 2.1 I2V",
-    "Wan 2.2 I2V",
-    "HunyuanVideo-1.5 I2V",
-    "FLUX.1 Kontext",
-]
+VIDEOS = ["HunyuanVideo I2V", "Wan 2.1 I2V", "Wan 2.2 I2V", "HunyuanVideo-1.5 I2V"]
+EDITS = ["FLUX.1 Kontext", "Qwen-Image-Edit", "Qwen-Image-Edit-Plus"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +88,20 @@ def plain(pipeline: Any, small: Small) -> np.ndarray:
     return np.rint((drawn if small.model.kind.is_image else drawn[0]) * 255).astype(np.uint8)
 
 
+@pytest.fixture
+def small_edits(monkeypatch):
+    """Editing pipelines resize images to a megapixel, which is nothing but time here."""
+    from diffusers.pipelines.flux import pipeline_flux_kontext
+    from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit as edit
+    from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit_plus
+
+    monkeypatch.setattr(pipeline_flux_kontext, "PREFERRED_KONTEXT_RESOLUTIONS", [(96, 64)])
+    monkeypatch.setattr(edit, "calculate_dimensions", lambda area, ratio: (96, 64, None))
+    monkeypatch.setattr(edit_plus, "calculate_dimensions", lambda area, ratio: (96, 64))
+
+
 @pytest.mark.parametrize("name", saved_pipelines.WITH_IMAGES)
+@pytest.mark.usefixtures("small_edits")
 def test_it_draws_from_the_image_what_the_pipeline_draws_in_one_process_and_in_three(saved, name):
     small = saved(name)
     model, arguments = small.model, small.arguments
@@ -107,10 +115,14 @@ def test_it_draws_from_the_image_what_the_pipeline_draws_in_one_process_and_in_t
     assert denoised.nfe == STEPS * model.calls(arguments)
     assert model.grid(STEPS, arguments).matches(grid_of(denoiser.pipeline).sigmas)
     alone = Renderer(model, 0, 1, "")
-    assert np.array_equal(frames, plain(alone.pipeline, small))
+    difference = np.abs(frames.astype(int) - plain(alone.pipeline, small))
+    # HunyuanVideo-1.5's embeddings lie elsewhere in memory, where sums round in another way.
+    assert difference.max() <= (1 if name == "HunyuanVideo-1.5 I2V" else 0)
+    assert difference.mean() < 0.01
     other = {**arguments, "image": given(picture(WIDTH, HEIGHT, seed=1))}
     assert encoders.encode_prompt(PROMPT, other) is not texts
-    assert not np.array_equal(alone.render(PROMPT, 3, other).frames, frames)
+    own = alone.latents(PROMPT, 3, small.call)
+    assert not torch.equal(alone.latents(PROMPT, 3, other), own)
     edges = [{"start": start, "stop": stop, "span": span} for start, stop, span in SKIPS]
     schedule = Schedule.from_edges(model.grid(STEPS, arguments).sigmas, edges, "fine-step")
     asked = small.request(schedule)
@@ -120,12 +132,14 @@ def test_it_draws_from_the_image_what_the_pipeline_draws_in_one_process_and_in_t
 
 @pytest.fixture(scope="module")
 def gang(saved):
-    models = {name: saved(name).model for name in PARALLEL}
+    models = {name: saved(name).model for name in [*VIDEOS, *EDITS]}
     with Gang(partial(several_renderers.build, models), 2) as ranks_:
         yield ranks_
 
 
-@pytest.mark.parametrize("name", PARALLEL)
+@pytest.mark.parametrize(
+    "name", [*VIDEOS, *(pytest.param(name, marks=pytest.mark.slow) for name in EDITS)]
+)
 def test_two_ranks_draw_from_an_image_what_one_draws(saved, gang, name):
     small = saved(name)
     small.model.check_arguments(small.arguments, 2)
@@ -148,9 +162,7 @@ def test_a_gang_is_refused_where_xdit_does_not_know_how_the_image_is_taken(saved
 
 def test_every_row_of_the_table_for_images_is_tried_here(saved):
     from_image = {name for name, kind in PIPELINES.items() if kind.takes_image}
-    missing = {"QwenImageEditPipeline", "QwenImageEditPlusPipeline"}
-    tried = {saved(name).model.pipeline for name in saved_pipelines.WITH_IMAGES}
-    assert from_image - missing <= tried <= from_image
+    assert {saved(name).model.pipeline for name in saved_pipelines.WITH_IMAGES} == from_image
 
 
 @pytest.mark.parametrize(("width", "height"), [(16, 9), (9, 16), (1, 1), (100, 33), (300, 1000)])
