@@ -104,9 +104,8 @@ def described(
     """Items, the rows' images and other columns, and what job.json says of all of it."""
     items = plan_items(prompts, model, arguments, schedule, seeds)
     extra = prompts.extra.rename_columns([EXTRA + name for name in prompts.extra.column_names])
-    others = _images(prompts)
-    for field in extra.schema:
-        others = others.append_column(field, extra[field.name])
+    own = {name: extra[name] for name in extra.column_names}
+    others = pa.table({**_images(prompts), **own})
     if seeds > 1 and others.column_names:
         others = others.take(_each(prompts, seeds))
     spec = {
@@ -124,16 +123,16 @@ def _each(prompts: Prompts, seeds: int) -> pa.Array:
     return pa.array(np.repeat(np.arange(len(prompts)), seeds))
 
 
-def _images(prompts: Prompts) -> pa.Table:
+def _images(prompts: Prompts) -> dict[str, pa.Array]:
     """What the manifest says of the rows' images; no column where no row has one."""
     given = [one.image for one in prompts]
     if not any(given):
-        return pa.table({})
+        return {}
     values = [
         (None, None, None) if one is None else (one.uri, one.key, one.sha256) for one in given
     ]
     columns = [pa.array(column, pa.string()) for column in zip(*values, strict=True)]
-    return pa.table(columns, names=list(IMAGES))
+    return dict(zip(IMAGES, columns, strict=True))
 
 
 def _tokens(prompts: Prompts, model: Model, arguments: Mapping[str, Any]) -> pa.Table:
