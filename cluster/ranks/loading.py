@@ -27,7 +27,7 @@ def load_pipeline(model: Model, device: torch.device, without: Collection[str] =
     source, revision = model.place
     pipeline_class = getattr(diffusers, model.pipeline)
     components = pipeline_class.load_config(source, revision=revision)
-    given = {name: None for name in components if name.startswith(tuple(without))}
+    given: dict[str, Any] = {name: None for name in components if name.startswith(tuple(without))}
     if components.get("processor", [None, None])[1] == "Qwen2VLProcessor":
         given["processor"] = load_processor(source, revision)
     pipeline = pipeline_class.from_pretrained(

@@ -150,7 +150,7 @@ def add_prompts(
     parser: argparse.ArgumentParser, required: bool = True, overrides: bool = False
 ) -> None:
     """--prompts P and --prompt-column; may have arguments of their own where `overrides` is set."""
-    more = " negative_prompt, height and other pipeline arguments that override the flags"
+    more = " image, negative_prompt, height and other pipeline arguments that override the flags"
     parser.add_argument(
         "--prompts",
         required=required,

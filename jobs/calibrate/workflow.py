@@ -159,7 +159,7 @@ def prepare(config: Config) -> Prepared:
     return Prepared(store, items, graph, model.calls(arguments), spec, gangs, rows)
 
 
-def _examine_images(config: Config, model: Model, rows: Prompts) -> dict[str, int]:
+def _examine_images(config: Config, model: Model, rows: Prompts) -> dict[str, Any]:
     """Checks the rows' images; returns the size that all of them ask for, where they do.
 
     Raises:
