@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from cluster.fleet.errors import FleetError
 from cluster.fleet.leaders import Leader, State
 from cluster.fleet.placement import Placement
+from cluster.fleet.runtime_environment import trial
 
 # A cluster with room places a leader within seconds.
 SAID_AFTER_S = 15.0
@@ -27,9 +28,14 @@ class Waiting:
     def __init__(self, where: Placement, wait_s: float | None, say: Callable[[str], None]) -> None:
         self._where, self._wait_s, self._say = where, wait_s, say
         self._said_at = float("-inf")
+        self._tried = False
 
     def look(self, leaders: Iterable[Leader]) -> None:
-        """Says what is waited for, when it is time to. Raises FleetError after `wait_s`."""
+        """Says what is waited for, when it is time to.
+
+        Raises:
+            FleetError: `wait_s` has passed, or the job's runtime environment starts no Python.
+        """
         leaders = list(leaders)
         if not leaders or any(leader.state is not State.PLACING for leader in leaders):
             return
@@ -40,6 +46,10 @@ class Waiting:
                 f"no gang could start within the {self._wait_s / 60:g} minutes of --wait: "
                 f"{self._sentence(waited)}"
             )
+        if waited >= SAID_AFTER_S and not self._tried and self._where.has_room(self._where.free()):
+            self._tried = True
+            if (refusal := trial()) is not None:
+                raise refusal
         if waited >= SAID_AFTER_S and now - self._said_at >= SAID_EVERY_S:
             self._said_at = now
             self._say(f"waiting, not working: {self._sentence(waited)}")

@@ -31,6 +31,12 @@ def own_disk(folder: Path) -> str:
     return f"mount -t tmpfs tmpfs {shlex.quote(str(folder))}"
 
 
+def read_only(folder: Path) -> str:
+    """Mounts: the node may only read what is there."""
+    place = shlex.quote(str(folder))
+    return f"mount --bind {place} {place} && mount -o remount,ro,bind {place}"
+
+
 def small_disk(folder: Path) -> str:
     """A mount: the node has a disk of 4 MiB there, for `fill`."""
     return f"mount -t tmpfs -o size=4m tmpfs {shlex.quote(str(folder))}"

@@ -11,6 +11,18 @@ NO_CONDA = """Could not create the actor because its associated runtime env fail
     child = subprocess.Popen(
 FileNotFoundError: [Errno 2] No such file or directory: 'conda'
 """
+NO_PACKAGE = """Could not create the actor because its associated runtime env failed to be created.
+[Node 10.0.0.2] Traceback (most recent call last):
+  File "ray/_private/runtime_env/utils.py", line 106, in check_output_cmd
+    raise SubprocessCalledProcessError(
+ray._private.runtime_env.utils.SubprocessCalledProcessError: Run cmd[9] failed with the following \
+details.
+Command '['/tmp/virtualenv/bin/python', '-m', 'pip', 'install', '-r', '/tmp/requirements.txt']' \
+returned non-zero exit status 1.
+Last 50 lines of stdout:
+    ERROR: Could not find a version that satisfies the requirement no-such==0 (from versions: none)
+    ERROR: No matching distribution found for no-such==0
+"""
 NOT_INSTALLED = """The actor died because of an error raised in its creation task, \
 \x1b[36mray::LeaderActor.__init__()\x1b[39m (pid=7, ip=10.0.0.2, actor_id=20e5)
            ^^^^^^^^^^^^
@@ -29,7 +41,13 @@ def test_a_runtime_environment_that_cannot_be_set_up_is_a_refusal_with_the_reaso
     refusal = setup_error(RuntimeEnvSetupError(NO_CONDA))
     assert str(refusal).startswith(
         "Failed to set up runtime environment: FileNotFoundError: [Errno 2] No such file or "
-        "directory: 'conda'. Mend the job's runtime environment"
+        "directory: 'conda': mend the job's runtime environment"
+    )
+
+
+def test_a_package_that_cannot_be_installed_is_named():
+    assert told(RuntimeEnvSetupError(NO_PACKAGE)) == (
+        "Failed to set up runtime environment: No matching distribution found for no-such==0"
     )
 
 

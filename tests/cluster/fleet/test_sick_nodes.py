@@ -4,6 +4,7 @@ Real raylets, each in a mount namespace of its own.
 """
 
 import os
+import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -112,3 +113,70 @@ def test_an_output_that_no_node_shares_ends_the_job_before_a_rank_starts(folders
     with pytest.raises(FleetError, match="no node of the cluster can hold a gang"):
         list(results)
     assert len(said) == 3
+
+
+def deliver(gang: Gang, item: tuple[int, str, Path]) -> tuple[int, str]:
+    """Writes a temporary file and the item's object, as a leader does; not so fast where healthy."""
+    number, root, pipe = item
+    if os.environ.get("SICK") != "fills":
+        pipe.open().close()
+    with tempfile.TemporaryFile() as file:
+        file.write(bytes(2**19))
+    open_store(root).put_new(f"videos/{number}", b"mp4")
+    return number, ray.get_runtime_context().get_node_id()
+
+
+def test_a_disk_that_is_read_only_and_one_that_fills_are_their_nodes_and_items_move(tmp_path):
+    output, temporary, pipe = (tmp_path / name for name in ("output", "temporary", "pipe"))
+    output.mkdir()
+    temporary.mkdir()
+    os.mkfifo(pipe)
+    said: list[str] = []
+
+    def say(sentence: str) -> None:
+        said.append(sentence)
+        if len(said) == 2:
+            os.open(pipe, os.O_RDWR)  # and stays open: the healthy node goes to work
+
+    ray.shutdown()
+    head = {"num_cpus": 0, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    sick = {
+        "read-only": [nodes.read_only(output)],
+        "fills": [nodes.small_disk(temporary), f"export TMPDIR={temporary} SICK=fills"],
+        "healthy": [],
+    }
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+        stack.callback(cluster.shutdown)
+        roots = {
+            name: stack.enter_context(
+                nodes.node(cluster.address, mounts, ["--num-gpus=1", f"--labels=sick={name}"])
+            )
+            for name, mounts in sick.items()
+        }
+        patch.setenv("RAY_ADDRESS", cluster.address)
+        fleet.connect()
+        stack.callback(ray.shutdown)
+        ids = {one["Labels"].get("sick"): one["NodeID"] for one in ray.nodes()}
+        items = [(number, str(output), pipe) for number in range(12)]
+        results = []
+        for number, node in fleet.run(
+            deliver,
+            items,
+            fleet.Gangs(ranks.build, 1, 3, 3),
+            store=open_store(str(output)),
+            say=say,
+        ):
+            results.append((number, node))
+            if len(results) == 1:  # of the only node that does not wait
+                nodes.fill(roots["fills"], temporary)
+    assert sorted(number for number, _ in results) == list(range(12))
+    assert {node for _, node in results[-10:]} == {ids["healthy"]}
+    assert results[0][1] == ids["fills"]
+    reasons = {"read-only": "Read-only file system", "fills": "No space left on device"}
+    for name, reason in reasons.items():
+        (sentence,) = [one for one in said if ids[name][:8] in one]
+        assert reason in sentence
+        assert "is left out from here on, and the others go on" in sentence
+    assert sorted(os.listdir(output)) == ["videos"]
+    assert len(os.listdir(output / "videos")) == 12
