@@ -28,6 +28,7 @@ from meancache.json_values import canonical_json, is_deep
 SPEC_KEY = "job.json"
 SPEC_SCHEMA = 1
 SHARD_SIZE = 250
+_BATCH = 10_000
 # What says of a render which rows it has.
 _ROWS = {"items", "rows", "plan", "prompts", "extra"}
 
@@ -211,7 +212,6 @@ def specification(
         arguments: of the pipeline's call.
         schedule: embedded whole, so that the root explains itself; those of a table as `schedules`.
     """
-    ids = "\n".join(item.id for item in items).encode()
     return {
         "schema": SPEC_SCHEMA,
         "kind": kind,
@@ -221,8 +221,17 @@ def specification(
         **({"schedules": schedule.to_json()} if isinstance(schedule, ScheduleTable) else {}),
         "shard_size": SHARD_SIZE,
         "items": len(items),
-        "plan": hashlib.sha256(ids).hexdigest(),
+        "plan": _hash_of_ids(items),
     }
+
+
+def _hash_of_ids(items: Sequence[WorkItem]) -> str:
+    """SHA-256 of the ids, a line each; those of a million items are not all in memory twice."""
+    digest = hashlib.sha256()
+    for start in range(0, len(items), _BATCH):
+        lines = "\n".join(item.id for item in items[start : start + _BATCH])
+        digest.update(f"\n{lines}".encode() if start else lines.encode())
+    return digest.hexdigest()
 
 
 def freeze(store: Store, spec: Mapping[str, Any], key: str = SPEC_KEY) -> None:
