@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,9 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from cluster.fleet import forkserver
+from cluster.fleet.forkserver import NAME_VARIABLE
+from cluster.ranks.builders import IMPORTED
 from tests.support.s3_server import s3_environment, serve_s3
 
 # Two threads of each process would wait for each other on cores that pytest's workers and the ranks
@@ -31,11 +35,19 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # A cluster that is started here would turn on Ray's tokens for this process, which `shared_cluster`
 # may have been started without.
 os.environ["RAY_AUTH_MODE"] = "disabled"
+# All jobs of all of pytest's workers fork their ranks from one process, which imports torch once.
+os.environ.setdefault(NAME_VARIABLE, secrets.token_hex(8))
 # Pytest's workers run side by side. Without `shared_cluster` a job starts a cluster of its own.
 os.environ["RAY_ADDRESS"] = "local"
 
 
 RAY_STARTS = 3
+
+
+@pytest.fixture(scope="session")
+def kept_forkserver() -> None:
+    """What ranks are forked from stays between jobs, as long as pytest's workers do."""
+    forkserver.keep(IMPORTED)
 
 
 @pytest.fixture(scope="session")

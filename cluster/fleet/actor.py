@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.fleet import logs
+from cluster.fleet.forkserver import join
 from cluster.fleet.gang import GangError
 from cluster.fleet.gangs import Gangs
 from cluster.fleet.shared_output import SharedOutput
@@ -33,10 +35,20 @@ TEMPORARY_BYTES = 2**20
 
 
 class LeaderActor:
-    """Holds one gang. Several items may be in flight at once, each in a thread of Ray's."""
+    """Holds one gang. Several items may be in flight at once, each in a thread of Ray's.
 
-    def __init__(self, work: Work, gangs: Gangs) -> None:
+    Args:
+        work: what is done to each item.
+        gangs: what this leads one of.
+        forkserver: the name of the driver's jobs, see `forkserver.connected`.
+    """
+
+    def __init__(self, work: Work, gangs: Gangs, forkserver: str) -> None:
         logs.to_stderr()
+        # Else multiprocessing runs the program of Ray's worker in each rank, which imports Ray.
+        vars(sys.modules["__main__"]).pop("__file__", None)
+        if gangs.needs:
+            join(forkserver, gangs.needs)
         self.work = work
         self.gang = gangs.gang()
 

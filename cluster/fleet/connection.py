@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import socket
@@ -9,6 +10,7 @@ from urllib.parse import urlsplit
 
 import grpc
 import ray
+from ray._private import worker
 from ray._private.authentication.authentication_token_setup import (
     maybe_enable_token_auth_if_token_available,
 )
@@ -56,6 +58,21 @@ def connect() -> None:
     except Exception as error:  # bare ones too, as where Ray waits too long for its own start
         where = "no Ray cluster can be started here" if address is None else f"Ray at {address}"
         raise FleetError(f"{where}: {told(error)}") from error
+    if address is None:
+        atexit.register(end)
+
+
+def end() -> None:
+    """Ends the cluster that this process started, at once: nothing that matters is in it.
+
+    Ray itself would give each of its processes a second, one after the other.
+    """
+    node = worker._global_node
+    if not ray.is_initialized() or node is None:
+        return
+    kill = node.kill_all_processes
+    node.kill_all_processes = lambda **_: kill(check_alive=False, allow_graceful=False)
+    ray.shutdown()
 
 
 def _address() -> tuple[str | None, str]:

@@ -15,6 +15,7 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 from cluster.fleet.actor import Work
+from cluster.fleet.beginning import begin
 from cluster.fleet.connection import connect
 from cluster.fleet.dispatch import hand_out
 from cluster.fleet.draining import Drain, Stopped, draining
@@ -73,7 +74,7 @@ def run(
     """
     if not items:
         return
-    connect()
+    begin(gangs)
     where = placement(gangs.size, gangs.on_gpus)
     with ExitStack() as stack:
         shared = None if store is None else stack.enter_context(SharedOutput(store).offered())

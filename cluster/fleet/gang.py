@@ -32,8 +32,8 @@ MAX_ATTEMPTS = 3
 
 BuildRank = Callable[[int, int, str], Any]
 """Called on each rank. Where it has an attribute `needs`, a tuple of names of modules, they are
-imported once for all ranks of a process's gangs: torch and diffusers take seconds. Where it has
-`warm_up_s`, the first task of new ranks may take so much longer: they compile, say."""
+imported once for all ranks of a node: torch and diffusers take seconds. Where it has `warm_up_s`,
+the first task of new ranks may take so much longer: they compile, say."""
 Task = Callable[[Any, Any], Any]
 
 

@@ -40,6 +40,13 @@ class Gangs:
         """Items in flight at a leader."""
         return 1 if self.build_encoders is None else DEPTH
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the modules that are imported once for all ranks of a node."""
+        builders = [one for one in (self.build_rank, self.build_encoders) if one is not None]
+        names = [name for one in builders for name in getattr(one, "needs", ())]
+        return tuple(dict.fromkeys(names))
+
     def gang(self) -> Gang | StagedGang:
         """What a leader works with, not started."""
         gang = Gang(self.build_rank, self.size)

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -82,8 +83,13 @@ def _report(pipe: Connection, work: Callable[[], Any], silent: bool) -> Any:
 def _die_with_leader() -> None:
     """Asks the kernel to kill this process when its leader ends, in whatever way.
 
-    Its parent is the process that it was forked from, which ends with the leader.
+    Its parent is the process that it was forked from, which ends when nobody holds a certain pipe.
+    Without this rank, that is the leader alone.
     """
+    server: Any = forkserver._forkserver
+    if server._forkserver_alive_fd is not None:
+        os.close(server._forkserver_alive_fd)
+        server._forkserver_alive_fd = None
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     leader = multiprocessing.parent_process()
     if leader is None or not leader.is_alive():  # it ended before the kernel was asked

@@ -13,6 +13,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from cluster.fleet.actor import LeaderActor, Work, kill_process
 from cluster.fleet.errors import FleetError
+from cluster.fleet.forkserver import own_name
 from cluster.fleet.gang import MAX_ATTEMPTS, GangStartError, NodeFaultError, TryAgainError
 from cluster.fleet.gangs import Gangs
 from cluster.fleet.items import Done, Returned
@@ -98,7 +99,8 @@ class Supervisor:
         options = self._where.options(self.nodes.excluded)
         # A thread for each item in flight, and one for heartbeats.
         options["max_concurrency"] = self.depth + 1
-        actor = ray.remote(LeaderActor).options(**options).remote(self._work, self._gangs)
+        leads = ray.remote(LeaderActor).options(**options)
+        actor = leads.remote(self._work, self._gangs, own_name())
         leader = Leader(actor)
         self.leaders.append(leader)
         self._answers[actor.arrive.remote()] = partial(self._arrived, leader)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from cluster.ranks.encoders import Encoders
     from cluster.ranks.renderer import Renderer
 
+# What ranks of all kinds need; the same for all, so that they are forks of one process.
+IMPORTED = ("cluster.ranks.renderer", "cluster.ranks.encoders")
 # Two kinds of blocks, each of them compiled in minutes at most.
 COMPILING_S = 1200.0
 
@@ -43,7 +45,7 @@ class RankBuilder:
     encoders_size: int = 0
     compiling: str = NEVER
     attention: str | None = None
-    needs: ClassVar = ("cluster.ranks.renderer",)
+    needs: ClassVar = IMPORTED
 
     def __call__(self, rank: int, world_size: int, init_method: str) -> Renderer:
         """The rank's renderer. Raises MemoryPlanError before anything is loaded."""
@@ -111,7 +113,7 @@ class EncodersBuilder:
     model: Model
     largest: Mapping[str, Any] | None = None
     gang_size: int = 1
-    needs: ClassVar = ("cluster.ranks.encoders",)
+    needs: ClassVar = IMPORTED
 
     def __call__(self, rank: int, world_size: int, init_method: str) -> Encoders:
         """The rank's part of the encoders. Raises MemoryPlanError before anything is loaded."""

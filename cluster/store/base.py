@@ -108,7 +108,7 @@ class Store(ABC):
     def probe(self) -> None:
         """Check that the root is reachable, writable and refuses to overwrite; leave no object.
 
-        Raises StoreError, within seconds, where it is not so. A local root is created.
+        Raises StoreError, within seconds, where it is not so.
         """
 
     def _same_or_raise(self, key: str, data: bytes) -> bool:

@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from cluster.store.base import (
     TEMPORARY,
@@ -121,9 +122,15 @@ class LocalStore(Store):
         return str(self._path(key))
 
     def probe(self) -> None:
-        with _explaining_os(self.root, "created"):
-            _make_directory(self.root)
-        probe(self)
+        new = [path for path in (self.root, *self.root.parents) if not path.is_dir()]
+        try:
+            with _explaining_os(self.root, "created"):
+                _make_directory(self.root)
+            probe(self)
+        finally:
+            with suppress(OSError):  # another process has written there meanwhile
+                for path in new:
+                    path.rmdir()
 
     def _path(self, key: str) -> Path:
         check_key(key)
@@ -139,6 +146,9 @@ def _listed(entry: os.DirEntry[str], start: str) -> str | None:
         return name + "/"
     return name if entry.is_file() else None
 
+
+# A directory that was there may be gone: the probe of another job removes those that it made.
+_ATTEMPTS = 3
 
 # What link() answers on file systems that have none: FUSE mounts of buckets, FAT, some of SMB.
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EXDEV}
@@ -200,10 +210,9 @@ def read_file(path: Path, most: int | None = None) -> bytes:
 @contextmanager
 def _temporary_file(path: Path, data: bytes) -> Iterator[Path]:
     """Write `data`, durably, to a hidden file beside `path`; remove it at the end."""
-    _make_directory(path.parent)
     temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
     try:
-        with open(temporary, "xb") as file:  # not mkstemp: others may read what we publish
+        with _new_file(temporary) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -212,12 +221,27 @@ def _temporary_file(path: Path, data: bytes) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def _new_file(path: Path) -> BinaryIO:
+    """A new file in a directory that is made where there is none."""
+    for _ in range(_ATTEMPTS - 1):
+        _make_directory(path.parent)
+        with suppress(FileNotFoundError):
+            return open(path, "xb")  # not mkstemp: others may read what we publish
+    return open(path, "xb")
+
+
 def _make_directory(path: Path) -> None:
     """Create a directory and its parents so that their names survive a power cut."""
-    if not path.is_dir():
-        _make_directory(path.parent)
-        path.mkdir(exist_ok=True)
-        _sync_directory(path.parent)
+    for attempt in range(_ATTEMPTS):
+        if path.is_dir():
+            return
+        try:
+            _make_directory(path.parent)
+            path.mkdir(exist_ok=True)
+            _sync_directory(path.parent)
+        except FileNotFoundError:
+            if attempt + 1 == _ATTEMPTS:
+                raise
 
 
 def _sync_directory(path: Path) -> None:

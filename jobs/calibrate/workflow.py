@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from cluster.fleet.beginning import begin
 from cluster.fleet.gangs import Gangs
 from cluster.models.model import Model
 from cluster.ranks import rank_builder
@@ -109,6 +110,8 @@ def run(config: Config) -> Outcome:
     )
     if config.dry_run:
         return Outcome(None)
+    if missing:
+        begin(prepared.gangs)
     from cluster.fleet import driver as fleet  # with Ray, which a refusal does without
 
     plan.freeze(store, prepared.spec, SPEC_KEY)

@@ -50,6 +50,9 @@ class Comparison:
 
     def __call__(self, gang: Gang, item: WorkItem) -> Pair:
         """Renders one item twice and measures the difference. Raises GangError."""
+        if not gang.pace.known:  # a first call is slower than all that follow
+            warm, _ = gang.run_with_retries(render_item, RenderRequest(item, self.schedule))
+            gang.pace.observe(1.0, warm.seconds)
         full, _ = gang.run_with_retries(render_item, RenderRequest(item, None))
         fast, _ = gang.run_with_retries(render_item, RenderRequest(item, self.schedule))
         return Pair(

@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.fleet import driver as fleet
+from cluster.fleet.beginning import begin
+from cluster.fleet.gangs import Gangs
 from cluster.models.model import find_model
 from cluster.ranks import rank_builder
 from cluster.results.manifest import PARTS, read_part
@@ -94,6 +95,9 @@ class Step:
 def run(config: Config) -> Outcome:
     """Runs the jobs one after the other, and writes the report."""
     store, root = _open(config.output), config.output.rstrip("/")
+    begin(Gangs(rank_builder(find_model(MODEL)), 1))
+    from cluster.fleet import driver as fleet  # with Ray
+
     with begun():
         for key, captions in ((FIRST_KEY, HELD_OUT[:1]),
                               (CALIBRATION_KEY, spread(CALIBRATION, TRAJECTORIES)),
@@ -172,7 +176,9 @@ def compare(store: Store, prompts: str) -> str:
     model = find_model(MODEL)
     items = plan_items(read_prompts(prompts), model, model.defaults, schedules[BUDGET])
     print(f"comparing {len(items)} videos with their full runs, same noise", flush=True)
-    staffing, one = Staffing(), fleet.Gangs(rank_builder(model), 1)
+    from cluster.fleet import driver as fleet  # with Ray
+
+    staffing, one = Staffing(), Gangs(rank_builder(model), 1)
     results = fleet.run(Comparison(schedules[BUDGET]), items, one, staffed=staffing.staffed)
     compared = progress(results, len(items), "pairs", also=staffing.__str__)
     pairs = sorted(compared, key=lambda pair: pair.item.index)

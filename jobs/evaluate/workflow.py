@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from cluster.fleet.beginning import begin
 from cluster.fleet.gang import GangTaskError
 from cluster.models.model import Model
 from cluster.ranks import rank_builder
@@ -116,6 +117,8 @@ def compare(comparison: Comparison, dry_run: bool = False) -> Outcome:
     _announce(comparison, missing)
     if dry_run:
         return Outcome(None)
+    if missing:
+        begin(comparison.gangs)
     from cluster.fleet import driver as fleet  # with Ray, which a refusal does without
 
     plan.freeze(store, comparison.spec, SPEC_KEY)

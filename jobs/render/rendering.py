@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from cluster.fleet import driver as fleet
-from cluster.fleet import metrics
+from cluster.fleet.beginning import begin
 from cluster.fleet.delivery import Delivery
 from cluster.results import manifest, rounds
 from cluster.results.appending import share, shared
@@ -78,6 +77,11 @@ def _render(
     announce(prepared, items, todo, len(held))
     if prepared.config.dry_run:
         return None
+    if todo:
+        begin(prepared.gangs)
+    from cluster.fleet import driver as fleet  # with Ray
+    from cluster.fleet import metrics
+
     if before is None:
         plan.freeze(here.store, prepared.spec)
     else:

@@ -12,6 +12,7 @@ from cluster.store import Store
 from jobs._shared.progress import counted
 from jobs._shared.roots import to_look_at
 from jobs.render.config import REPORT_KEY, Config
+from jobs.render.rendering import render
 from jobs.render.request import Prepared, prepare
 
 __all__ = ["Config", "Outcome", "Prepared", "prepare", "run", "write_page"]
@@ -33,8 +34,6 @@ class Outcome:
 def run(config: Config) -> Outcome:
     """Renders what is open, closes shards as they fill, and ends with `_SUCCESS`."""
     prepared = prepare(config)
-    from jobs.render.rendering import render  # with Ray, which a refusal does without
-
     success = render(prepared)
     if success is None:
         return Outcome()

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from cluster.fleet.beginning import begin
 from cluster.fleet.gangs import Gangs
 from cluster.fleet.staged_gang import StagedGang
 from cluster.media import image, video
@@ -105,6 +106,7 @@ class Prepared:
 def run(config: Config) -> Outcome:
     """Renders the row, and compares."""
     prepared = prepare(config)
+    begin(prepared.gangs)
     from cluster.fleet import driver as fleet  # with Ray, which a refusal does without
 
     staffing = Staffing()

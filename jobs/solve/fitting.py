@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cluster.fleet.beginning import begin
 from cluster.fleet.gang import TASK_DEADLINE_S, Gang
 from cluster.fleet.gangs import Gangs
 from cluster.models.model import Model
@@ -314,6 +315,7 @@ def fit_all(
 
     Raises what `fleet.run` raises.
     """
+    begin(gangs)
     from cluster.fleet import driver as fleet  # with Ray
 
     wanted = fitting.candidates if budgets is None else budgets

@@ -11,8 +11,9 @@ from contextlib import suppress
 import psutil
 
 LEADER = "ray::LeaderActor"
-# The process that ranks are forked from, and hence they too.
-FORKS = "multiprocessing.forkserver"
+# The processes that ranks are forked from, and hence they too: the node's, of which leaders have
+# forks, and multiprocessing's own, where a leader has it alone.
+NODES, OWN = "cluster.fleet.forkserver", "multiprocessing.forkserver"
 GONE_WITHIN_S = 60
 
 
@@ -31,12 +32,14 @@ def leaders(mark: str) -> list[int]:
 
 def ranks(mark: str) -> list[int]:
     """The ranks of all gangs that have a leader."""
-    return [pid for pid in marked(mark) if FORKS in _title(pid) and FORKS in _title(_parent(pid))]
+    return [pid for pid in marked(mark) if _is_rank(pid)]
 
 
 def family(mark: str) -> list[int]:
     """Leaders, what their ranks are forked from, and ranks, also those without a leader."""
-    return leaders(mark) + [pid for pid in marked(mark) if FORKS in _title(pid)]
+    return leaders(mark) + [
+        pid for pid in marked(mark) if NODES in _title(pid) or OWN in _title(pid)
+    ]
 
 
 def marked(mark: str) -> list[int]:
@@ -61,6 +64,13 @@ def send(pid: int, what: signal.Signals) -> bool:
 def left_over(pids: Iterable[int], within_s: float = GONE_WITHIN_S) -> list[int]:
     """Those processes that have not ended within the time; waits for their ends, not longer."""
     return [pid for pid in pids if not _ends(pid, within_s)]
+
+
+def _is_rank(pid: int) -> bool:
+    parents = _parent(pid), _parent(_parent(pid))
+    if OWN in _title(pid):
+        return OWN in _title(parents[0])
+    return all(NODES in _title(one) for one in (pid, *parents))
 
 
 def _ends(pid: int, within_s: float) -> bool:

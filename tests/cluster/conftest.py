@@ -1,27 +1,22 @@
 """The embedded model, as the driver knows it, and small plans of it."""
 
-import multiprocessing
 from collections.abc import Iterator
-from multiprocessing.forkserver import ensure_running
 
 import pytest
 
+from cluster.fleet.forkserver import join, own_name
 from cluster.fleet.gang import Gang
 from cluster.models.model import Model, find_model
 from cluster.ranks import rank_builder
+from cluster.ranks.builders import IMPORTED
 from cluster.work.plan import WorkItem, plan_items
 from cluster.work.prompts import Prompt
 
 
 @pytest.fixture(scope="session", autouse=True)
-def forkserver() -> None:
-    """The process that this process's gangs fork their ranks from has imported torch and diffusers.
-
-    It imports what the first gang needs, once. After a first gang that needs neither, every rank
-    of every later one would spend seconds on it.
-    """
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["cluster.ranks.renderer"])
-    ensure_running()
+def forkserver(kept_forkserver) -> None:
+    """The gangs of this process are forks of what all jobs of the session are forks of."""
+    join(own_name(), IMPORTED)
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,11 @@ PROMPTS = [
 CALIBRATED = "a yellow triangle moving down on a light background"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def forkserver(kept_forkserver) -> None:
+    """Jobs start their ranks as forks of one process."""
+
+
 @pytest.fixture(scope="session")
 def model() -> Model:
     """What is known of the embedded model without its weights."""

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import psutil
 
 if TYPE_CHECKING:  # every rank imports this file: most need none of it
     import torch
@@ -38,6 +42,23 @@ class Compiling:
 def who(built: tuple[int, int], payload: object) -> tuple[tuple[int, int], object, int]:
     """The rank's identity, what it was given, and its process."""
     return built, payload, os.getpid()
+
+
+def forebears(built: tuple[int, int], payload: object) -> tuple[int, int]:
+    """The process that the rank was forked from, and the one that this was forked from."""
+    parent = os.getppid()
+    return parent, psutil.Process(parent).ppid()
+
+
+def environment(built: tuple[int, int], name: str) -> str | None:
+    """A variable of the rank's environment; its value is also said, to standard error."""
+    print(f"{name} is {os.environ.get(name)}", file=sys.stderr, flush=True)
+    return os.environ.get(name)
+
+
+def sleep(built: tuple[int, int], seconds: float) -> None:
+    """Is at work for so long."""
+    time.sleep(seconds)
 
 
 def latents(renderer: Renderer, request: RenderRequest) -> torch.Tensor:

@@ -237,7 +237,9 @@ def last_run(history, third, root) -> Path:
 
 @pytest.fixture
 def no_ranks(monkeypatch) -> None:
-    monkeypatch.setattr("cluster.fleet.driver.connect", lambda: pytest.fail("a rank was asked for"))
+    monkeypatch.setattr(
+        "cluster.fleet.connection.connect", lambda: pytest.fail("a rank was asked for")
+    )
 
 
 def test_a_first_run_creates_a_schedule_and_promotes_it(history, first):

@@ -1,0 +1,137 @@
+"""The ranks of a node are forks of one process, and die with their leader all the same."""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+import pytest
+
+from cluster.fleet import forkserver
+from tests.support.processes import gone
+
+NEEDS = ("tests.support.ranks",)
+LEADER = textwrap.dedent(
+    """
+    import sys
+    from cluster.fleet import forkserver
+    from cluster.fleet.gang import Gang
+    from tests.support import ranks
+
+    forkserver.join({name!r}, {needs!r})
+    with Gang(ranks.build, 2) as gang:
+        print(*gang.run(ranks.forebears, None), *gang.pids, flush=True)
+        for line in sys.stdin:
+            print(eval(line), flush=True)
+    """
+)
+
+
+class Leader:
+    """A process that leads a gang of two, and does what it is told."""
+
+    def __init__(self, name: str, **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", LEADER.format(name=name, needs=NEEDS)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
+        )
+        self.fork, self.nodes, *self.ranks = map(int, self.process.stdout.readline().split())
+
+    def ask(self, line: str) -> str:
+        """What an expression is there."""
+        self.tell(line)
+        return self.process.stdout.readline().strip()
+
+    def tell(self, line: str) -> None:
+        """Lets it compute an expression."""
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+
+
+@contextmanager
+def leader(name: str, **environment: str) -> Iterator[Leader]:
+    """A leader, which is killed at the end."""
+    one = Leader(name, **environment)
+    with one.process:
+        yield one
+        one.process.kill()
+
+
+@pytest.fixture
+def name() -> str:
+    """The name of a job that nobody else has."""
+    return secrets.token_hex(8)
+
+
+def test_leaders_of_a_node_have_forks_of_one_process_which_ends_after_the_last(name):
+    with leader(name) as first:
+        with leader(name) as second:
+            assert first.nodes == second.nodes
+            assert first.fork != second.fork
+            assert "cluster.fleet.forkserver" in " ".join(psutil.Process(first.nodes).cmdline())
+        assert all(gone(pid) for pid in second.ranks)
+        assert psutil.pid_exists(first.nodes)
+        assert first.ask("gang.run(ranks.who, 'still there')[1]") == "still there"
+    assert gone(first.nodes)
+
+
+def test_ranks_that_are_at_work_die_with_a_leader_that_is_killed(name):
+    with leader(name) as one:
+        one.tell("gang.run(ranks.sleep, 600.0)")
+        one.process.kill()
+        assert all(gone(pid) for pid in (*one.ranks, one.fork, one.nodes))
+
+
+@pytest.mark.parametrize("lost", ["fork", "nodes"])
+def test_a_gang_is_rebuilt_whatever_it_was_forked_from_is_killed(name, lost):
+    with leader(name) as one:
+        os.kill(getattr(one, lost), signal.SIGKILL)
+        os.kill(one.fork, signal.SIGKILL)
+        assert all(gone(pid) for pid in one.ranks)
+        fork, *_ = eval(one.ask("gang.run(ranks.forebears, None)"))
+        assert fork != one.fork
+
+
+def test_ranks_have_the_environment_and_the_output_of_their_leader(name):
+    with leader(name), leader(name, OF_THIS_LEADER="its own") as second:
+        assert second.ask("gang.run(ranks.environment, 'OF_THIS_LEADER')") == "its own"
+        second.process.kill()
+        assert "OF_THIS_LEADER is its own" in second.process.stderr.read()
+
+
+def test_a_leader_whose_libraries_would_be_imported_otherwise_imports_them_itself(name):
+    with leader(name) as first, leader(name, HF_HUB_OFFLINE="1") as second:
+        assert second.nodes == second.process.pid != first.nodes
+
+
+def test_what_is_no_request_ends_its_connection_and_no_other(name):
+    with leader(name) as one, forkserver.connected(name, NEEDS) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        connection.settimeout(30)
+        assert connection.recv(1) == b""
+        with leader(name) as other:
+            assert other.nodes == one.nodes
+
+
+def test_a_job_keeps_it_between_its_gangs(name, monkeypatch):
+    monkeypatch.setattr(forkserver, "own_name", lambda: name)
+    monkeypatch.setattr(forkserver, "_kept", {})
+    forkserver.keep(NEEDS)
+    with leader(name) as first:
+        pass
+    with leader(name) as second:
+        assert second.nodes == first.nodes
+    (kept,) = forkserver._kept.values()
+    assert isinstance(kept, socket.socket)
+    kept.close()
+    assert gone(first.nodes)
