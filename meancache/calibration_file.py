@@ -23,7 +23,7 @@ from meancache.statistics import Statistics, edge_count, edge_list
 if TYPE_CHECKING:
     from meancache.calibration import Calibration
 
-# Of a calibration with levels below its run's; one without stays readable by what wrote "2".
+# A calibration with levels below its run's is "3"; one without stays readable by what wrote "2".
 SCHEMA = "3"
 PLAIN_SCHEMA = "2"
 # What a file may unpack to; 30,000 trajectories of 50 steps.
@@ -138,7 +138,7 @@ def _setting(text: bytes) -> dict[str, Any]:
 
 def _trajectories(file: pq.ParquetFile, steps: int, levels: int) -> Iterator[Statistics]:
     """The rows of a file. A few kilobytes can unpack to any size, so that is bounded."""
-    # Of the metadata no more than this: pyarrow 26 ends the process on a damaged column's.
+    # No more of the metadata is read: pyarrow 26 ends the process on that of a damaged column.
     values = file.metadata.num_rows * (levels**2 + edge_count(steps))
     too_large = CalibrationError(
         f"the calibration unpacks to more than {MAX_BYTES} bytes; calibrate fewer"

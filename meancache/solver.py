@@ -130,7 +130,7 @@ def _checked(budgets: Iterable[int], gamma: float, steps: int) -> list[int]:
 
 
 def _cheapest_edges(costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of the parallel edges between two steps the cheapest: its cost and span, (T, T + 1)."""
+    """The cheapest of the parallel edges between two steps: its cost and span, (T, T + 1)."""
     costs = np.asarray(costs, dtype=np.float64)
     if costs.ndim != 3 or costs.shape[2] < 2 or costs.shape[2] - costs.shape[1] not in (0, 1):
         raise SolverError(

@@ -61,7 +61,7 @@ def connected(name: str, needs: Sequence[str]) -> socket.socket:
     Raises:
         OSError: it can be neither reached nor started.
     """
-    # Of all that race for it, one process binds this address, and starts the forkserver.
+    # Only one process can bind this address, and that one starts the forkserver.
     address = f"\0meancache-{name}-{zlib.crc32(repr(tuple(needs)).encode()):08x}"
     connection = socket.socket(socket.AF_UNIX)
     try:

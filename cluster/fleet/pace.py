@@ -7,7 +7,7 @@ from collections import deque
 
 # Until anything is known of the machine: a 720p video on one GPU takes half an hour.
 TASK_DEADLINE_S = 3600.0
-# Of one and the same size, tasks differ by the load of the machine, not by more than this.
+# Tasks of one size differ by the load of the machine, and not by more than this.
 PATIENCE = 5.0
 # Small tasks are at the mercy of a busy machine; below this a hang costs little.
 FLOOR_S = 60.0

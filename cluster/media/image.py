@@ -1,6 +1,6 @@
 """A picture to a PNG and back, in memory.
 
-Lossless, so what is measured on the file is what was drawn; no dates or names in it, so the same
+Lossless, so what is measured on the file is what was rendered; no dates or names in it, so the same
 pixels give the same bytes with the same libraries.
 """
 

@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 
+from cluster.models.model import ModelError
+from meancache.json_values import shown
+
 NATIVE = "native"
 # torch's own: its choice by shape, and cuDNN's.
 TRIED = (NATIVE, "_native_cudnn")
@@ -32,14 +35,20 @@ def choose_attention(transformer: Any, asked: str | None, device: torch.device) 
         device: of the rank.
 
     Raises:
-        ValueError: diffusers knows no such backend.
-        RuntimeError: it is not installed.
+        ModelError: diffusers knows no such backend, or it cannot be used here.
     """
     name = asked
     if name is None:
         name = _fastest(transformer, device) if device.type == "cuda" else NATIVE
     if name != NATIVE:
-        transformer.set_attention_backend(name)
+        try:
+            transformer.set_attention_backend(name)
+        except (ImportError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ModelError(
+                f"attention {shown(name)} cannot be used: {reason}; leave --attention out for the "
+                "fastest of torch's own"
+            ) from error
     return name
 
 

@@ -190,7 +190,7 @@ class Renderer:
             for one in watching:
                 one.remove()
             self._watch = None
-        # Of the calls with a schedule, the hook answered some itself.
+        # With a schedule, the hook answered some of the calls itself.
         nfe = watch.calls if hook is None else hook.forwards
         before, self._done = self._done, time.perf_counter()
         return Denoised(

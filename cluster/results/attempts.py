@@ -20,7 +20,7 @@ from cluster.store import AlreadyExists, Store
 from cluster.work.plan import WorkItem
 from meancache.json_values import canonical_json
 
-# Of an error's text; the whole of it is in the log of its rank.
+# An error's text is cut here; the whole of it is in the log of its rank.
 REASON_LENGTH = 2000
 _CLOSED = "closed.r"
 RENDER_FOLDER = "attempts/"

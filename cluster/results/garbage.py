@@ -1,7 +1,7 @@
 """Removes videos that no receipt names and none will, and what a killed driver has left.
 
 An attempt that is killed between its video and its receipt leaves the video behind. Where the
-next attempt draws other bytes, nothing names the first, and it is garbage once nobody can commit
+next attempt makes other bytes, nothing names the first, and it is garbage once nobody can commit
 it any more.
 """
 

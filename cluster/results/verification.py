@@ -151,7 +151,7 @@ def _verify_part(
 
 
 def _steps_by_schedule(store: Store) -> dict[str, int] | None:
-    """Of a job with a schedule for each setting: how many steps each is for, by its id.
+    """How many steps each schedule is for, by its id, in a job that has one for each setting.
 
     None where one schedule, or none, serves all rows, and where job.json cannot be read.
     """

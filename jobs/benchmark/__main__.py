@@ -19,7 +19,15 @@ from jobs.benchmark.workflow import SHAPES, STAGES
 
 def configured(options: argparse.Namespace) -> workflow.Config:
     """The workflow's configuration by these flags."""
-    return workflow.Config(options.shape, options.minutes, tuple(options.stages), options.json)
+    return workflow.Config(
+        options.shape,
+        options.minutes,
+        tuple(options.stages),
+        options.json,
+        options.repeats,
+        options.videos,
+        options.compile,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,6 +65,23 @@ def parser() -> argparse.ArgumentParser:
         choices=STAGES,
         metavar="NAME",
         help=f"measure these alone, of {', '.join(STAGES)}",
+    )
+    result.add_argument(
+        "--repeats",
+        type=positive,
+        metavar="N",
+        help="runs of ten forwards, of which medians are given (default: 2)",
+    )
+    result.add_argument(
+        "--videos",
+        type=positive,
+        metavar="N",
+        help="videos with all stages at work (default: 5 on a GPU, 2 on a CPU)",
+    )
+    result.add_argument(
+        "--compile",
+        action="store_true",
+        help="measure compiled blocks on a CPU too; on a GPU they are measured anyway",
     )
     result.add_argument(
         "--json",

@@ -1,8 +1,8 @@
 """python -m jobs.benchmark scale: what a job costs around the model, up to a million rows.
 
 Renders with ranks that render nothing; all else is real, so the figures are what planning,
-handing out, mp4, store and receipts take, and what the driver holds in memory. Of a large job only
-a part is delivered by gangs; the other receipts are written as their leaders would write them.
+handing out, mp4, store and receipts take, and what the driver holds in memory. Gangs
+deliver only a part of a large job; the other receipts are written as their leaders would do it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from jobs._shared.progress import progress
 from jobs.benchmark.null import NullRenderer
 from jobs.render import workflow as render
 
-# Of each half of the rows, how many are delivered by gangs: enough to know the rate.
+# How many of each half of the rows gangs deliver: enough to know the rate.
 BY_GANGS = 10_000
 
 

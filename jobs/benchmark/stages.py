@@ -28,6 +28,7 @@ from meancache.trajectory import record_trajectory
 
 Figures = dict[str, Any]
 BUDGETS = (10, 5)
+REPEATS = 2
 # Sides of the matrices whose product is the limit, by device.
 MATRIX = {"cuda": 8192, "cpu": 1024}
 # What enable_tiling sets where it is called without sizes.
@@ -44,11 +45,21 @@ class Machine:
     Args:
         model: of random weights.
         arguments: of the pipeline's call.
+        repeats: videos of a kind that are measured, one after the other, after one that is not.
+        videos: that are measured with all stages at work; None for a few.
     """
 
-    def __init__(self, model: Model, arguments: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        model: Model,
+        arguments: Mapping[str, Any],
+        repeats: int = REPEATS,
+        videos: int | None = None,
+    ) -> None:
         self.model = model
         self.arguments = dict(arguments)
+        self.repeats = repeats
+        self.videos = videos or (5 if self.cuda else 2)
         self._renderer: Renderer | None = None
         self._compiled = False
 
@@ -58,7 +69,7 @@ class Machine:
 
     @property
     def renderer(self) -> Renderer:
-        """Of one rank, with the whole pipeline; compiled once `compile` was called."""
+        """One rank with the whole pipeline; compiled once `compile` was called."""
         if self._renderer is None:
             self._renderer = Renderer(self.model, 0, 1, "", compiled=self._compiled)
         return self._renderer
@@ -76,12 +87,12 @@ class Machine:
             torch.cuda.empty_cache()
 
     def schedule(self, budget: int) -> Schedule:
-        """Of that many forwards."""
+        """A schedule of that many forwards."""
         steps = self.arguments["num_inference_steps"]
         return speed.even_schedule(self.model.grid(steps, self.arguments).sigmas, budget)
 
     def flops(self) -> float:
-        """Of a forward, the padding of the text left out."""
+        """FLOPs of a forward, the padding of the text left out."""
         assert self.model.transformer is not None
         return self.model.transformer.forward_flops(self.model.tokens(self.arguments))
 
@@ -141,7 +152,7 @@ def compiled(machine: Machine) -> Figures:
 def loop(machine: Machine) -> Figures:
     """Videos of ten forwards: each part of them, one after the other."""
     schedule = machine.schedule(BUDGETS[0])
-    _, *turns = (speed.turn(machine.renderer, machine.arguments, schedule) for _ in range(3))
+    _, *turns = (speed.turn(machine.renderer, machine.arguments, schedule) for _ in _runs(machine))
     skipped = [
         second
         for turn in turns
@@ -188,7 +199,7 @@ def steady(machine: Machine) -> Figures:
         machine.model,
         machine.arguments,
         machine.schedule(BUDGETS[0]),
-        videos=5 if machine.cuda else 2,
+        videos=machine.videos,
         compiled=machine.cuda,
     )
 
@@ -236,6 +247,11 @@ STAGES = (
     Stage("fewer", fewer, 5, 8),
 )
 """In their order. Those that measure videos come after `compiled`, and are of compiled blocks."""
+
+
+def _runs(machine: Machine) -> range:
+    """Those that are measured, and the first, which is slower than all that follow."""
+    return range(machine.repeats + 1)
 
 
 class _Reached(BaseException):

@@ -42,12 +42,18 @@ class Config:
         minutes: after which no stage is begun, nor one that would take longer; None for all.
         stages: names of those that are wanted; empty for all.
         json: a file for the figures, from which a benchmark that was begun is resumed; or None.
+        repeats: runs of ten forwards whose medians are given; None for a few.
+        videos: in steady state; None for a few.
+        compile: measure compiled blocks without a GPU too, which takes minutes of compiling.
     """
 
     shape: str = "480p"
     minutes: float | None = None
     stages: tuple[str, ...] = ()
     json: Path | None = None
+    repeats: int | None = None
+    videos: int | None = None
+    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,8 @@ def run(config: Config) -> Outcome:
     wanted = [
         stage
         for stage in all_stages.STAGES
-        if stage.name in (config.stages or (stage.name,)) and (machine.cuda or not stage.gpu)
+        if stage.name in (config.stages or (stage.name,))
+        and (machine.cuda or not stage.gpu or (config.compile and stage.name == "compiled"))
     ]
     print(f"{figures['model']}, {_size(figures['shape'])}, {figures['machine']}", flush=True)
     failed, left = 0, []
@@ -119,7 +126,7 @@ def _machine(config: Config) -> tuple[Machine, dict[str, Any]]:
     import torch
 
     from cluster.ranks.random_weights import FULL, SCALED, random_model
-    from jobs.benchmark.stages import Machine
+    from jobs.benchmark.stages import REPEATS, Machine
 
     cuda = torch.cuda.is_available()
     model = random_model(FULL, "bfloat16") if cuda else random_model(SCALED, "float32")
@@ -143,7 +150,7 @@ def _machine(config: Config) -> tuple[Machine, dict[str, Any]]:
         same = [key for key in figures if key not in ("stages", "ratios", "failed")]
         if all(before.get(key) == figures[key] for key in same):
             figures |= {"stages": before["stages"], "ratios": before["ratios"]}
-    return Machine(model, arguments), figures
+    return Machine(model, arguments, config.repeats or REPEATS, config.videos), figures
 
 
 def _takes(stage: Stage, machine: Machine, figures: Mapping[str, Any]) -> float:

@@ -39,8 +39,8 @@ TRAJECTORIES = 12
 VIDEOS = 8
 BUDGETS = (8, 10, 12, 15)
 BUDGET = 10
-# Of the render, to show one, where there are as many GPUs or none. For videos so small, gangs of
-# one rank are faster.
+# The render shows a gang of two, where there are as many GPUs or none. For videos so small, gangs
+# of one rank are faster.
 GANG_SIZE = 2
 # Each fits two of the budgets, on a core.
 GANGS = "2"

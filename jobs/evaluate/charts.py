@@ -78,7 +78,7 @@ def closer_charts(
             "Which steps compute",
             figures.computed_steps(_best_schedules(found, schedules)),
             "A row a schedule, its budget on the left: coloured steps run the transformer, the "
-            "others take a velocity estimated from those before. Of several the best is shown.",
+            "others take a velocity estimated from those before. The best schedule of each method and budget is shown.",
         ),
         *_chart(
             "Closeness to the exact flow",
@@ -90,7 +90,7 @@ def closer_charts(
 
 
 def _best_schedules(found: Sequence[Result], schedules: Mapping[str, Schedule]) -> list[Schedule]:
-    """Of each method and budget the schedule that was measured best.
+    """The schedule that was measured best, for each method and budget.
 
     `refined` keeps the steps of the fitted schedule that it starts from, and says nothing new.
     """

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from cluster.work.prompts import Prompt, PromptsError
 from jobs._shared.prompts import plain
 
-# Of the prompts of a file, how many are kept back; two at least, for there to be a spread.
+# The share of a file's prompts that is kept back; two at least, for there to be a spread.
 HELD_OUT_SHARE = 1 / 3
 LEAST_HELD_OUT = 2
 

@@ -47,6 +47,13 @@ def parser() -> argparse.ArgumentParser:
         "the default, does so on GPUs where the job is long enough to repay it; not part of the "
         "job, which is resumed with or without",
     )
+    result.add_argument(
+        "--attention",
+        metavar="NAME",
+        help="the attention of gangs of one, a backend of diffusers such as _flash_3 or sage, which "
+        "must be installed on the nodes (default: the fastest of torch's own, by trial); not part "
+        "of the job either, and named in each receipt",
+    )
     group = result.add_argument_group("failures (a row is given up after 3 attempts)")
     group.add_argument(
         "--retry-failed",
@@ -163,6 +170,7 @@ def configured(options: argparse.Namespace) -> Config:
         seeds=options.seeds,
         max_prompt_tokens=options.max_prompt_tokens,
         append=options.append,
+        attention=options.attention,
     )
 
 

@@ -30,7 +30,7 @@ from meancache.json_values import shown
 RATE_SAMPLE = 20
 # How many of the rows that repeat another are named.
 NAMED = 5
-# Of an H100.
+# What an H100 has.
 MEMORY_GIB = 80
 
 

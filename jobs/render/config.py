@@ -36,6 +36,7 @@ class Config:
         seeds: videos of each row.
         max_prompt_tokens: 'warn' or 'refuse', where a prompt is longer than what the model reads.
         append: add rows to a finished root, behind those that are there.
+        attention: a backend of diffusers; None for the fastest of torch's own.
     """
 
     output: str
@@ -57,3 +58,4 @@ class Config:
     seeds: int = 1
     max_prompt_tokens: str = "warn"
     append: bool = False
+    attention: str | None = None

@@ -22,7 +22,7 @@ from cluster.work import pictures
 from jobs._shared.pictures import animation
 
 SAMPLES = 24
-# Of a sampled video: pixels of its longer edge, and frames.
+# A sampled video is shown in so many pixels of its longer edge, and so many frames.
 SIDE, FRAMES = 256, 12
 # How many of the worst are shown first, where an audit measured some.
 WORST = 8

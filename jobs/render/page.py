@@ -28,7 +28,7 @@ from jobs.render.gallery import Chosen, Sample, choose, sample
 from jobs.render.settings import schedules_in
 from jobs.render.times import STAGES, goodput, known, measures, seconds, stages, throughput
 
-# Of reasons, how many are told, each with so many items, and how many failed attempts are read.
+# How many reasons are told, how many items of each, and how many failed attempts are read.
 REASONS, NAMED, ATTEMPTS_READ = 12, 3, 500
 LONGEST_TEXT = 240
 

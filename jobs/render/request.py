@@ -63,6 +63,11 @@ def prepare(config: Config) -> Prepared:
             f"--compile is not for {model.id}: diffusers names no blocks that repeat in the "
             f"transformer of a {model.pipeline}; leave it out"
         )
+    if config.attention is not None and config.fleet.gang_size > 1:
+        raise ModelError(
+            f"--attention {shown(config.attention)} is for gangs of one; larger ones use xDiT's: "
+            "leave it out"
+        )
     prompts = read_prompts(config.prompts, config.prompt_column)
     _examine_images(config, model, prompts)
     settings = settings_of(prompts, arguments)
@@ -160,7 +165,11 @@ def _gangs(config: Config, model: Model, schedule: Chosen, items: Sequence[WorkI
     worth = _compiling_repays(config, model, schedule, items)
     return config.fleet.recruit(
         denoiser_builder(
-            model, largest, beside, compiling.decided(config.compile, model.kind.compiles and worth)
+            model,
+            largest,
+            beside,
+            compiling.decided(config.compile, model.kind.compiles and worth),
+            config.attention,
         ),
         encoders_builder(model, largest, size),
         beside,

@@ -15,7 +15,7 @@ from jobs._shared.progress import duration
 
 BARS = 60
 METRIC = "metrics."
-# Of a video, the gang's time in its denoising loop, and all of it, waiting for work included.
+# A video's forwards at their fastest, and all of the gang's time, waiting for work included.
 IDEAL, GANG = "metrics.ideal_s", "metrics.gang_s"
 STAGES = ("render_s", "encode_s", "upload_s")
 # Below this, a rate says nothing.

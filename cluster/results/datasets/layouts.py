@@ -38,7 +38,7 @@ from meancache.json_values import canonical_json
 JOB_KEY = ".export/job.json"
 SUCCESS_KEY = ".export/_SUCCESS"
 METADATA_KEY = "metadata.parquet"
-# Of a tar, and of what is in memory at once.
+# A tar is no larger, nor what is in memory at once.
 MOST_BYTES = 256 * 2**20
 MOST_AT_ONCE = 128
 ROWS_OF_A_PART = 100_000

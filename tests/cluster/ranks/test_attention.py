@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from cluster.models.model import ModelError
 from cluster.ranks.attention import NATIVE, choose_attention
 from cluster.ranks.renderer import Renderer
 from tests.support import small_pipelines
@@ -26,7 +27,9 @@ def test_what_is_asked_for_is_set_and_named(model):
 
 def test_what_is_not_installed_or_not_known_is_refused():
     transformer = small_pipelines.hunyuan_transformer()
-    with pytest.raises(RuntimeError, match="not usable"):
+    with pytest.raises(
+        ModelError, match="'_flash_3' cannot be used: .*not usable.*leave --attention out"
+    ):
         choose_attention(transformer, "_flash_3", CPU)
-    with pytest.raises(ValueError, match="must be one of"):
+    with pytest.raises(ModelError, match="must be one of"):
         choose_attention(transformer, "fastest", CPU)
