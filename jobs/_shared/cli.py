@@ -132,8 +132,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--negative-prompt",
         metavar="TEXT",
-        help="what not to show; HunyuanVideo, FLUX.1 and Qwen-Image have guidance in two forwards a "
-        "step only where one is given, and ' ' will do",
+        help="what not to show; HunyuanVideo, FLUX.1 and Qwen-Image have guidance in two forwards "
+        "only where one is given, and ' ' will do",
     )
     group.add_argument(
         "--true-cfg-scale",

@@ -78,7 +78,8 @@ def closer_charts(
             "Which steps compute",
             figures.computed_steps(_best_schedules(found, schedules)),
             "A row a schedule, its budget on the left: coloured steps run the transformer, the "
-            "others take a velocity estimated from those before. The best schedule of each method and budget is shown.",
+            "others take a velocity estimated from those before. The best schedule of each method "
+            "and budget is shown.",
         ),
         *_chart(
             "Closeness to the exact flow",

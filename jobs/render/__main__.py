@@ -50,9 +50,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--attention",
         metavar="NAME",
-        help="the attention of gangs of one, a backend of diffusers such as _flash_3 or sage, which "
-        "must be installed on the nodes (default: the fastest of torch's own, by trial); not part "
-        "of the job either, and named in each receipt",
+        help="the attention of gangs of one: a backend of diffusers, such as _flash_3 or sage, that "
+        "is installed on the nodes (default: the fastest of torch's own, by trial); not part of "
+        "the job either, and named in each receipt",
     )
     group = result.add_argument_group("failures (a row is given up after 3 attempts)")
     group.add_argument(

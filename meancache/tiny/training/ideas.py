@@ -39,7 +39,7 @@ STEP = 1e-3  # of a weight, for the derivative of the final latents
 
 
 Weights = list[list[torch.Tensor]]
-"""A list for each jump, newest velocity first; each a number, or one a channel in a broadcast shape."""
+"""For each jump, newest velocity first; each a number, or one a channel in a broadcast shape."""
 
 Solve = Callable[[list[torch.Tensor], torch.Tensor], list[torch.Tensor]]
 """From velocities, newest first, and the one that is wanted, to weights."""

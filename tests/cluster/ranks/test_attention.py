@@ -28,7 +28,7 @@ def test_what_is_asked_for_is_set_and_named(model):
 def test_what_is_not_installed_or_not_known_is_refused():
     transformer = small_pipelines.hunyuan_transformer()
     with pytest.raises(
-        ModelError, match="'_flash_3' cannot be used: .*not usable.*leave --attention out"
+        ModelError, match=r"'_flash_3' cannot be used: .*not usable.*leave --attention out"
     ):
         choose_attention(transformer, "_flash_3", CPU)
     with pytest.raises(ModelError, match="must be one of"):
