@@ -50,8 +50,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--attention",
         metavar="NAME",
-        help="the attention of gangs of one: a backend of diffusers, such as _flash_3 or sage, that "
-        "is installed on the nodes (default: the fastest of torch's own, by trial); not part of "
+        help="the attention of gangs of one: a backend of diffusers such as _flash_3 or sage, "
+        "installed on the nodes (default: the fastest of torch's own, by trial); not part of "
         "the job either, and named in each receipt",
     )
     group = result.add_argument_group("failures (a row is given up after 3 attempts)")
