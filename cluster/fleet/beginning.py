@@ -6,6 +6,7 @@ Imports Ray only when it is called, so that what is refused before does without.
 from __future__ import annotations
 
 import os
+import sys
 
 from cluster.fleet import forkserver
 from cluster.fleet.gangs import Gangs
@@ -24,5 +25,10 @@ def begin(gangs: Gangs) -> None:
     from cluster.fleet.connection import connect
     from cluster.fleet.placement import placement
 
-    connect()
+    connect(starting)
     placement(gangs.size, gangs.on_gpus)
+
+
+def starting() -> None:
+    """Says that Ray is started here, which takes some seconds of silence."""
+    print("starting Ray", file=sys.stderr, flush=True)

@@ -5,7 +5,12 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import signal
 import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from pathlib import Path
+from unittest import mock
 from urllib.parse import urlsplit
 
 import grpc
@@ -16,6 +21,8 @@ from ray._private.authentication.authentication_token_setup import (
 )
 from ray._private.authentication.authentication_utils import is_token_auth_enabled
 from ray._private.grpc_utils import init_grpc_channel
+from ray._private.node import Node
+from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 from ray._private.services import find_bootstrap_address
 from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
@@ -35,8 +42,11 @@ _SCHEMES = {
 }
 
 
-def connect() -> None:
+def connect(starting: Callable[[], None] = lambda: None) -> None:
     """Joins the cluster of RAY_ADDRESS or of this machine; where there is none, starts one.
+
+    Args:
+        starting: told before one is started.
 
     Raises:
         FleetError: there is no such cluster, it does not answer, or it does not let this process
@@ -47,19 +57,26 @@ def connect() -> None:
     address, source = _address()
     if address is not None:
         _check_answers(address, source)
+    else:
+        starting()
     try:
-        ray.init(
-            logging_level=logging.ERROR,
+        with nullcontext() if address else _small():
             # What ranks print belongs to Ray's own logs; a job's log is its driver's.
-            log_to_driver=False,
-            # A dashboard takes seconds to start, and would be gone with the job.
-            include_dashboard=False,
-        )
+            ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
     except Exception as error:  # bare ones too, as where Ray waits too long for its own start
         where = "no Ray cluster can be started here" if address is None else f"Ray at {address}"
         raise FleetError(f"{where}: {told(error)}") from error
     if address is None:
         atexit.register(end)
+
+
+@contextmanager
+def _small() -> Iterator[None]:
+    """Starts of Ray without what serves other machines and people: they take seconds of a core."""
+    with ExitStack() as stack:
+        for name in ("start_monitor", "start_api_server", "start_log_monitor"):
+            stack.enter_context(mock.patch.object(Node, name, return_value=None))
+        yield
 
 
 def end() -> None:
@@ -70,9 +87,23 @@ def end() -> None:
     node = worker._global_node
     if not ray.is_initialized() or node is None:
         return
+    workers = _children(node)
     kill = node.kill_all_processes
     node.kill_all_processes = lambda **_: kill(check_alive=False, allow_graceful=False)
     ray.shutdown()
+    for pid in workers:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _children(node: Node) -> list[int]:
+    """What Ray's node manager has started, its agents among them: they would stay for a minute."""
+    found: list[int] = []
+    for manager in node.all_processes.get(PROCESS_TYPE_RAYLET, ()):
+        for task in Path(f"/proc/{manager.process.pid}/task").glob("*/children"):
+            with suppress(OSError):
+                found += map(int, task.read_text().split())
+    return found
 
 
 def _address() -> tuple[str | None, str]:

@@ -27,6 +27,7 @@ import threading
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -122,9 +123,11 @@ def main(listening: int, needs: Sequence[str]) -> None:
     """
     if os.fork():  # whoever started it need not wait for its end, nor end it with its own
         os._exit(0)
+    given = dict(os.environ)
     for module in needs:
         with suppress(ImportError):  # a rank will say so
             __import__(module)
+    imports = _Imports(given, {key: os.environ[key] for key in set(os.environ) - set(given)})
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
     with socket.socket(fileno=listening) as listener, selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ)
@@ -133,12 +136,28 @@ def main(listening: int, needs: Sequence[str]) -> None:
                 if key.fileobj is listener:
                     selector.register(listener.accept()[0], selectors.EVENT_READ)
                 else:
-                    _serve(key.fileobj, selector)
+                    _serve(key.fileobj, selector, imports)
             if len(selector.get_map()) == 1 and not selector.select(0):
                 return
 
 
-def _serve(connection: Any, selector: selectors.BaseSelector) -> None:
+@dataclass(frozen=True)
+class _Imports:
+    """The environment that modules were imported in, and the variables that they have set."""
+
+    given: Mapping[str, str]
+    made: Mapping[str, str]
+
+    def same(self, environ: Mapping[str, str]) -> bool:
+        """Whether a process with this environment would have imported the same."""
+
+        def read(variables: Mapping[str, str]) -> dict[str, str]:
+            return {key: variables[key] for key in variables if key.startswith(READ_AT_IMPORT)}
+
+        return read(environ) == read(self.given)
+
+
+def _serve(connection: Any, selector: selectors.BaseSelector, imports: _Imports) -> None:
     """Forks for a leader, or takes note that a process has gone."""
     try:
         connection.settimeout(REQUEST_S)
@@ -148,10 +167,11 @@ def _serve(connection: Any, selector: selectors.BaseSelector) -> None:
         connection.close()
         return
     pid = 0
-    if _same_imports(wanted["environ"]):
+    if imports.same(wanted["environ"]):
         pid = os.fork()
         if not pid:
-            _become_a_leaders(wanted, descriptors, selector)
+            environ = {**imports.made, **wanted["environ"]}
+            _become_a_leaders(environ, wanted["folder"], descriptors, selector)
     for descriptor in descriptors:
         os.close(descriptor)
     with suppress(OSError):
@@ -193,15 +213,11 @@ def _namespace(pid: str) -> str:
     return os.readlink(f"/proc/{pid}/ns/mnt") + os.readlink(f"/proc/{pid}/ns/pid")
 
 
-def _same_imports(environ: Mapping[str, str]) -> bool:
-    def read(variables: Mapping[str, str]) -> dict[str, str]:
-        return {key: value for key, value in variables.items() if key.startswith(READ_AT_IMPORT)}
-
-    return read(environ) == read(os.environ)
-
-
 def _become_a_leaders(
-    wanted: Mapping[str, Any], descriptors: Sequence[int], selector: selectors.BaseSelector
+    environ: Mapping[str, str],
+    folder: str,
+    descriptors: Sequence[int],
+    selector: selectors.BaseSelector,
 ) -> None:
     """The fork's life: it serves its leader, and never returns."""
     listening, alive, *streams = descriptors
@@ -210,9 +226,9 @@ def _become_a_leaders(
             key.fileobj.close()  # type: ignore[union-attr]
         selector.close()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.chdir(wanted["folder"])
+        os.chdir(folder)
         os.environ.clear()
-        os.environ.update(wanted["environ"])
+        os.environ.update(environ)
         for number, stream in enumerate(streams, start=1):
             os.dup2(stream, number)
             os.close(stream)

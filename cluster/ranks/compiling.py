@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 # Where compiled kernels are kept for the next job on this node. torch's own default is a folder
 # that any user of the machine could have made first.
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 CACHE = Path.home() / ".cache" / "meancache" / "inductor"
 TEXT = "encoder_hidden_states"
 
@@ -26,7 +27,10 @@ def compile_blocks(transformer: Any) -> None:
     Args:
         transformer: of diffusers or xDiT, which names its blocks that repeat.
     """
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE))
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # with the compiler
+
+    if os.environ.get(CACHE_VARIABLE) in (None, default_cache_dir()):  # torch sets it at import
+        os.environ[CACHE_VARIABLE] = str(CACHE)
     named = set(transformer._repeated_blocks)
     counts = Counter(type(module).__name__ for module in transformer.modules())
     for block in transformer.modules():

@@ -26,7 +26,7 @@ def refused(capsys, monkeypatch):
 
     def run(main, *arguments: str) -> str:
         monkeypatch.setattr(
-            "cluster.fleet.connection.connect", lambda: pytest.fail("a rank was asked for")
+            "cluster.fleet.connection.connect", lambda *_: pytest.fail("a rank was asked for")
         )
         try:
             code = main(list(arguments))

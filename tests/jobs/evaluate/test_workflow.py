@@ -134,7 +134,7 @@ def test_a_stopped_evaluation_renders_the_pairs_that_are_missing(evaluated, tmp_
 def test_the_same_command_again_renders_nothing(evaluated, tmp_path, capsys, monkeypatch):
     root = Path(shutil.copytree(evaluated, tmp_path / "out"))
     monkeypatch.setattr(
-        "cluster.fleet.connection.connect", lambda: pytest.fail("a rank was asked for")
+        "cluster.fleet.connection.connect", lambda *_: pytest.fail("a rank was asked for")
     )
     assert evaluate.main(command(root, None, "--reference-steps", "100")) == 0
     assert "0 pairs to do, 2 already done" in capsys.readouterr().out
@@ -191,7 +191,7 @@ def test_baselines_and_what_the_graph_solves_are_compared_too(
     assert "fitted, B=3: " in capsys.readouterr().out
     # A second look needs no rank: the calibrated schedules were committed.
     monkeypatch.setattr(
-        "cluster.fleet.connection.connect", lambda: pytest.fail("a rank was asked for")
+        "cluster.fleet.connection.connect", lambda *_: pytest.fail("a rank was asked for")
     )
     assert evaluate.main(command(root, schedules, *more)) == 0
 
@@ -304,7 +304,7 @@ def refused(capsys, monkeypatch):
 
     def run(arguments: list[str]) -> str:
         monkeypatch.setattr(
-            "cluster.fleet.connection.connect", lambda: pytest.fail("a rank was asked for")
+            "cluster.fleet.connection.connect", lambda *_: pytest.fail("a rank was asked for")
         )
         assert evaluate.main(arguments) == _cli.EXIT_REFUSED
         said = capsys.readouterr().err.strip().splitlines()

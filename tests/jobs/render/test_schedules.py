@@ -21,7 +21,7 @@ def refused(capsys, monkeypatch):
 
     def run(main, *arguments: str) -> str:
         monkeypatch.setattr(
-            "cluster.fleet.connection.connect", lambda: pytest.fail("a rank was asked for")
+            "cluster.fleet.connection.connect", lambda *_: pytest.fail("a rank was asked for")
         )
         assert main(list(arguments)) == _cli.EXIT_REFUSED
         (said,) = capsys.readouterr().err.strip().splitlines()

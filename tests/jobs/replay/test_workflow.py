@@ -79,7 +79,7 @@ def refused(capsys, monkeypatch):
 
     def run(root: object, item_id: str, *more: str) -> str:
         monkeypatch.setattr(
-            "cluster.fleet.connection.connect", lambda: pytest.fail("a rank was asked for")
+            "cluster.fleet.connection.connect", lambda *_: pytest.fail("a rank was asked for")
         )
         assert replay.main([str(root), item_id, *more]) == 2
         said = capsys.readouterr().err.splitlines()[-1]
