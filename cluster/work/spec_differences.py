@@ -19,7 +19,7 @@ _WORDS = {
     "reference_steps": "--reference-steps",
     "calibrated_on": "the calibration of --graph",
 }
-# Of the differences to another job, how many a refusal names.
+# How many of the differences to another job a refusal names.
 MOST_NAMED = 8
 
 
