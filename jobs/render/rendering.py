@@ -82,10 +82,7 @@ def _render(
     from cluster.fleet import driver as fleet  # with Ray
     from cluster.fleet import metrics
 
-    if before is None:
-        plan.freeze(here.store, prepared.spec)
-    else:
-        rounds.begin(here.store, here.retry_round, says or prepared.spec)
+    _freeze(here, before, says, prepared.spec)
     _keep_images(prepared)
     missing = _share(here, missing, held)
     shards = manifest.by_shard(items)
@@ -115,6 +112,19 @@ def _render(
     success = here.finish(shards, before)
     _write_page(here.store)
     return success
+
+
+def _freeze(
+    here: Manifest,
+    before: Success | None,
+    says: Mapping[str, Any] | None,
+    spec: Mapping[str, Any],
+) -> None:
+    """Writes what this round is, the first that a job leaves in its root."""
+    if before is None:
+        plan.freeze(here.store, spec)
+    else:
+        rounds.begin(here.store, here.retry_round, says or spec)
 
 
 def _share(
