@@ -29,6 +29,7 @@ from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 from ray.exceptions import RayError
 
 from cluster.fleet.errors import FleetError
+from cluster.fleet.forkserver import entrust
 from cluster.fleet.ray_errors import told
 
 ANSWER_S = 10.0
@@ -68,6 +69,7 @@ def connect(starting: Callable[[], None] = lambda: None) -> None:
         raise FleetError(f"{where}: {told(error)}") from error
     if address is None:
         atexit.register(end)
+        entrust(_children(worker._global_node))
 
 
 @contextmanager
