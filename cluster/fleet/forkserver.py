@@ -79,9 +79,8 @@ def _binds(listener: socket.socket, address: str) -> bool:
 
 
 def _start(listener: socket.socket, needs: Sequence[str]) -> None:
-    program = (
-        f"from cluster.fleet.forkserver_process import main; main({listener.fileno()}, {needs!r})"
-    )
+    call = f"main({listener.fileno()}, {tuple(needs)!r})"
+    program = f"from cluster.fleet.forkserver_process import main; {call}"
     environment = {
         # As Ray has it for its workers, where nothing else is said.
         "OMP_NUM_THREADS": "1",

@@ -1,4 +1,4 @@
-"""The life of a node's forkserver, see `forkserver`: it imports, forks, and imports nothing more."""
+"""The life of a node's forkserver, see `forkserver`: it imports, and then it forks."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from typing import Any
 
 # What the rest of a request may take, once it has begun.
 REQUEST_S = 30.0
+# An environment is no larger.
+MOST_BYTES = 2**24
 # Libraries read these when they are imported: a process with other values is not served.
 READ_AT_IMPORT = ("DIFFUSERS_", "HF_", "HUGGINGFACE_", "TORCH", "TRANSFORMERS_")
 NUMBER = struct.Struct("Q")
@@ -140,6 +142,8 @@ def _received(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
             raise ValueError("not a request")
         text = b""
         (length,) = NUMBER.unpack(head)
+        if length > MOST_BYTES:
+            raise ValueError("not a request")
         while len(text) < length:
             more = connection.recv(length - len(text))
             if not more:

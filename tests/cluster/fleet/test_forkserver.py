@@ -86,7 +86,7 @@ def test_leaders_of_a_job_have_forks_of_one_process_which_ends_with_the_job(name
         assert "cluster.fleet.forkserver" in " ".join(psutil.Process(first.nodes).cmdline())
         assert second.ask("gang.run(ranks.environment, 'OF_THIS_LEADER')") == "its own"
         with forkserver.connected(name, NEEDS) as connection:  # what is no request is no matter
-            connection.sendall(b"GET / H")
+            connection.sendall(b"GET / HTTP/1.1")
         with leader(name, HF_HUB_OFFLINE="1") as other:  # its libraries read that when imported
             assert other.nodes == other.process.pid
         job.close()
@@ -110,3 +110,28 @@ def test_a_gang_is_rebuilt_where_what_it_was_forked_from_is_killed(name, lost):
         os.kill(one.fork, signal.SIGKILL)
         assert all(gone(pid) for pid in one.ranks)
         assert int(one.ask("gang.run(ranks.forebears, None)[0]")) != one.fork
+
+
+def test_what_a_job_entrusts_is_killed_when_the_job_is(name):
+    program = textwrap.dedent(
+        f"""
+        import subprocess, sys
+        from cluster.fleet import forkserver
+        forkserver.own_name = lambda: {name!r}
+        forkserver.keep({NEEDS!r})
+        left = subprocess.Popen(["sleep", "600"])
+        forkserver.entrust([left.pid])
+        print(left.pid, flush=True)
+        sys.stdin.read()
+        """
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as job:
+        left = int(job.stdout.readline())
+        job.kill()
+    assert gone(left)
