@@ -17,6 +17,8 @@ from cluster.fleet.errors import FleetError
 
 # On a machine without GPUs a leader reserves little: the ranks' cores are not Ray's to count.
 CPU_SHARE = 0.01
+# Ranks that may share a core, for trying out what a gang does.
+TURNS = 2
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,12 @@ def placement(gang_size: int, on_gpus: bool | None = None) -> Placement:
         raise FleetError(
             f"gang size {gang_size} needs {gpus} on one node, but the largest node has {largest}: "
             f"{fix}"
+        )
+    cores = max((int(one["Resources"].get("CPU", 0)) for one in alive_nodes()), default=0)
+    if not on_gpus and gang_size > max(TURNS, cores) and not autoscaled():
+        raise FleetError(
+            f"gang size {gang_size} is more than the {cores} cores of the largest node, on which "
+            "its ranks would take turns: use a smaller --gang-size"
         )
     return Placement(gang_size, on_gpus)
 

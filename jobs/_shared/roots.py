@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from meancache.errors import CalibrationError, InputError
 
 # Set by `ray job submit` in the environment of the job's driver.
 SUBMITTED_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+# In the store's sentences about them.
+CREDENTIALS = re.compile("credential|AWS_ACCESS_KEY_ID")
 
 
 class RefusedError(InputError):
@@ -60,7 +63,15 @@ def open_output(output: str) -> Store:
             "path that all nodes share"
         )
     store = open_store(output)
-    store.probe()
+    try:
+        store.probe()
+    except StoreError as error:
+        if SUBMITTED_MARK in os.environ and CREDENTIALS.search(str(error)):
+            raise StoreError(
+                f"{error}; a submitted job has the credentials of the cluster's nodes, not those of "
+                "the shell that it was submitted from"
+            ) from error
+        raise
     return store
 
 

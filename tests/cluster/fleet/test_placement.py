@@ -44,6 +44,13 @@ def test_gpus_that_no_node_has_and_nobody_starts_are_refused():
         placement(1, on_gpus=True)
 
 
+@pytest.mark.usefixtures("shared_cluster")
+def test_a_gang_of_more_ranks_than_any_node_has_cores_is_refused():
+    fleet.connect()
+    with pytest.raises(fleet.FleetError, match="1000 is more than the .* cores of the largest"):
+        placement(1000)
+
+
 def test_a_leader_avoids_the_nodes_that_are_left_out():
     options = Placement(4, on_gpus=True).options({"b", "a"})
     assert options["num_gpus"] == 4

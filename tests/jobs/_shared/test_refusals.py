@@ -98,6 +98,8 @@ def test_prompts_that_cannot_be_used(tmp_path, refused, main, name, content, sen
         (["--model", "huge"], "unknown model 'huge'"),
         (["--config", "absent.yaml"], "absent.yaml"),
         (["--bogus", "1"], "--bogus"),
+        (["--budgets", "10"], "did you mean --budget?"),
+        (["--attention", "_flash_3", "--gang-size", "2"], "'_flash_3' is for gangs of one"),
     ],
 )
 def test_arguments_that_cannot_be(tmp_path, refused, prompts, more, sentence):
@@ -194,6 +196,8 @@ def test_an_output_that_is_a_file(tmp_path, refused, prompts):
 def test_a_bucket_that_refuses(refused, prompts, s3_root, strict_s3_endpoint, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", strict_s3_endpoint)
     assert "AWS_ACCESS_KEY_ID" in refused(render.main, *rendering(prompts, s3_root))
+    monkeypatch.setenv(SUBMITTED_MARK, "{}")
+    assert "not those of the shell" in refused(render.main, *rendering(prompts, s3_root))
 
 
 def test_a_store_that_ignores_conditional_puts(refused, prompts, rclone):
