@@ -68,8 +68,8 @@ def open_output(output: str) -> Store:
     except StoreError as error:
         if SUBMITTED_MARK in os.environ and CREDENTIALS.search(str(error)):
             raise StoreError(
-                f"{error}; a submitted job has the credentials of the cluster's nodes, not those of "
-                "the shell that it was submitted from"
+                f"{error}; a submitted job has the credentials of the cluster's nodes, not those "
+                "of the shell that it was submitted from"
             ) from error
         raise
     return store

@@ -47,7 +47,7 @@ def test_gpus_that_no_node_has_and_nobody_starts_are_refused():
 @pytest.mark.usefixtures("shared_cluster")
 def test_a_gang_of_more_ranks_than_any_node_has_cores_is_refused():
     fleet.connect()
-    with pytest.raises(fleet.FleetError, match="1000 is more than the .* cores of the largest"):
+    with pytest.raises(fleet.FleetError, match=r"1000 is more than the .* cores of the largest"):
         placement(1000)
 
 
