@@ -136,16 +136,22 @@ class _HubRepository:
         return sum(found.parameter_count.values())
 
     def _path(self, name: str) -> Path:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import (
-            HfHubHTTPError,
-            HFValidationError,
-            LocalEntryNotFoundError,
+        from huggingface_hub import (
+            constants,
+            get_hf_file_metadata,
+            hf_hub_download,
+            hf_hub_url,
+            try_to_load_from_cache,
         )
 
         try:
+            cached = try_to_load_from_cache(self.model_id, name, revision=self.wanted)
+            if not isinstance(cached, str) and not constants.HF_HUB_OFFLINE:
+                # A download tries for half a minute, and speaks, where no Hub answers.
+                url = hf_hub_url(self.model_id, name, revision=self.wanted)
+                get_hf_file_metadata(url, timeout=ANSWER_S)
             return Path(hf_hub_download(self.model_id, name, revision=self.wanted))
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        except Exception as error:  # its client's transport errors have no common type
             raise ModelError(
                 f"unknown model {self.model_id!r} (revision {self.wanted or 'main'}): its {name} "
                 f"is neither on the Hugging Face Hub nor in the local cache "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from functools import singledispatch
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -13,6 +15,29 @@ from cluster.models.grids import EULER
 from cluster.models.model import Model
 from cluster.ranks.processors import load_processor
 from cluster.ranks.split_call import outline_transformers
+
+
+def read_ahead(folder: Path, without: Collection[str]) -> list[Path]:
+    """Asks the kernel for the weights in a folder, all at once: it reads while others load.
+
+    Components are loaded one after the other, each file by page faults; a disk is faster than that.
+
+    Args:
+        folder: of a pipeline; nothing happens where it is none.
+        without: beginnings of names of components that are not loaded.
+
+    Returns:
+        The files that were asked for.
+    """
+    found = [
+        path
+        for path in sorted(folder.glob("*/*.safetensors"))
+        if not path.parent.name.startswith(tuple(without))
+    ]
+    for path in found:
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+    return found
 
 
 @singledispatch
@@ -25,6 +50,7 @@ def load_pipeline(model: Model, device: torch.device, without: Collection[str] =
         without: beginnings of names of components that are not loaded, such as TEXT.
     """
     source, revision = model.place
+    read_ahead(Path(source), without)
     pipeline_class = getattr(diffusers, model.pipeline)
     components = pipeline_class.load_config(source, revision=revision)
     given: dict[str, Any] = {name: None for name in components if name.startswith(tuple(without))}

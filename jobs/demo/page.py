@@ -79,7 +79,7 @@ def demo_page(
 
 
 def _seconds(pairs: Sequence[Pair], name: str) -> float:
-    """Median, as the first call of a fresh rank is slower."""
+    """The median of the pairs."""
     return float(np.median([getattr(pair, name) for pair in pairs]))
 
 

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+import socket
+import time
 
 import pytest
 from hypothesis import given
@@ -92,6 +94,18 @@ def test_a_hub_model_that_cannot_be_reached_is_refused(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match=r"unknown model 'no/where' \(revision main\)"):
         find_model("no/where")
+
+
+def test_a_hub_that_does_not_answer_is_asked_once_and_said_so_once(monkeypatch, capfd):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", nobody)
+        started = time.monotonic()
+        with pytest.raises(ModelError, match=r"neither on the Hugging Face Hub .*\(ConnectError\)"):
+            find_model("no/where")
+        assert time.monotonic() - started < 10
+    assert capfd.readouterr() == ("", "")
 
 
 def test_another_pipeline_is_refused_by_name(tmp_path):
