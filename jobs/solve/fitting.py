@@ -311,10 +311,7 @@ def requests(fitting: Fitting) -> list[FitRequest]:
 def fit_all(
     fitting: Fitting, gangs: Gangs, budgets: Collection[int] | None = None
 ) -> Iterator[FitAnswer]:
-    """Fits every budget, or those of `budgets`; yields answers as they come, and says so.
-
-    Raises what `fleet.run` raises.
-    """
+    """Fits budgets, all by default; yields answers as they come, raises what `fleet.run` does."""
     begin(gangs)
     from cluster.fleet import driver as fleet  # with Ray
 
