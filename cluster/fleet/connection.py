@@ -98,10 +98,10 @@ def end() -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _children(node: Node) -> list[int]:
+def _children(node: Node | None) -> list[int]:
     """What Ray's node manager has started, its agents among them: they would stay for a minute."""
     found: list[int] = []
-    for manager in node.all_processes.get(PROCESS_TYPE_RAYLET, ()):
+    for manager in () if node is None else node.all_processes.get(PROCESS_TYPE_RAYLET, ()):
         for task in Path(f"/proc/{manager.process.pid}/task").glob("*/children"):
             with suppress(OSError):
                 found += map(int, task.read_text().split())
