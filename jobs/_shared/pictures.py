@@ -13,7 +13,7 @@ from PIL import Image
 # Pixels between the frames of a film strip.
 BORDER = 2
 # The difference that is shown brightest, as a share of the range; small errors need it.
-MOST_DIFFERENCE = 1 / 8
+MOST_DIFFERENCE = 1 / 32
 
 
 def film_strip(frames: NDArray[np.uint8]) -> str:

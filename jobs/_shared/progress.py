@@ -39,8 +39,6 @@ class Staffing:
         self.count = count
 
     def __str__(self) -> str:
-        if self.count is None:
-            return ", starting Ray"
         if not self.count:  # the last are dismissed, or others start
             return "" if self._begun else ", starting ranks"
         return f", {self.doing} on {counted(self.count, 'gang')}"

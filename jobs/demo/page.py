@@ -14,6 +14,7 @@ from jobs.demo.comparison import Pair
 from meancache.quality import Summary
 from meancache.schedule import Schedule
 from meancache.tiny.captions import Caption
+from meancache.tiny.scorer import score
 
 FRAME_MS = 125
 
@@ -85,8 +86,6 @@ def _seconds(pairs: Sequence[Pair], name: str) -> float:
 
 def _facts(videos: Sequence[np.ndarray], pairs: Sequence[Pair]) -> float:
     """Share of the captions' four facts that the videos show."""
-    from meancache.tiny.scorer import score  # with torch
-
     shown = []
     for frames, pair in zip(videos, pairs, strict=True):
         marks = score(frames, Caption.parse(pair.item.prompt))

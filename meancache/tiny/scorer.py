@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from meancache.tiny.captions import SHAPES, Caption
-from meancache.tiny.shapes import BACKDROP, PALETTE, STEP, coverage
+from meancache.tiny.shapes import BACKDROP, PALETTE, STEP, distance
 
 FACTS = ("colour", "shape", "direction", "background")
 
@@ -118,9 +117,9 @@ def _shape(masks: npt.NDArray[np.bool_]) -> str | None:
 
 def _outline(shape: str, height: int, width: int) -> npt.NDArray[np.bool_]:
     """The pixels a shape at the image's centre covers by half at least."""
-    x = torch.arange(width) + 0.5 - width / 2
-    y = torch.arange(height) + 0.5 - height / 2
-    inside: npt.NDArray[np.bool_] = (coverage(shape, x[None, :], y[:, None]) >= 0.5).numpy()
+    x = np.arange(width) + 0.5 - width / 2
+    y = np.arange(height) + 0.5 - height / 2
+    inside: npt.NDArray[np.bool_] = distance(shape, x[None, :], y[:, None], np) <= 0
     return inside
 
 

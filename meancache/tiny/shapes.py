@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from meancache.tiny.captions import Caption
+
+if TYPE_CHECKING:  # who scores videos needs the shapes, and not torch
+    import torch
 
 SIZE = 64  # pixels, height and width
 FRAMES = 9
@@ -40,16 +42,25 @@ def coverage(shape: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
     x and y are the pixel's offsets from the shape's centre, in pixels, any broadcastable shapes.
     """
+    import torch
+
+    covered: torch.Tensor = (0.5 - distance(shape, x, y, torch)).clamp(0.0, 1.0)
+    return covered
+
+
+def distance(shape: str, x: Any, y: Any, library: Any) -> Any:
+    """How far pixels are from a shape's outline, in pixels, negative within it.
+
+    x and y are as in `coverage`, arrays of `library`, which is torch or numpy.
+    """
     if shape == "circle":
-        distance = torch.sqrt(x * x + y * y) - RADIUS
-    elif shape == "square":
-        distance = torch.maximum(x.abs(), y.abs()) - SQUARE_HALF_SIDE
-    else:
-        height, width = 2 * TRIANGLE_HALF_HEIGHT, TRIANGLE_HALF_WIDTH
-        slanted = height * x.abs() - width * (y + TRIANGLE_HALF_HEIGHT)
-        slanted = slanted / math.hypot(height, width)
-        distance = torch.maximum(slanted, y - TRIANGLE_HALF_HEIGHT)
-    return (0.5 - distance).clamp(0.0, 1.0)
+        return library.sqrt(x * x + y * y) - RADIUS
+    if shape == "square":
+        return library.maximum(abs(x), abs(y)) - SQUARE_HALF_SIDE
+    height, width = 2 * TRIANGLE_HALF_HEIGHT, TRIANGLE_HALF_WIDTH
+    slanted = height * abs(x) - width * (y + TRIANGLE_HALF_HEIGHT)
+    slanted = slanted / math.hypot(height, width)
+    return library.maximum(slanted, y - TRIANGLE_HALF_HEIGHT)
 
 
 def render(captions: Sequence[Caption], centres: torch.Tensor) -> torch.Tensor:
@@ -57,6 +68,8 @@ def render(captions: Sequence[Caption], centres: torch.Tensor) -> torch.Tensor:
 
     centres: (B, 2), x and y in pixels of the middle of each path, relative to the image's centre.
     """
+    import torch
+
     time = (torch.arange(FRAMES) - (FRAMES - 1) / 2) * SPEED
     pixel = torch.arange(SIZE) + 0.5 - SIZE / 2
     videos = torch.empty(len(captions), 3, FRAMES, SIZE, SIZE)
@@ -73,4 +86,6 @@ def render(captions: Sequence[Caption], centres: torch.Tensor) -> torch.Tensor:
 
 def random_centres(count: int, generator: torch.Generator) -> torch.Tensor:
     """Path centres (count, 2) for `render`, uniform within JITTER pixels."""
+    import torch
+
     return (torch.rand(count, 2, generator=generator) * 2 - 1) * JITTER

@@ -155,7 +155,7 @@ def test_before_the_first_result_it_says_what_is_being_done():
         staffing.staffed(count)
         said.append(str(staffing))
     assert said == [
-        *(", starting Ray", ", starting ranks"),
+        *(", starting ranks", ", starting ranks"),
         *(", fitting on 1 gang", ", fitting on 2 gangs", ""),
     ]
 
