@@ -19,16 +19,22 @@ part of a pickle, a repr or a message.
 
 from __future__ import annotations
 
-from cluster.store.base import AlreadyExists, Entry, MissingKey, Store, StoreError, TooLarge
+from cluster.store.base import (
+    AlreadyExists,
+    Entry,
+    MissingKey,
+    Store,
+    StoreError,
+    TooLarge,
+    split_s3,
+)
 from cluster.store.local import LocalStore, local_path, read_file
-from cluster.store.s3 import S3Store, split_s3
 
 __all__ = [
     "AlreadyExists",
     "Entry",
     "LocalStore",
     "MissingKey",
-    "S3Store",
     "Store",
     "StoreError",
     "TooLarge",
@@ -44,6 +50,8 @@ def open_store(root: str) -> Store:
     Raises StoreError if `root` is malformed or is a file. Touches no network: `Store.probe` does.
     """
     if root.startswith("s3:"):
+        from cluster.store.s3 import S3Store  # with botocore
+
         bucket, prefix = split_s3(root)
         return S3Store(bucket, prefix)
     return LocalStore(local_path(root))
@@ -59,5 +67,7 @@ def read(uri: str, most: int | None = None) -> bytes:
         bucket, key = split_s3(uri)
         if not key:
             raise StoreError(f"{uri!r} names a bucket, not a file: give s3://bucket/path/to/file")
+        from cluster.store.s3 import S3Store  # with botocore
+
         return S3Store(bucket, patient=False).get(key, most)
     return read_file(local_path(uri), most)

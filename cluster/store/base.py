@@ -189,3 +189,16 @@ def short(text: str) -> str:
 
 def _fingerprint(data: bytes) -> str:
     return f"{len(data)} bytes with sha256 {hashlib.sha256(data).hexdigest()[:16]}"
+
+
+def split_s3(uri: str) -> tuple[str, str]:
+    """Split `s3://bucket/key/` into bucket and key, both checked."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if "@" in bucket or ":" in bucket or not re.fullmatch(r"[A-Za-z0-9._-]{3,255}", bucket):
+        raise StoreError(
+            f"{without_secrets(uri)!r} names no bucket: write s3://bucket/prefix, with the "
+            "endpoint and credentials in the AWS_* environment"
+        )
+    key = key.removesuffix("/")
+    check_prefix(key)
+    return bucket, key

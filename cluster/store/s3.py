@@ -33,7 +33,6 @@ from cluster.store.base import (
     check_prefix,
     is_key,
     probe,
-    without_secrets,
 )
 from cluster.store.s3_errors import EXPECTED, Again, Damaged, code_of, judge, status_of
 
@@ -275,16 +274,3 @@ def _whole_page(request: dict[str, str], counts_all: bool, client: Any) -> dict[
     if not whole:
         raise Damaged("was listed with damaged XML in every reading: check the network to S3")
     return page
-
-
-def split_s3(uri: str) -> tuple[str, str]:
-    """Split `s3://bucket/key/` into bucket and key, both checked."""
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    if "@" in bucket or ":" in bucket or not re.fullmatch(r"[A-Za-z0-9._-]{3,255}", bucket):
-        raise StoreError(
-            f"{without_secrets(uri)!r} names no bucket: write s3://bucket/prefix, with the "
-            "endpoint and credentials in the AWS_* environment"
-        )
-    key = key.removesuffix("/")
-    check_prefix(key)
-    return bucket, key

@@ -16,7 +16,7 @@ from typing import IO, Any
 import pyarrow as pa
 
 from cluster.store import MissingKey, StoreError, local_path, open_store, read
-from cluster.store.s3 import split_s3
+from cluster.store.base import split_s3
 from cluster.work.values import PromptsError
 from meancache.json_values import shown
 

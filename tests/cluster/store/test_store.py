@@ -23,12 +23,12 @@ from cluster.store import (
     AlreadyExists,
     LocalStore,
     MissingKey,
-    S3Store,
     Store,
     StoreError,
     open_store,
     read,
 )
+from cluster.store.s3 import S3Store
 
 CHILD_ENV = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
