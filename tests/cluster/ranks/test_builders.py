@@ -1,13 +1,15 @@
 """How ranks are built: what a GPU cannot hold is refused, and what is tight is moved to and fro."""
 
+import argparse
 import pickle
+import re
 
 import numpy as np
 import pytest
 import torch
 
 from cluster.fleet import driver as fleet
-from cluster.fleet.gang import Gang, GangStartError
+from cluster.fleet.gang import Gang
 from cluster.models.kinds import DENOISERS, TEXT
 from cluster.models.memory_plan import Demand, MemoryPlanError
 from cluster.ranks import (
@@ -22,6 +24,7 @@ from cluster.ranks.memory import component_bytes, gpu_bytes
 from cluster.ranks.renderer import Renderer
 from cluster.work.plan import WorkItem, plan_items
 from cluster.work.prompts import Prompt
+from jobs._shared import cli
 from tests.support.pretended_gpus import EncodersOnGpus, OnGpus
 
 GIB = 2**30
@@ -42,11 +45,17 @@ def nothing(gang: Gang, item: int) -> None:
 
 @pytest.mark.usefixtures("shared_cluster")
 def test_a_gang_that_its_gpus_cannot_hold_ends_the_job_in_a_sentence_at_its_first_start(
-    model, tmp_path
+    model, tmp_path, capsys
 ):
     build = OnGpus(model, TEXT, model.defaults, 1, memory=GIB, starts=tmp_path)
-    with pytest.raises(GangStartError, match=r"needs 2\.\d GiB on the GPU of rank 0, which has 1"):
-        list(fleet.run(nothing, [1, 2, 3], fleet.Gangs(build, 1, 1, 1)))
+
+    def job(_: argparse.Namespace) -> int:
+        return len(list(fleet.run(nothing, [1, 2, 3], fleet.Gangs(build, 1, 1, 1))))
+
+    assert cli.run_job(argparse.ArgumentParser(), [], job) == cli.EXIT_REFUSED
+    said = capsys.readouterr().err
+    assert re.search(r"^error: .*needs 2\.\d GiB on the GPU of rank 0, which has 1", said)
+    assert "resumes" not in said
     assert len(list(tmp_path.iterdir())) == 1
 
 
