@@ -37,6 +37,8 @@ _LATER = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "tiny":
+        return importlib.import_module("meancache.tiny")
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_LATER[name]), name)

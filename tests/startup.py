@@ -24,6 +24,7 @@ import psutil
 PROMPT = "a red circle moving left on a dark background"
 PR_SET_CHILD_SUBREAPER = 36
 EVERY_S = 0.1
+WIDTH = 28
 # Beginnings of kinds of processes, by what is in their command lines; the first that fits.
 KINDS = {
     "gcs_server": "Ray: gcs_server",
@@ -78,14 +79,15 @@ def measure(command: list[str]) -> Run:
 
     def look() -> bool:
         alive = False
-        for process in psutil.Process().children(recursive=True):
+        for one in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):
-                if process.status() == psutil.STATUS_ZOMBIE:
+                if one.status() == psutil.STATUS_ZOMBIE:
                     continue
-                words = " ".join(process.cmdline())
-                kind = next((name for mark, name in KINDS.items() if mark in words), "driver")
-                seen = run.processes.setdefault(process.pid, Seen(kind, passed()))
-                times = process.cpu_times()
+                words = " ".join(one.cmdline())
+                fits = (name for mark, name in KINDS.items() if mark in words)
+                kind = "driver" if one.pid == process.pid else next(fits, words[:WIDTH])
+                seen = run.processes.setdefault(one.pid, Seen(kind, passed()))
+                times = one.cpu_times()
                 seen.kind, seen.last_s, seen.cpu_s = kind, passed(), times.user + times.system
                 alive = True
         return alive
@@ -140,7 +142,7 @@ def main() -> None:
         some = [one for one in best.processes.values() if one.kind == kind]
         first, last = min(one.first_s for one in some), max(one.last_s for one in some)
         cpu = sum(one.cpu_s for one in some)
-        print(f"{kind:28} {len(some):2}  {first:5.1f} to {last:5.1f} s  {cpu:5.1f} CPU-s")
+        print(f"{kind:{WIDTH}} {len(some):2}  {first:5.1f} to {last:5.1f} s  {cpu:5.1f} CPU-s")
 
 
 if __name__ == "__main__":

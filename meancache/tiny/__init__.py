@@ -11,6 +11,7 @@ The classes are those of diffusers and transformers; only the sizes and the weig
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,10 +39,15 @@ DEFAULTS: dict[str, Any] = {
 def load(torch_dtype: torch.dtype | None = None) -> HunyuanVideoPipeline:
     """The pipeline, on the CPU, in the given dtype or float32. Needs no network.
 
+    Torch then runs on one thread, unless OMP_NUM_THREADS says otherwise: videos so small are no
+    faster with more, and many times slower where another process uses a core.
+
     Raises OSError where the weights folder is missing from the installation.
     """
     # They take seconds to import, and captions and sizes are useful without them.
     import torch
     from diffusers import HunyuanVideoPipeline
 
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
     return HunyuanVideoPipeline.from_pretrained(WEIGHTS, dtype=torch_dtype or torch.float32)

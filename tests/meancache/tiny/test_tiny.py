@@ -1,5 +1,8 @@
 """The shipped weights: they load, repeat themselves, and measure as the design asks."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -86,3 +89,12 @@ def test_three_held_out_captions_show_their_facts_and_ten_steps_miss_them_by_som
     ruler = measure(pipe, HELD_OUT[:3])
     assert ruler.facts_overall >= 10 / 12
     assert 15 <= ruler.euler[10].mean <= 30
+
+
+def test_importing_the_library_is_enough_to_reach_it_and_imports_nothing_heavy() -> None:
+    program = (
+        "import sys, meancache\n"
+        "print(meancache.tiny.DEFAULTS['height'], sorted({'torch', 'diffusers'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "64 []\n", done.stderr
