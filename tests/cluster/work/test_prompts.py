@@ -184,7 +184,7 @@ def test_many_bad_rows_are_named_together(tmp_path):
         ("p.txt", b"prompt,seed\na,1\n", "line 1: looks like .csv"),
         (
             "p.csv",
-            gzip.compress(b"prompt\na\n"),
+            gzip.compress(b"prompt\na\n", mtime=0),
             "but a gzip file; give it a name with .gz",
         ),
         ("p.jsonl", SURROGATE, "line 1: not text, but a Parquet file"),
