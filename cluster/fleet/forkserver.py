@@ -87,7 +87,7 @@ def _start(listener: socket.socket, needs: Sequence[str]) -> None:
         **os.environ,
         # Whether there is a GPU is asked at import; only in this way it does no harm to forks.
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
     }
     nowhere = subprocess.DEVNULL
     done = subprocess.run(

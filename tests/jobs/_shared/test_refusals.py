@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.fleet.errors import FleetError
 from cluster.store import open_store
 from cluster.work import plan
 from jobs._shared import cli as _cli
@@ -262,3 +263,20 @@ def test_a_file_that_is_no_graph(tmp_path, refused):
     open_store(str(tmp_path)).put("statistics.parquet", b"PAR1")
     said = refused(solve.main, "--graph", str(tmp_path), "--output", str(tmp_path / "out"))
     assert "not a calibration of trajectory statistics" in said
+
+
+@pytest.mark.parametrize("main", [render.main, calibrate.main])
+def test_a_dry_run_and_a_cluster_that_refuses_leave_no_trace(
+    tmp_path, prompts, capsys, monkeypatch, main
+):
+    asked = rendering(prompts, tmp_path / "out" / "below")
+    assert main([*asked, "--dry-run"]) == 0
+    assert not (tmp_path / "out").exists()
+
+    def refuse(*_: object) -> None:
+        raise FleetError("no node has room")
+
+    monkeypatch.setattr("cluster.fleet.connection.connect", refuse)
+    assert main(asked) == _cli.EXIT_REFUSED
+    assert capsys.readouterr().err.endswith("error: no node has room\n")
+    assert not (tmp_path / "out").exists()
