@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
+from threading import Thread
 from typing import Any
 
 from cluster.fleet.beginning import begin
@@ -79,6 +81,8 @@ def _render(
         return None
     if todo:
         begin(prepared.gangs)
+        # What the page needs, PyAV and Pillow among it, is imported while ranks start.
+        Thread(target=import_module, args=("jobs.render.page",), daemon=True).start()
     from cluster.fleet import driver as fleet  # with Ray
     from cluster.fleet import metrics
 
