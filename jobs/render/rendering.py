@@ -81,8 +81,7 @@ def _render(
         return None
     if todo:
         begin(prepared.gangs)
-        # What the page needs, PyAV and Pillow among it, is imported while ranks start.
-        Thread(target=import_module, args=("jobs.render.page",), daemon=True).start()
+        Thread(target=import_module, args=("jobs.render.page",), daemon=True).start()  # meanwhile
     from cluster.fleet import driver as fleet  # with Ray
     from cluster.fleet import metrics
 
