@@ -27,7 +27,7 @@ from contextlib import suppress
 from multiprocessing import resource_tracker
 from typing import Any
 
-from cluster.fleet.forkserver_process import NUMBER, start_time
+from cluster.fleet.forkserver_process import NUMBER, OOM_SCORE, start_time
 
 # Jobs of one name share the forkserver of a node, while any process is connected to it.
 NAME_VARIABLE = "MEANCACHE_FORKSERVER"
@@ -151,7 +151,12 @@ class _Leaders(standard.ForkServer):
         """The process id of a new fork with these descriptors."""
         assert self._connection is not None
         self._connection.settimeout(IMPORTS_S)
-        wanted = {"environ": dict(os.environ), "folder": os.getcwd()}
+        wanted = {
+            "environ": dict(os.environ),
+            "folder": os.getcwd(),
+            "nice": os.nice(0),
+            "oom_score": OOM_SCORE.read_text(),
+        }
         _request(self._connection, wanted, descriptors)
         answer = self._connection.recv(NUMBER.size, socket.MSG_WAITALL)
         pid = NUMBER.unpack(answer)[0] if len(answer) == NUMBER.size else 0

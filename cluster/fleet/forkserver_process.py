@@ -23,6 +23,8 @@ MOST_BYTES = 2**24
 # Libraries read these when they are imported: a process with other values is not served.
 READ_AT_IMPORT = ("DIFFUSERS_", "HF_", "HUGGINGFACE_", "TORCH", "TRANSFORMERS_")
 NUMBER = struct.Struct("Q")
+# Ray has its workers killed first where memory runs out.
+OOM_SCORE = Path("/proc/self/oom_score_adj")
 
 _CREDENTIALS = struct.Struct("3i")
 # The socket of the fork, the pipe that ends it, and where its output and errors go.
@@ -100,8 +102,8 @@ class _Server:
         if self._imports.same(wanted["environ"]):
             pid = os.fork()
             if not pid:
-                environ = {**self._imports.made, **wanted["environ"]}
-                _become_a_leaders(environ, wanted["folder"], descriptors, self._selector)
+                wanted["environ"] = {**self._imports.made, **wanted["environ"]}
+                _become_a_leaders(wanted, descriptors, self._selector)
         for descriptor in descriptors:
             os.close(descriptor)
         with suppress(OSError):
@@ -162,21 +164,21 @@ def _namespace(pid: str) -> str:
 
 
 def _become_a_leaders(
-    environ: Mapping[str, str],
-    folder: str,
-    descriptors: Sequence[int],
-    selector: selectors.BaseSelector,
+    wanted: Mapping[str, Any], descriptors: Sequence[int], selector: selectors.BaseSelector
 ) -> None:
-    """The fork's life: it serves its leader, and never returns."""
+    """The fork's life: it serves its leader, as a child of its own would, and never returns."""
     listening, alive, *streams = descriptors
     try:
         for key in list(selector.get_map().values()):
             key.fileobj.close()  # type: ignore[union-attr]
         selector.close()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.chdir(folder)
+        os.nice(max(0, wanted["nice"] - os.nice(0)))
+        with suppress(OSError):
+            OOM_SCORE.write_text(wanted["oom_score"])
+        os.chdir(wanted["folder"])
         os.environ.clear()
-        os.environ.update(environ)
+        os.environ.update(wanted["environ"])
         for number, stream in enumerate(streams, start=1):
             os.dup2(stream, number)
             os.close(stream)

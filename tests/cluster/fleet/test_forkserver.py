@@ -18,11 +18,12 @@ from tests.support.processes import gone
 NEEDS = ("tests.support.ranks",)
 LEADER = textwrap.dedent(
     """
-    import sys
+    import os, sys
     from cluster.fleet import forkserver
     from cluster.fleet.gang import Gang
     from tests.support import ranks
 
+    os.nice(int(os.environ.get("NICENESS", 0)))
     forkserver.join({name!r}, {needs!r})
     with Gang(ranks.build, 2) as gang:
         print(*gang.run(ranks.forebears, None), *gang.pids, flush=True)
@@ -80,10 +81,12 @@ def test_leaders_of_a_job_have_forks_of_one_process_which_ends_with_the_job(name
     with leader(name) as first:
         pass
     assert all(gone(pid) for pid in first.ranks)
-    with leader(name, OF_THIS_LEADER="its own") as second:
+    with leader(name, OF_THIS_LEADER="its own", NICENESS="3") as second:
         assert second.nodes == first.nodes
         assert second.fork != first.fork
         assert "cluster.fleet.forkserver" in " ".join(psutil.Process(first.nodes).cmdline())
+        # Ray's workers are nice, and so are their children.
+        assert psutil.Process(second.ranks[0]).nice() == psutil.Process(first.nodes).nice() + 3
         assert second.ask("gang.run(ranks.environment, 'OF_THIS_LEADER')") == "its own"
         with forkserver.connected(name, NEEDS) as connection:  # what is no request is no matter
             connection.sendall(b"GET / HTTP/1.1")
