@@ -175,7 +175,10 @@ def _request(
     connection: socket.socket, wanted: Mapping[str, Any], descriptors: Sequence[int] = ()
 ) -> None:
     text = json.dumps(wanted).encode()
-    socket.send_fds(connection, [NUMBER.pack(len(text))], descriptors)
+    if descriptors:
+        socket.send_fds(connection, [NUMBER.pack(len(text))], descriptors)
+    else:
+        connection.sendall(NUMBER.pack(len(text)))
     connection.sendall(text)
 
 

@@ -12,6 +12,7 @@ import ray
 from cluster.fleet import connection
 from cluster.fleet.errors import FleetError
 from tests.support.autoscaler import free_port
+from tests.support.processes import gone
 
 TOKEN = "a" * 64
 
@@ -164,3 +165,27 @@ def test_a_cluster_that_wants_a_token_says_so(short_folder):
     finally:
         head.terminate()
         head.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["", "os.kill(os.getpid(), 9)"])
+def test_nothing_of_a_ray_that_a_job_started_outlives_it_for_long(end):
+    program = (
+        "import os, psutil\n"
+        "from cluster.fleet import forkserver\n"
+        "from cluster.fleet.connection import connect\n"
+        "forkserver.keep(('json',))\n"
+        "connect()\n"
+        "print(*(one.pid for one in psutil.Process().children(recursive=True)), flush=True)\n"
+        f"{end}\n"
+    )
+    job = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "RAY_ADDRESS": "local", "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    left = [int(pid) for pid in job.stdout.split()]
+    assert len(left) >= 4  # two servers and two agents
+    assert all(gone(pid) for pid in left)

@@ -136,5 +136,6 @@ def test_what_a_job_entrusts_is_killed_when_the_job_is(name):
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     ) as job:
         left = int(job.stdout.readline())
-        job.kill()
-    assert gone(left)
+        with leader(name):  # until then everything is imported
+            job.kill()
+            assert gone(left)
