@@ -11,9 +11,6 @@ from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
 from cluster.fleet.runtime_environment import trial
 
-# Of no index, so that nothing is asked for.
-NO_PACKAGE = {"packages": ["no-such-package-of-anyone"], "pip_install_options": ["--no-index"]}
-
 
 class Context:
     """Ray's, of a job with a runtime environment."""
@@ -57,7 +54,8 @@ def test_others_are_not_refused(monkeypatch, environment):
     ("environment", "reason"),
     [
         ({"py_executable": "/no/such/python"}, "/no/such/python: No such file or directory"),
-        ({"pip": NO_PACKAGE}, "No matching distribution found for no-such-package-of-anyone"),
+        # Not one of pip: where Ray runs in a virtual environment it copies all of that first.
+        ({"conda": "no-such-environment"}, "conda"),
     ],
 )
 def test_a_job_by_such_an_environment_ends_with_exit_code_2(tmp_path, environment, reason):
