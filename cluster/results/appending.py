@@ -86,6 +86,8 @@ def appended(
         found = next((one for one in there if _is(one, planned.spec)), None)
     if found is None:
         success = _finished(store, there)
+        if success is None:  # another driver has begun a round since `there` was read
+            return appended(store, prompts, model, arguments, schedule, seeds)
         if not begins:
             _check_order(store, success, planned, there[0])
         found = _behind(store, there, planned.spec)
@@ -207,7 +209,7 @@ def _used(schedule: Chosen, items: Sequence[WorkItem]) -> list[dict[str, Any]]:
 
 def _check_settings(store: Store, spec: Description, used: Sequence[Mapping[str, Any]]) -> None:
     """Refuses rows of another model, other arguments or other schedules than the root's."""
-    root = rounds.specification(store)
+    root = _specification(store)
     there, here = ({name: one.get(name) for name in _SETTINGS} for one in (root, spec))
     differences = "" if there == here else spec_differences.named(there, here)
     if not differences:
@@ -217,6 +219,13 @@ def _check_settings(store: Store, spec: Description, used: Sequence[Mapping[str,
             f"{store.uri(SPEC_KEY)} has other settings than these rows: {differences}. Rows are "
             "appended with the root's settings: repeat its arguments, or choose another --output"
         )
+
+
+def _specification(store: Store) -> dict[str, Any]:
+    try:
+        return rounds.specification(store)
+    except UNREADABLE:
+        raise SpecError(f"{store.uri(SPEC_KEY)} is damaged; use another --output") from None
 
 
 def _other_schedules(root: Description, used: Sequence[Mapping[str, Any]]) -> str:
@@ -251,16 +260,23 @@ def _origin(schedule: Mapping[str, Any]) -> Any:
     return calibration.get("graph") if isinstance(calibration, dict) else None
 
 
-def _finished(store: Store, there: Sequence[Segment]) -> Success:
-    """What the root has; refuses one that is not finished, to which nothing can be appended."""
+def _finished(store: Store, there: Sequence[Segment]) -> Success | None:
+    """What the root has; None where its segments are no longer those of `there`.
+
+    Raises:
+        SpecError: it is not finished, so that nothing can be appended.
+        StoreError: the store failed, or the rows are not those that the manifest has.
+    """
     uri = store.uri(SPEC_KEY)
     done = manifest.finished(store)
+    now_open = rounds.open_round(store)
+    if rounds.segments(store) != there:  # read last: what is finished or open was in `there`
+        return None
     if done is None:
         raise SpecError(
             f"the job of {uri} is not finished: run the command that began it until it is, and "
             "append then"
         )
-    now_open = rounds.open_round(store)
     if now_open is not None:
         what = "an append to" if now_open[1] == APPEND else "--retry-failed of"
         raise SpecError(
@@ -284,7 +300,7 @@ def _check_order(store: Store, success: Success, planned: RowPlan, root: Segment
     for part in dataset.read_parts(store, success):
         began = part.filter(pc.field("index") < root.rows)
         keys = pc.binary_join_element_wise(began["item_id"], began["prompt_id"], " ")
-        if not pc.all(pc.is_in(keys, asked)).as_py():
+        if not pc.all(pc.is_in(keys, asked), min_count=0).as_py():
             return
     raise SpecError(
         f"the rows of {store.uri(SPEC_KEY)} are all in --prompts, but not at its beginning in "

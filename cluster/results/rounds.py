@@ -163,15 +163,19 @@ def shards_of(items: int) -> int:
 
 
 def specification(store: Store) -> dict[str, Any]:
-    """What job.json says, with the schedules of all rounds that have some.
+    """What job.json says; where a round has schedules of its own, all are among its `schedules`.
 
     Raises:
         MissingKey: there is no job.
         StoreError: a round's description is damaged.
-        ValueError: job.json is no JSON object.
+        ValueError, LookupError, TypeError: job.json is no specification.
     """
     spec = json.loads(store.get(SPEC_KEY))
     if not isinstance(spec, dict):
         raise ValueError(f"{SPEC_KEY} is not a JSON object")
     added = [one for content in documents(store).values() for one in content.get("schedules", [])]
-    return {**spec, "schedules": [*spec.get("schedules", []), *added]} if added else spec
+    if not added:
+        return spec
+    single = [] if spec.get("schedule") is None else [spec["schedule"]]
+    every = {one["id"]: one for one in [*single, *spec.get("schedules", []), *added]}
+    return {**spec, "schedule": None, "schedules": list(every.values())}

@@ -20,6 +20,9 @@ from cluster.work import plan
 from cluster.work.plan import SHARD_SIZE, SpecError
 from cluster.work.prompts import Prompts, PromptsError, read_prompts
 from cluster.work.rows import RowPlan, plan_rows
+from cluster.work.schedule_table import schedule_of
+from jobs.render.workflow import prepare
+from tests.support.configs import configured
 from tests.support.manifest_rows import row_of
 
 FIRST = [
@@ -43,7 +46,9 @@ def read(folder: Path, rows: list[dict]) -> Prompts:
     return read_prompts(str(path))
 
 
-def drive(store: Store, planned: RowPlan, failed=(), kill_after: int = 10**9) -> None:
+def drive(
+    store: Store, planned: RowPlan, failed=(), kill_after: int = 10**9, schedules=None
+) -> None:
     """What a driver and its leaders do, up to the first `kill_after` of their writings."""
     left = iter(range(kill_after))
 
@@ -69,7 +74,9 @@ def drive(store: Store, planned: RowPlan, failed=(), kill_after: int = 10**9) ->
             step(share, here, item, held[item.id])
         else:
             status = "failed" if item.prompt in failed else "ok"
-            step(here.commit, row_of(item, here, status, data=item.id.encode()))
+            chosen = schedule_of((schedules or {}).get(item.id), item.arguments)
+            of = {"schedule_id": chosen.id} if chosen else {}
+            step(here.commit, row_of(item, here, status, data=item.id.encode(), **of))
     shards = manifest.by_shard(planned.items)
     for shard in missing:
         step(here.close_shard, shard, shards[shard], planned.beside, first=planned.first)
@@ -261,6 +268,35 @@ def test_settings_are_the_roots(tmp_path, model, store):
     other = {**model.defaults, "height": 80}
     with pytest.raises(SpecError, match="--height is 64 there and 80 here"):
         appended(store, read(tmp_path, MORE), model, other)
+
+
+def test_a_file_with_all_rows_in_another_order_is_refused_after_other_appends_too(
+    tmp_path, model, store
+):
+    append(tmp_path, store, MORE, model)
+    with pytest.raises(SpecError, match="not at its beginning"):
+        append(tmp_path, store, [*FIRST[::-1], {"prompt": "d", "rank": 1}], model)
+
+
+def test_a_new_setting_gets_a_schedule_of_its_own_and_a_known_one_no_other(tmp_path, model):
+    def planned(rows: list[dict], budget: str, *more: str) -> RowPlan:
+        file, root = tmp_path / "rows.jsonl", str(tmp_path / "out")
+        file.write_text("\n".join(map(json.dumps, rows)))
+        flags = ["--model", "tiny", "--prompts", str(file), "--output", root, "--budget", budget]
+        prepared = prepare(configured("render", [*flags, *more]))
+        schedules.update({item.id: prepared.schedule for item in prepared.items})
+        return prepared.plan
+
+    store, schedules = open_store(str(tmp_path / "out")), {}
+    drive(store, planned([{"prompt": "a"}], "10"), schedules=schedules)
+    drive(store, planned([{"prompt": "b", "height": 96}], "10", "--append"), schedules=schedules)
+    spec = rounds.specification(store)
+    assert spec["schedule"] is None
+    assert len(spec["schedules"]) == 2
+    assert problems(store) == []
+    for rows, budget in (([{"prompt": "c"}], "12"), ([{"prompt": "c", "width": 96}], "8")):
+        with pytest.raises(SpecError, match=f"of 10 forwards there and .* of {budget} forwards"):
+            planned(rows, budget, "--append")
 
 
 def test_a_round_that_was_removed_or_damaged_is_found(tmp_path, model, store):
