@@ -54,7 +54,7 @@ def test_a_gang_that_its_gpus_cannot_hold_ends_the_job_in_a_sentence_at_its_firs
 
     assert cli.run_job(argparse.ArgumentParser(), [], job) == cli.EXIT_REFUSED
     said = capsys.readouterr().err
-    assert re.search(r"^error: .*needs 2\.\d GiB on the GPU of rank 0, which has 1", said)
+    assert re.search(r"(?m)^error: .*needs 2\.\d GiB on the GPU of rank 0, which has 1", said)
     assert "resumes" not in said
     assert len(list(tmp_path.iterdir())) == 1
 

@@ -11,6 +11,7 @@ import pytest
 from cluster.models.model import find_model
 from cluster.results.manifest import SCHEMA, Manifest
 from cluster.store import open_store
+from cluster.work import pictures
 from cluster.work.plan import plan_items
 from cluster.work.prompts import Prompt
 from jobs.evaluate.table import TINY_SCHEMA
@@ -91,6 +92,7 @@ def test_every_column_of_a_part_is_explained():
     rows = re.findall(r"^\| (`.*?) \|", section("A render root"), re.MULTILINE)
     assert {name for row in rows for name in re.findall(r"`([\w.]+)`", row)} == {
         *SCHEMA.names,
+        *pictures.COLUMNS,
         "extra.NAME",
     }
 
