@@ -112,6 +112,7 @@ def test_the_demo_leaves_the_whole_story_in_a_folder(demo):
     check(str(demo))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("bucket")
 def test_the_commands_that_follow_it_in_the_readme_run_one_after_the_other(demo):
     assert len(readme("")) >= 6

@@ -98,6 +98,7 @@ def test_what_is_right_for_one_setting_alone_is_refused(command, more):
         matrix.run(configured("evaluate", [*command, "steps=50", *more]))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shared_cluster")
 def test_two_settings_become_one_table_on_real_videos(command, tmp_path, capsys):
     config = configured("evaluate", [*command, "steps=10", "steps=6,height=32", "--gangs", "1"])
