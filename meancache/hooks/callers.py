@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from diffusers import SchedulerMixin
 # How far up the stack the loop of an unguarded pipeline is looked for.
 _FRAMES = 40
 _CO_NEWLOCALS = 2
+# Among a frame's variables: something that is freed with it.
+_WITNESS = "_mean_cache_witness"
 
 
 class Call:
@@ -66,9 +69,27 @@ class Caller:
             for value in list(local.values()):
                 if type(value).__name__ in ("BlockState", "PipelineState"):
                     found.append(_state(value))
-            if any(local.get(name) is self.pipeline for name in ("self", "components")):
+            if self._is_own(local):
                 end = len(found)
         return found[:end]
+
+    def when_over(self, end: Callable[[], Any]) -> None:
+        """Calls `end` when the pipeline's own method is over, returned or not.
+
+        For pipelines that are not guarded: of their method there is no more than its frame.
+        """
+        frames = [frame for frame in _frames() if self._is_own(_locals(frame))]
+        if frames:
+            witness = _Witness()
+            weakref.finalize(witness, end).atexit = False
+            frames[-1].f_locals[_WITNESS] = witness
+
+    def _is_own(self, local: Mapping[str, Any]) -> bool:
+        return any(local.get(name) is self.pipeline for name in ("self", "components"))
+
+
+class _Witness:
+    """Is freed together with what holds it."""
 
 
 # The guarded calls that are running in this thread, the innermost last.
@@ -117,8 +138,11 @@ def _locals(frame: FrameType) -> dict[str, Any]:
     """A copy: before Python 3.13 a frame keeps the snapshot, and all in it alive, until it ends."""
     snapshot = frame.f_locals
     local = dict(snapshot)
+    witness = local.pop(_WITNESS, None)
     if sys.version_info < (3, 13) and frame.f_code.co_flags & _CO_NEWLOCALS:
         snapshot.clear()
+        if witness is not None:
+            snapshot[_WITNESS] = witness
     return local
 
 

@@ -22,6 +22,7 @@ from meancache.errors import ScheduleError
 from meancache.hooks.attach import attach, attached, become, detach, plain, subclass_of, unbecome
 from meancache.hooks.callers import Call, calling
 from meancache.hooks.pipelines import check_transformer
+from meancache.hooks.schedulers import check_scheduler
 
 _GUARD = "_mean_cache_guard"
 
@@ -101,6 +102,9 @@ def _guarded(base: Any, key: str) -> type:
         if one is None:
             return base.__call__(self, *args, **kwargs)
         one.follow(self)
+        scheduler = getattr(self, "scheduler", None)
+        if scheduler is not None:  # before a text is encoded; the first forward checks the rest
+            check_scheduler(scheduler)
         call = Call(self, one.hook.modules, _arguments(base, self, args, kwargs))
         with _alone(self), calling(call):
             try:

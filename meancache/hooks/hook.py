@@ -18,17 +18,16 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
-from diffusers import SchedulerMixin
 
 from meancache.errors import ScheduleError
-from meancache.grid import Grid
 from meancache.hooks.attach import attach, attached, cache_context, detach, plain, show
 from meancache.hooks.callers import Call, Caller, caller_of
+from meancache.hooks.checks import check_compiled, check_guidance, other_schedulers
 from meancache.hooks.conditions import RunConditions
 from meancache.hooks.guard import Guard, check_free, guard, guard_of, unguard
 from meancache.hooks.history import Rule
 from meancache.hooks.loops import LoopRun
-from meancache.hooks.outputs import signature, velocity_of
+from meancache.hooks.outputs import form_of, velocity_of
 from meancache.hooks.pipelines import (
     active_loras,
     check_transformer,
@@ -150,7 +149,7 @@ class MeanCacheHook:
     @torch.compiler.disable
     def _enter(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The run that a call is of, the form of the call, and whether it must be computed."""
-        form = signature(args, kwargs)
+        form = form_of(args, kwargs)
         run = self._run(module, args, kwargs, form)
         computes = run.computes(form)
         if computes:
@@ -190,7 +189,7 @@ class MeanCacheHook:
         """A new run: its scheduler has made its noise levels anew."""
         scheduler = caller.scheduler
         check_scheduler(scheduler)
-        _check_compiled(caller, module)
+        check_compiled(caller, module)
         for one in self.modules:
             check_transformer(one)
         grid, begin = levels(scheduler), self._step(caller, args, kwargs)
@@ -203,9 +202,13 @@ class MeanCacheHook:
                 f"the schedule is for a grid of {schedule.grid}, but the pipeline runs {grid}"
             )
         self.schedule = schedule
-        others = _other_schedulers(caller, grid)
+        if schedule.nfe < schedule.num_inference_steps:
+            check_guidance(caller)
+        others = other_schedulers(caller, grid)
         run = PipelineRun(self, scheduler, others, self._rule(schedule), offset, self.replay)
-        if caller.call is not None:
+        if caller.call is None:
+            caller.when_over(run.end)
+        else:
             caller.call.runs.append(run)
         return run
 
@@ -302,46 +305,3 @@ def _given(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[s
     names = [one.name for one in parameters if one.kind in kinds][1:]
     names += [f"*{number}" for number in range(len(names), len(args))]
     return {**dict(zip(names, args, strict=False)), **kwargs}
-
-
-def _check_compiled(caller: Caller, module: torch.nn.Module) -> None:
-    """Refuses a transformer that was compiled around its hook, as a whole, by fullgraph=True.
-
-    Raises:
-        ScheduleError: a call that is answered without computing would have nothing to compile.
-    """
-    for one in vars(caller.pipeline).values():
-        around = isinstance(one, torch.nn.Module) and plain(one) is module and one is not module
-        if around and getattr(getattr(one, "dynamo_ctx", None), "fullgraph", False):
-            raise ScheduleError(
-                f"{type(module).__name__} was compiled as a whole after its schedule was applied: "
-                "call remove_mean_cache and apply_mean_cache anew, on the pipeline or on what "
-                "torch.compile returned"
-            )
-
-
-def _other_schedulers(caller: Caller, grid: Grid) -> list[Any]:
-    """Schedulers beside the pipeline's own that its loop steps, as for sound beside a video.
-
-    Raises:
-        ScheduleError: they cannot follow the schedule together with the pipeline's.
-    """
-    values = [value for local in caller.variables() for value in local.values()]
-    for value in values:
-        if isinstance(value, list | tuple) and any(isinstance(v, SchedulerMixin) for v in value):
-            raise ScheduleError(
-                f"{type(caller.pipeline).__name__} steps each part of its latents with a "
-                "scheduler of its own, and a schedule is for one: call remove_mean_cache"
-            )
-    schedulers = {id(one): one for one in values if isinstance(one, SchedulerMixin)}
-    schedulers.pop(id(caller.scheduler), None)
-    found = list(schedulers.values())
-    for one in found:
-        check_scheduler(one)
-        if not levels(one).matches(grid.sigmas):
-            raise ScheduleError(
-                f"{type(caller.pipeline).__name__} runs a second scheduler on other noise levels "
-                f"({levels(one)}) than its own ({grid}), and a schedule is for one grid: call "
-                "remove_mean_cache"
-            )
-    return found

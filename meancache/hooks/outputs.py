@@ -7,9 +7,11 @@ floating-point tensor in an output is a prediction.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.utils import BaseOutput
 
 # The only walk over nested outputs that knows diffusers' output classes: they register there.
 from torch.utils import _pytree as pytree
@@ -41,15 +43,47 @@ def with_velocities(output: Any, velocities: Sequence[torch.Tensor]) -> Any:
     return pytree.tree_map(lambda leaf: next(following) if _is_velocity(leaf) else leaf, output)
 
 
-def signature(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
-    """Tells calls apart by the form of all of their inputs: calls that are alike here return the
-    same form.
+@dataclass(frozen=True)
+class Form:
+    """The form of a call: calls of one form return outputs of one form.
 
-    Nesting, number, shapes and dtypes of all tensors count, and switches and names; numbers, such
-    as a timestep, do not.
+    Attributes:
+        tree: how its arguments are nested.
+        leaves: shapes and dtypes of all tensors, switches and names; of numbers, such as a
+            timestep, the type alone.
+        samples: the length of the latents' batch, the call's first argument; None where it has
+            none.
     """
+
+    tree: str
+    leaves: tuple[Hashable, ...]
+    samples: int | None
+
+
+def form_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Form:
+    """Tells calls apart by all of their inputs."""
     leaves, tree = pytree.tree_flatten((args, dict(kwargs)))
-    return str(tree), tuple(_described(leaf) for leaf in leaves)
+    latents = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()), None))
+    several = isinstance(latents, list) or (isinstance(latents, torch.Tensor) and latents.ndim > 0)
+    samples = len(latents) if several else None
+    return Form(str(tree), tuple(_described(leaf) for leaf in leaves), samples)
+
+
+def of_samples(output: Any, was: int, now: int) -> Any:
+    """An output for `was` samples as one for `now`: the first of them, or all again and again."""
+    if isinstance(output, torch.Tensor):
+        return output[_indices(was, now)] if output.ndim and len(output) == was else output
+    if isinstance(output, list):
+        return [output[n] for n in _indices(was, now)] if len(output) == was else output
+    if isinstance(output, tuple) and not hasattr(output, "_fields"):
+        return tuple(of_samples(one, was, now) for one in output)
+    if isinstance(output, BaseOutput):
+        return type(output)(**{key: of_samples(one, was, now) for key, one in output.items()})
+    return output
+
+
+def _indices(was: int, now: int) -> list[int]:
+    return [n % was for n in range(now)]
 
 
 def _described(leaf: Any) -> Hashable:

@@ -16,7 +16,7 @@ import torch
 
 from meancache.errors import ScheduleError
 from meancache.hooks.history import History, Rule
-from meancache.hooks.outputs import velocities_of
+from meancache.hooks.outputs import Form, of_samples, velocities_of
 from meancache.hooks.schedulers import listen, listeners, unlisten
 
 
@@ -26,11 +26,11 @@ class Replay:
 
     Attributes:
         velocities: by scheduler or call, and by step.
-        outputs: of the transformer, one for each form that it was called in.
+        outputs: of the transformer, one for each form or call that it was called in.
     """
 
     velocities: dict[Hashable, dict[int, list[torch.Tensor]]] = field(default_factory=dict)
-    outputs: dict[Hashable, Any] = field(default_factory=dict)
+    outputs: dict[Any, Any] = field(default_factory=dict)
 
     def copy(self) -> Replay:
         """Another one of the same velocities, to go on from."""
@@ -68,7 +68,7 @@ class PipelineRun:
         self.replay = replay
         self.schedulers = [scheduler, *others]
         self.histories = [History(rule) for _ in self.schedulers]
-        self.outputs: dict[Hashable, Any] = {} if replay is None else replay.outputs
+        self.outputs: dict[Form, Any] = {} if replay is None else replay.outputs
         self.step = -1  # of the schedule
         self.skipped = False  # whether the step answered a call without computing
         self.waiting: set[int] = set()  # schedulers that have not taken the step yet
@@ -113,26 +113,26 @@ class PipelineRun:
         for history in self.histories:
             history.forget_before(step)
 
-    def computes(self, form: Hashable) -> bool:
+    def computes(self, form: Form) -> bool:
         """Whether the step's call of this form must run the transformer."""
         self.waiting = set(range(len(self.schedulers)))
         if not self._computed(self.step) and all(one.knows(self.step) for one in self.histories):
             return self._answer(form) is None
         return not self._replayed() or self._answer(form) is None
 
-    def begin_forward(self, form: Hashable) -> None:
+    def begin_forward(self, form: Form) -> None:
         """Frees what the forward replaces, while it needs the memory itself."""
         for history in self.histories:
             history.let_go()
         if self.replay is None:
             self.outputs.pop(form, None)
 
-    def keep(self, form: Hashable, output: Any) -> Any:
+    def keep(self, form: Form, output: Any) -> Any:
         """Notes what the transformer has returned."""
         self.outputs[form] = output
         return output
 
-    def answer(self, form: Hashable) -> Any:
+    def answer(self, form: Form) -> Any:
         """An output of the form that the call is due; what it holds will be replaced."""
         self.skipped = True
         return self._answer(form)
@@ -208,12 +208,16 @@ class PipelineRun:
             steps[self.step] = [velocity.detach().to(torch.float32, copy=True)]
         return steps[self.step][0]
 
-    def _answer(self, form: Hashable) -> Any:
-        """The newest output of this form, or one that has the very shape of the velocity."""
+    def _answer(self, form: Form) -> Any:
+        """The newest output of this form; or one that has the very shape of the velocity; or one
+        for another number of samples, as before guidance in the same call has ended or begun."""
         if form in self.outputs:
             return self.outputs[form]
         shapes = [v[0].shape for one in self.histories[:1] for v in one.velocities.values()]
         for output in reversed(self.outputs.values()):
             if velocities_of(output)[0].shape in shapes:
                 return output
+        for other, output in reversed(self.outputs.items()):
+            if form.samples and other.samples and form.samples != other.samples:
+                return of_samples(output, other.samples, form.samples)
         return None

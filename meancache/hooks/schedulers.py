@@ -42,14 +42,33 @@ def check_scheduler(scheduler: Any) -> None:
     if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         raise ScheduleError(
             f"the pipeline's scheduler is a {name}, but a schedule stands in for a velocity that "
-            "Euler steps integrate: give a flow-matching pipeline a "
-            "FlowMatchEulerDiscreteScheduler of its shift; other pipelines cannot follow one"
+            f"Euler steps integrate: {_instead(scheduler)}"
         )
     if scheduler.config.get("stochastic_sampling") or scheduler.config.get("invert_sigmas"):
         raise ScheduleError(
             f"the pipeline's {name} has stochastic_sampling or invert_sigmas set, so it does not "
             "follow a velocity from noise level 1 to 0; a schedule needs both off"
         )
+
+
+def _instead(scheduler: Any) -> str:
+    """What to do about a scheduler that takes other steps than Euler's."""
+    config = getattr(scheduler, "config", {})
+    flow = (
+        config.get("prediction_type") == "flow_prediction"
+        or bool(config.get("use_flow_sigmas"))
+        or type(scheduler).__name__.startswith("FlowMatch")
+    )
+    if not flow:
+        return "it does not integrate a flow's velocity, so call remove_mean_cache"
+    # Multistep schedulers of flows call it flow_shift, which from_config would leave out.
+    shift = config.get("flow_shift", config.get("shift"))
+    given = "" if shift is None else f", shift={shift:g}"
+    return (
+        "the pipeline works with a FlowMatchEulerDiscreteScheduler too, so set pipe.scheduler = "
+        f"FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config{given}) and use a "
+        "schedule of its noise levels"
+    )
 
 
 def grid_of(pipeline: Any) -> Grid:
@@ -71,9 +90,15 @@ def levels(scheduler: Any) -> Grid:
     try:
         return Grid.from_scheduler(scheduler)
     except ValueError as error:
+        repeats = scheduler.config.get("final_sigmas_type") == "sigma_min"
+        fix = (
+            'call pipe.scheduler.register_to_config(final_sigmas_type="zero"), as its last noise '
+            "level is repeated"
+            if repeats
+            else "let its scheduler set them (set_timesteps)"
+        )
         raise ScheduleError(
-            f"the pipeline's noise levels cannot follow a schedule: {error}; let its scheduler "
-            "set them (set_timesteps)"
+            f"the pipeline's noise levels cannot follow a schedule: {error}; {fix}"
         ) from error
 
 

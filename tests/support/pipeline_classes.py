@@ -1,6 +1,6 @@
-"""More pipeline classes of diffusers with small random weights, by their class names.
+"""All pipeline classes of diffusers that are built here, with small random weights, by their names.
 
-Most are variants of a pipeline in `small_pipelines` on the same parts; sizes are as there.
+Those in this module are variants of a pipeline in `small_pipelines` on the same parts.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ import diffusers
 import torch
 from PIL import Image
 
+from tests.support.modular_pipelines import MODULAR
+from tests.support.own_pipelines import OWN
 from tests.support.small_pipelines import (
     CASES,
     CHROMA,
+    COGVIEW4,
     DYNAMIC,
     FLUX,
     HUNYUAN,
@@ -25,6 +28,7 @@ from tests.support.small_pipelines import (
     Z_IMAGE,
     Case,
     chroma,
+    cogview4,
     flux,
     hunyuan_parts,
     hunyuan_transformer,
@@ -95,6 +99,77 @@ def flux_controlnet() -> Any:
         guidance_embeds=True,
         axes_dims_rope=(4, 4, 8),
     )
+
+
+def sd3_controlnet(extra: int = 0) -> Any:
+    return seeded(
+        diffusers.SD3ControlNetModel,
+        sample_size=8,
+        in_channels=4,
+        num_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        caption_projection_dim=32,
+        pooled_projection_dim=16,
+        pos_embed_max_size=8,
+        extra_conditioning_channels=extra,
+    )
+
+
+def sd3_transformer(channels: int) -> Any:
+    return seeded(
+        diffusers.SD3Transformer2DModel,
+        sample_size=8,
+        in_channels=channels,
+        out_channels=16,
+        num_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        caption_projection_dim=32,
+        pooled_projection_dim=16,
+        pos_embed_max_size=8,
+    )
+
+
+def cogview4_transformer() -> Any:
+    return seeded(
+        diffusers.CogView4Transformer2DModel,
+        in_channels=8,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        text_embed_dim=16,
+        time_embed_dim=16,
+        condition_dim=4,
+        rope_axes_dim=(8, 8),
+    )
+
+
+def z_image_controlnet(transformer: Any) -> Any:
+    """A ControlNet on the embedders of the transformer, as diffusers builds it."""
+    controlnet = seeded(
+        diffusers.ZImageControlNetModel,
+        control_layers_places=[0],
+        control_refiner_layers_places=[0],
+        control_in_dim=4,
+        dim=32,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+    )
+    return diffusers.ZImageControlNetModel.from_transformer(controlnet, transformer)
+
+
+def z_image_with_controlnet(name: str) -> Callable[[], Any]:
+    def make() -> Any:
+        parts = dict(z_image().components)
+        controlnet = z_image_controlnet(parts["transformer"])
+        return getattr(diffusers, name)(controlnet=controlnet, **parts)
+
+    return make
 
 
 def qwen_controlnet(extra: int = 0) -> Any:
@@ -205,76 +280,6 @@ GUIDED = {
     "negative_prompt_embeds": noise(1, 6, 16, seed=8),
     "guidance_scale": 4.0,
 }
-
-
-def sana(name: str) -> Callable[[], Any]:
-    def make() -> Any:
-        transformer = seeded(
-            diffusers.SanaTransformer2DModel,
-            patch_size=1,
-            in_channels=4,
-            out_channels=4,
-            num_layers=1,
-            num_attention_heads=2,
-            attention_head_dim=16,
-            num_cross_attention_heads=2,
-            cross_attention_head_dim=16,
-            cross_attention_dim=32,
-            caption_channels=16,
-            sample_size=8,
-        )
-        vae = seeded(
-            diffusers.AutoencoderDC,
-            in_channels=3,
-            latent_channels=4,
-            attention_head_dim=2,
-            encoder_block_types=("ResBlock", "EfficientViTBlock"),
-            decoder_block_types=("ResBlock", "EfficientViTBlock"),
-            encoder_block_out_channels=(8, 8),
-            decoder_block_out_channels=(8, 8),
-            encoder_qkv_multiscales=((), (5,)),
-            decoder_qkv_multiscales=((), (5,)),
-            encoder_layers_per_block=(1, 1),
-            decoder_layers_per_block=[1, 1],
-            downsample_block_type="conv",
-            upsample_block_type="interpolate",
-            decoder_norm_types="rms_norm",
-            decoder_act_fns="silu",
-            scaling_factor=0.41407,
-        )
-        return getattr(diffusers, name)(
-            tokenizer=None, text_encoder=None, vae=vae, transformer=transformer,
-            scheduler=scheduler(shift=3.0),
-        )  # fmt: skip
-
-    return make
-
-
-def kandinsky5(name: str, channels: int) -> Callable[[], Any]:
-    def make() -> Any:
-        transformer = seeded(
-            diffusers.Kandinsky5Transformer3DModel,
-            in_visual_dim=4,
-            in_text_dim=16,
-            in_text_dim2=16,
-            time_dim=16,
-            out_visual_dim=4,
-            patch_size=(1, 2, 2),
-            model_dim=16,
-            ff_dim=32,
-            num_text_blocks=1,
-            num_visual_blocks=1,
-            axes_dims=(2, 2, 4),
-            visual_cond=channels > 4,
-        )
-        video = name.endswith("VPipeline")
-        parts = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
-        vae = hunyuan_parts()["vae"] if video else image_vae(4)
-        return getattr(diffusers, name)(
-            transformer=transformer, vae=vae, scheduler=scheduler(shift=5.0), **parts
-        )
-
-    return make
 
 
 def skyreels() -> Any:
@@ -414,8 +419,43 @@ MORE: dict[str, Case] = {
         {**QWEN_GUIDED, "control_image": picture()},
         calls=2,
     ),
+    "QwenImageControlNetInpaintPipeline": Case(
+        on(
+            "QwenImageControlNetInpaintPipeline",
+            qwen_image,
+            controlnet=lambda: qwen_controlnet(extra=4),
+        ),
+        {**QWEN_GUIDED, "control_image": picture(), "control_mask": mask()},
+        calls=2,
+    ),
     "StableDiffusion3Img2ImgPipeline": Case(
         on("StableDiffusion3Img2ImgPipeline", sd3), {**SD3, **IMAGE}
+    ),
+    "StableDiffusion3InpaintPipeline": Case(
+        on(
+            "StableDiffusion3InpaintPipeline",
+            sd3,
+            transformer=lambda: sd3_transformer(16),
+            vae=lambda: image_vae(16),
+        ),
+        {**SD3, **INPAINT},
+    ),
+    "StableDiffusion3ControlNetPipeline": Case(
+        on("StableDiffusion3ControlNetPipeline", sd3, controlnet=sd3_controlnet),
+        {**SD3, "control_image": picture()},
+    ),
+    "StableDiffusion3ControlNetInpaintingPipeline": Case(
+        on(
+            "StableDiffusion3ControlNetInpaintingPipeline",
+            sd3,
+            controlnet=lambda: sd3_controlnet(extra=1),
+        ),
+        {**SD3, "control_image": picture(), "control_mask": mask()},
+    ),
+    "CogView4ControlPipeline": Case(
+        on("CogView4ControlPipeline", cogview4, transformer=cogview4_transformer),
+        {**COGVIEW4, "control_image": picture()},
+        calls=2,
     ),
     "StableDiffusion3PAGPipeline": Case(
         on("StableDiffusion3PAGPipeline", sd3, pag_applied_layers=["blocks.0"]), SD3
@@ -430,6 +470,17 @@ MORE: dict[str, Case] = {
         on("ChromaImg2ImgPipeline", chroma),
         {**CHROMA, **IMAGE, "negative_prompt_attention_mask": torch.ones(1, 6)},
         calls=2,
+    ),
+    "ChromaInpaintPipeline": Case(
+        on("ChromaInpaintPipeline", chroma), {**CHROMA, **INPAINT}, calls=2
+    ),
+    "ZImageControlNetPipeline": Case(
+        z_image_with_controlnet("ZImageControlNetPipeline"),
+        {**Z_IMAGE, "control_image": picture()},
+    ),
+    "ZImageControlNetInpaintPipeline": Case(
+        z_image_with_controlnet("ZImageControlNetInpaintPipeline"),
+        {**Z_IMAGE, "control_image": picture(), "image": picture(), "mask_image": mask()},
     ),
     "WanVideoToVideoPipeline": Case(
         on("WanVideoToVideoPipeline", wan21),
@@ -451,22 +502,6 @@ MORE: dict[str, Case] = {
     ),
     "Lumina2Pipeline": Case(lumina2, {**GUIDED, **MASKS}, calls=2),
     "AuraFlowPipeline": Case(aura_flow, {**GUIDED, **MASKS}),
-    "SanaPipeline": Case(
-        sana("SanaPipeline"), {**GUIDED, **MASKS, "use_resolution_binning": False}
-    ),
-    "Kandinsky5T2IPipeline": Case(
-        kandinsky5("Kandinsky5T2IPipeline", 4),
-        {
-            **GUIDED,
-            "prompt_embeds_qwen": noise(1, 6, 16),
-            "prompt_embeds_clip": noise(1, 16),
-            "prompt_cu_seqlens": torch.tensor([0, 6], dtype=torch.int32),
-            "negative_prompt_embeds_qwen": noise(1, 6, 16, seed=8),
-            "negative_prompt_embeds_clip": noise(1, 16, seed=8),
-            "negative_prompt_cu_seqlens": torch.tensor([0, 6], dtype=torch.int32),
-        },
-        calls=2,
-    ),
     "OvisImagePipeline": Case(
         ovis_like("OvisImagePipeline", "OvisImageTransformer2DModel"), GUIDED, calls=2
     ),
@@ -492,4 +527,9 @@ BASE = {
     "ChromaPipeline": "Chroma",
     "CogView4Pipeline": "CogView4",
 }
-BUILT = {**{name: CASES[case] for name, case in BASE.items()}, **MORE}
+BUILT = {**{name: CASES[case] for name, case in BASE.items()}, **MORE, **OWN, **MODULAR}
+
+# What a class takes to work, or what it does not.
+NOTES: dict[str, str] = {}
+# Classes that are not put together here, and why.
+UNBUILT: dict[str, str] = {}

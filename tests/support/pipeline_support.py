@@ -1,33 +1,41 @@
 """What every pipeline class of diffusers does with a schedule: the table in the docs.
 
-`python -m tests.support.pipeline_support` tries the classes and writes the page again.
+`python -m tests.support.pipeline_support` tries the classes and writes the page again. With names
+of classes it tries these alone, says why one fails, and writes nothing.
 """
 
 from __future__ import annotations
 
+import gc
 import inspect
 import re
+import sys
+import time
+import traceback
 import typing
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.modular_pipelines.modular_pipeline import ModularPipeline
 
 from meancache import Schedule, apply_mean_cache, remove_mean_cache
 from meancache.errors import ScheduleError
 from meancache.grid import Grid
-from meancache.hooks.pipelines import check_scheduler
+from meancache.hooks.pipelines import named_transformers
+from meancache.hooks.schedulers import check_scheduler
 from meancache.velocity import velocities_in_use
-from tests.support.pipeline_classes import BUILT
-from tests.support.small_pipelines import STEPS, Case, Small, quiet
+from tests.support.pipeline_classes import BUILT, NOTES, UNBUILT
+from tests.support.small_pipelines import Case, Small, quiet
 
-PAGE = Path(__file__).parents[2] / "docs/pipeline-support.md"
-SKIPS = [(0, 1, 1), (1, 2, 1), (2, 5, 2), (5, 6, 1), (6, 9, 3), (9, 10, 1)]
-ALL = [(step, step + 1, 1) for step in range(STEPS)]
+PAGE = Path(__file__).parents[2] / "docs/pipelines-table.md"
+STEPS = 6
+STATES = ("works", "refused", "not built here")
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,7 @@ class Support:
     """What a class does: 'works', 'refused' or 'not built here', and why."""
 
     state: str
-    why: str
+    why: str = ""
 
 
 def classes() -> dict[str, Any]:
@@ -49,22 +57,36 @@ def classes() -> dict[str, Any]:
             if name not in ("DiffusionPipeline", "ModularPipeline")}  # fmt: skip
 
 
+def unneeded(found: dict[str, Any]) -> set[str]:
+    """Names in the lists of cases and reasons that diffusers does not export."""
+    return {*BUILT, *UNBUILT, *NOTES} - set(found)
+
+
 def without_building(one: Any) -> Support | None:
-    """What follows from the schedulers that the class names; None where it may be Euler's."""
+    """What follows from the parts that the class names; None where it may follow a schedule.
+
+    The sentences are those of `apply_mean_cache` and of the first call.
+    """
     if issubclass(one, ModularPipeline):
         return None
-    signature = inspect.signature(one.__init__).parameters
-    if "scheduler" not in signature:
-        return Support("refused", "it has no scheduler of its own that a schedule could follow")
-    named = _named(signature["scheduler"].annotation)
-    if any("FlowMatchEuler" in name for name in named) or not named:
+    parts = inspect.signature(one.__init__).parameters
+    named = _named(parts["scheduler"].annotation) if "scheduler" in parts else []
+    flow = any("FlowMatchEuler" in name for name in named)
+    components = {
+        name: torch.nn.Identity() for name in parts if "transformer" in name or name == "unet"
+    }
+    scheduler = FlowMatchEulerDiscreteScheduler() if flow else None
+    known = type(one.__name__, (), {"components": components, "scheduler": scheduler})
+    try:
+        named_transformers(known())
+    except ScheduleError as error:
+        return Support("refused", str(error))
+    if flow or not named:
         return None
     try:
         check_scheduler(getattr(diffusers, named[0])())
     except ScheduleError as error:
         return Support("refused", str(error))
-    except Exception:
-        return None
     return None
 
 
@@ -76,92 +98,130 @@ def _named(annotation: Any) -> list[str]:
         return ["DDIMScheduler"]
     parts = typing.get_args(annotation) or (annotation,)
     text = " ".join(one if isinstance(one, str) else getattr(one, "__name__", "") for one in parts)
-    return [name for name in re.findall(r"\w+Scheduler\b", text) if name != "SchedulerMixin"]
+    return [name for name in re.findall(r"\w+Scheduler\b", text) if hasattr(diffusers, name)]
 
 
-def schedule_of(small: Small, path: list[tuple[int, int, int]]) -> Schedule:
-    """For the grid of the pipeline's last call."""
-    edges = [{"start": start, "stop": stop, "span": span} for start, stop, span in path]
-    sigmas = Grid.from_scheduler(small.pipe.scheduler).sigmas
-    return Schedule.from_edges(sigmas, edges, "fine-step")
+def every(begin: int = 0) -> list[dict[str, Any]]:
+    """A jump for each step."""
+    return [{"start": k, "stop": k + 1, "weights": {k: 1.0}} for k in range(begin, STEPS)]
 
 
-def tried(case: Case) -> tuple[str, str]:
-    """Runs the case plain, with all steps and with skips; (state, why)."""
+def skipping(begin: int) -> list[dict[str, Any]]:
+    """Computes `begin` and one or two later steps, and weighs what the run has computed.
+
+    A run that begins in the middle of the grid has no velocities from before.
+    """
+    if begin == 0:
+        return [
+            {"start": 0, "stop": 1, "weights": {0: 1.0}},
+            {"start": 1, "stop": 4, "weights": {0: -0.4, 1: 1.4}},
+            {"start": 4, "stop": 6, "weights": {1: 0.2, 4: 0.8}},
+        ]
+    before = every()[:begin]
+    middle = {"start": begin, "stop": begin + 2, "weights": {begin: 1.0}}
+    last = {"start": begin + 2, "stop": STEPS, "weights": {begin: -0.3, begin + 2: 1.3}}
+    return [*before, middle, last]
+
+
+def schedule_of(small: Small, edges: list[dict[str, Any]]) -> Schedule:
+    """For the grid of the pipeline's last call, or for any where that is none."""
+    try:
+        sigmas = Grid.from_scheduler(small.pipe.scheduler).sigmas
+    except ValueError:
+        sigmas = tuple(1 - k / STEPS for k in range(STEPS + 1))
+    return Schedule.from_edges(sigmas, edges)
+
+
+def draw(small: Small) -> torch.Tensor:
+    return small.draw(num_inference_steps=STEPS)
+
+
+def tried(case: Case) -> None:
+    """Runs the case plain, with all steps, with skips, and in an independent loop.
+
+    Raises:
+        ScheduleError: it is refused, and nothing was computed.
+        AssertionError: it is wrong.
+    """
     small = Small(case, quiet(case.make()))
-    plain = small.draw()
-    begin = STEPS - len(recorded(small))
-    hook = apply_mean_cache(small.pipe, schedule_of(small, ALL))
-    assert torch.equal(small.draw(), plain), "all steps are not the plain run"
-    assert hook.forwards == case.calls * (STEPS - begin), f"{hook.forwards} forwards"
+    plain, ran = recorded(small)
+    runs, begin = ran.count(ran[-1]), ran[0]
+    steps = STEPS - begin
+    assert len(ran) == runs * steps, f"the scheduler took the steps {ran}"
+    hook = apply_mean_cache(small.pipe, schedule_of(small, every()))
+    try:
+        assert torch.equal(draw(small), plain), "all steps are not the plain run"
+    except ScheduleError as error:
+        if hook.forwards:
+            raise AssertionError(f"refused after {hook.forwards} forwards: {error}") from error
+        raise
+    assert hook.forwards == case.calls * runs * steps, f"{hook.forwards} forwards"
     remove_mean_cache(small.pipe)
-    # One history term: what a run that begins in the middle can follow from its first step.
-    path = SKIPS if begin == 0 else from_step(begin)
-    schedule = schedule_of(small, path)
+    schedule = schedule_of(small, skipping(begin))
     hook = apply_mean_cache(small.pipe, schedule)
-    got = small.draw()
+    got = draw(small)
     remove_mean_cache(small.pipe)
-    want = independent(small, schedule)
+    want = independent(lambda: draw(small), schedule)
     assert torch.allclose(got, want, atol=1e-4, rtol=1e-3), "not the independent loop"
-    wanted = case.calls * sum(start >= begin for start, _, _ in path)
+    assert not torch.allclose(got, plain, atol=1e-4, rtol=1e-3), "skipping changes nothing"
+    wanted = case.calls * runs * sum(step >= begin for step in schedule.computed_steps)
     assert hook.forwards == wanted, f"{hook.forwards} forwards, not {wanted}"
-    return "works", ""
 
 
-def from_step(begin: int) -> list[tuple[int, int, int]]:
-    """A path that computes `begin`, then skips."""
-    before = [(step, step + 1, 1) for step in range(begin)]
-    return [*before, (begin, begin + 2, 1), (begin + 2, STEPS, 1)]
+def recorded(small: Small) -> tuple[torch.Tensor, list[int]]:
+    """A plain run, and the steps that its scheduler took."""
+    scheduler, ran = small.pipe.scheduler, []
+    step = scheduler.step
 
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        result = step(*args, **kwargs)
+        ran.append(scheduler.step_index - 1)
+        return result
 
-def recorded(small: Small) -> list[torch.Tensor]:
-    """The velocities that the pipeline's scheduler is given in a run."""
-    given: list[torch.Tensor] = []
-    step = small.pipe.scheduler.step
-
-    def watched(model_output: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        given.append(model_output)
-        return step(model_output, *args, **kwargs)
-
-    small.pipe.scheduler.step = watched
+    scheduler.step = watched
     try:
-        small.draw()
-    finally:
-        del small.pipe.scheduler.step
-    return given
-
-
-def independent(small: Small, schedule: Schedule) -> torch.Tensor:
-    """The run of all forwards in which skipped steps integrate the schedule's combination."""
-    rows = torch.from_numpy(velocities_in_use(schedule))
-    scheduler = small.pipe.scheduler
-    step, given = scheduler.step, {}
-
-    def combined(model_output: torch.Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
-        k = scheduler.step_index
-        if k is None:
-            k = scheduler.begin_index
-        if k is None:
-            k = scheduler.index_for_timestep(timestep)
-        given[k] = model_output.double()
-        terms = [float(rows[k, n]) * given[n] for n in range(k + 1) if float(rows[k, n])]
-        return step(sum(terms).to(model_output.dtype), timestep, *args, **kwargs)
-
-    scheduler.step = combined
-    try:
-        return small.draw()
+        return draw(small), ran
     finally:
         del scheduler.step
+
+
+def independent(run: Callable[[], torch.Tensor], schedule: Schedule) -> torch.Tensor:
+    """A run of all forwards in which skipped steps integrate the schedule's combination.
+
+    A step that needs velocities from before the run's beginning takes its own.
+    """
+    weights = torch.from_numpy(velocities_in_use(schedule))
+    given: dict[tuple[int, int], torch.Tensor] = {}
+    plain_step = FlowMatchEulerDiscreteScheduler.step
+
+    def step(self: Any, model_output: torch.Tensor, timestep: Any, *args: Any, **kw: Any) -> Any:
+        if self.step_index is None:
+            self._init_step_index(timestep)
+        k, number = self.step_index, id(self)
+        given[number, k] = model_output.double()
+        used = [n for n in range(len(weights)) if float(weights[k, n])]
+        if all((number, n) in given for n in used):
+            parts = [float(weights[k, n]) * given[number, n] for n in used]
+            model_output = torch.stack(parts).sum(0).to(model_output.dtype)
+        return plain_step(self, model_output, timestep, *args, **kw)
+
+    FlowMatchEulerDiscreteScheduler.step = step
+    try:
+        return run()
+    finally:
+        FlowMatchEulerDiscreteScheduler.step = plain_step
 
 
 def support(name: str, one: Any) -> Support:
     """What the class does, tried where it is built here."""
     if name in BUILT:
         try:
-            return Support(*tried(BUILT[name]))
-        except Exception as error:
-            print(name, type(error).__name__, error)
-            return Support("not built here", "its small parts, as put together here, do not run")
+            tried(BUILT[name])
+        except ScheduleError as error:
+            return Support("refused", str(error))
+        return Support("works", NOTES.get(name, ""))
+    if name in UNBUILT:
+        return Support("not built here", UNBUILT[name])
     known = without_building(one)
     if known is not None:
         return known
@@ -171,29 +231,59 @@ def support(name: str, one: Any) -> Support:
 
 def page(found: dict[str, Support]) -> str:
     """The page of the docs."""
-    counts = {state: sum(one.state == state for one in found.values())
-              for state in ("works", "refused", "not built here")}  # fmt: skip
+    counts = {state: sum(one.state == state for one in found.values()) for state in STATES}
     lines = [
         "# Pipeline classes",
         "",
-        f"Every pipeline class of diffusers {diffusers.__version__}: {counts['works']} work, "
-        f"{counts['refused']} are refused before the first forward, {counts['not built here']} are "
-        "not built here.",
-        "*Works* means, with small random weights: a schedule of all steps is the plain run bit "
-        "for bit, one with skips equals an independent loop, and exactly its forwards run.",
-        "Written by `python -m tests.support.pipeline_support`.",
+        f"Every pipeline class that diffusers {diffusers.__version__} exports: {counts['works']} "
+        f"work, {counts['refused']} are refused before the first forward, "
+        f"{counts['not built here']} are not built here.",
         "",
-        "| class | state | why |",
+        "*Works*: with small random weights, a schedule of all steps is the plain run bit for bit, "
+        "one with skips equals a loop that does not use the hook, and exactly its forwards run. "
+        "What it takes for that is in the last column. *Refused*: in the sentence of the last "
+        "column. Written by `python -m tests.support.pipeline_support`.",
+        "",
+        "| class | state | what to know |",
         "| --- | --- | --- |",
         *(f"| `{name}` | {one.state} | {one.why} |" for name, one in found.items()),
     ]
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
+def rows(text: str) -> dict[str, Support]:
+    """The table of a page."""
+    found = re.findall(r"^\| `(\w+)` \| ([\w ]+) \| (.*) \|$", text, re.MULTILINE)
+    return {name: Support(state, why) for name, state, why in found}
+
+
+def main(names: list[str]) -> None:
     torch.set_num_threads(1)
-    PAGE.write_text(page({name: support(name, one) for name, one in classes().items()}))
+    warnings.simplefilter("ignore")
+    every_class = classes()
+    chosen = {name: every_class[name] for name in names or every_class}
+    found, failed = {}, 0
+    for number, (name, one) in enumerate(chosen.items(), 1):
+        begin = time.monotonic()
+        try:
+            found[name] = support(name, one)
+        except Exception as error:
+            found[name] = Support("not built here", f"fails here: {type(error).__name__}")
+            failed += 1
+            print(
+                *traceback.format_exception(error)[-4:] if names else (), f"{name}: {error}"[:400]
+            )
+        gc.collect()
+        took = time.monotonic() - begin
+        if name in BUILT:
+            print(f"{number}/{len(chosen)} {name} {found[name].state} {took:.1f} s", flush=True)
+    if names:
+        return
+    if failed:
+        sys.exit(f"{failed} classes that are put together fail: the page is not written")
+    PAGE.write_text(page(found), encoding="utf-8")
+    print({state: sum(one.state == state for one in found.values()) for state in STATES})
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

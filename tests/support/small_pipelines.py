@@ -51,6 +51,7 @@ from PIL import Image
 from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
 
 STEPS = 10
+LATENTS = {"output_type": "latent", "return_dict": False}
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,14 @@ class Case:
         arguments: of its call, all but the seed and the number of steps.
         calls: of the transformer in one step.
         size: of the call's latents in pixels and frames.
+        modular: whether it is called as a modular pipeline, whose latents are asked for.
     """
 
     make: Callable[[], DiffusionPipeline]
     arguments: Mapping[str, Any]
     calls: int = 1
     size: Mapping[str, int] = field(default_factory=lambda: {"height": 32, "width": 48})
+    modular: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,14 +83,17 @@ class Small:
     def draw(self, seed: int = 0, **changes: Any) -> torch.Tensor:
         """The final latents of one call."""
         arguments = {
-            **self.case.arguments,
             "num_inference_steps": STEPS,
-            "output_type": "latent",
-            "return_dict": False,
             "generator": torch.Generator().manual_seed(seed),
+            **({"output": "latents"} if self.case.modular else LATENTS),
+            **self.case.arguments,
             **changes,
         }
-        latents: torch.Tensor = self.pipe(**arguments)[0]
+        # Some pipelines sample a picture's encoding from the process's own noise.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            drawn = self.pipe(**arguments)
+        latents: torch.Tensor = drawn if self.case.modular else drawn[0]
         return latents
 
 
@@ -140,7 +146,7 @@ def image_vae(channels: int) -> AutoencoderKL:
     )
 
 
-def quiet(pipe: DiffusionPipeline) -> DiffusionPipeline:
+def quiet(pipe: Any) -> Any:
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

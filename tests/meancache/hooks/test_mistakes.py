@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import re
+import types
+from contextlib import contextmanager
 from dataclasses import replace
 
 import diffusers
 import pytest
 import torch
 from diffusers import (
+    AdaptiveProjectedGuidance,
     CogVideoXDDIMScheduler,
     CogVideoXDPMScheduler,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
     DDIMScheduler,
+    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
@@ -26,6 +32,7 @@ from peft import LoraConfig
 from meancache import Schedule, ScheduleError, apply_mean_cache, remove_mean_cache
 from meancache.grid import Grid
 from meancache.hooks.pipelines import active_loras
+from meancache.hooks.schedulers import check_scheduler
 from meancache.trajectory import record_trajectory
 from tests.support.small_pipelines import Small, build, image_vae, noise, quiet, seeded
 
@@ -110,6 +117,68 @@ def test_another_shape_than_the_schedules(name, other):
     small.draw(**other)
 
 
+@pytest.mark.parametrize(
+    ("conditions", "message"),
+    [
+        ({"dtype": "bfloat16"}, "dtype 'bfloat16'.*dtype 'float32'"),
+        ({"dtype": "torch.float16"}, "dtype 'torch.float16'.*dtype 'float32'"),
+        ({"guidance_scale": 6.0}, "guidance_scale 6.0.*guidance_scale 3.5"),
+        ({"true_cfg_scale": 4.0}, "true_cfg_scale 4.0.*true_cfg_scale 1.0"),
+        ({"height": 480}, "height 480.*height 32"),
+        ({"width": 64}, "width 64.*width 48"),
+        ({"num_images_per_prompt": 2}, "num_images_per_prompt 2.*num_images_per_prompt 1"),
+    ],
+)
+@pytest.mark.parametrize("alone", [False, True], ids=["pipeline", "transformer"])
+def test_another_condition_than_the_schedules(flux, schedule, conditions, message, alone):
+    target = flux.pipe.transformer if alone else flux.pipe
+    hook = apply_mean_cache(target, replace(schedule, conditions=conditions))
+    try:
+        refused(flux, hook, f"made for {message}: run it as the schedule says")
+    finally:
+        remove_mean_cache(target)
+
+
+@pytest.mark.parametrize(
+    "conditions",
+    [
+        {"dtype": "float32", "guidance_scale": 3.5, "true_cfg_scale": 1.0},
+        {"dtype": "torch.float32", "height": 32, "width": 48},
+        {"guidance_scale": None, "height": None},
+    ],
+)
+def test_the_schedules_own_conditions(flux, schedule, follow, conditions):
+    hook = follow(replace(schedule, conditions=conditions))
+    flux.draw()
+    assert hook.forwards == len(EDGES)
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["pipeline", "transformer"])
+def test_a_schedule_of_another_pipeline_class(flux, schedule, alone):
+    target = flux.pipe.transformer if alone else flux.pipe
+    model = {"id": "some/model", "revision": None, "pipeline": "HunyuanVideoPipeline"}
+    hook = apply_mean_cache(target, replace(schedule, model=model))
+    try:
+        refused(flux, hook, "made for pipeline 'HunyuanVideoPipeline'.*pipeline 'FluxPipeline'")
+    finally:
+        remove_mean_cache(target)
+    hook = apply_mean_cache(target, replace(schedule, model={**model, "pipeline": "FluxPipeline"}))
+    try:
+        flux.draw()
+        assert hook.forwards == len(EDGES)
+    finally:
+        remove_mean_cache(target)
+
+
+def test_another_guidance_where_a_guider_has_it():
+    small = build("HunyuanVideo-1.5")
+    small.draw()
+    grid = Grid.from_scheduler(small.pipe.scheduler)
+    schedule = Schedule.from_edges(grid.sigmas, EDGES)
+    hook = apply_mean_cache(small.pipe, replace(schedule, conditions={"guidance_scale": 6.0}))
+    refused(small, hook, "guidance_scale 6.0.*guidance_scale 4.0")
+
+
 def test_applied_twice(flux, schedule, follow):
     follow(schedule)
     for target in (flux.pipe, flux.pipe.transformer):
@@ -172,6 +241,82 @@ def test_cache_dit_before_or_after(schedule):
     hook = apply_mean_cache(flux.pipe, schedule)
     cache_dit.enable_cache(flux.pipe, cache_config=config)
     refused(flux, hook, r"another cache enabled \(cache-dit\)")
+
+
+def answering(forward):
+    """A cache as people write it: it answers every second call without computing."""
+    last: list = []
+
+    def cached(self, *args, **kwargs):
+        if len(last) % 2 == 0:
+            last.append(forward(self, *args, **kwargs))
+        else:
+            last.append(last[-1])
+        return last[-1]
+
+    return cached
+
+
+@contextmanager
+def on_the_instance(transformer, wrapped):
+    own = type(transformer).forward
+    cached = answering(own)
+    transformer.forward = types.MethodType(functools.wraps(own)(cached) if wrapped else cached,
+                                           transformer)  # fmt: skip
+    try:
+        yield
+    finally:
+        del transformer.forward
+
+
+@contextmanager
+def on_the_class(transformer, wrapped):
+    cls = diffusers.FluxTransformer2DModel
+    own = cls.forward
+    cached = answering(own)
+    cls.forward = functools.wraps(own)(cached) if wrapped else cached
+    try:
+        yield
+    finally:
+        cls.forward = own
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "functools.wraps"])
+@pytest.mark.parametrize("patched", [on_the_instance, on_the_class])
+def test_a_forward_that_is_replaced_before_or_after(flux, schedule, patched, wrapped):
+    transformer = flux.pipe.transformer
+    message = "forward of FluxTransformer2DModel was replaced by .*cached, which may answer"
+    with patched(transformer, wrapped), pytest.raises(ScheduleError, match=message):
+        apply_mean_cache(flux.pipe, schedule)
+    hook = apply_mean_cache(flux.pipe, schedule)
+    try:
+        with patched(transformer, wrapped):
+            refused(flux, hook, message)
+        flux.draw()
+        assert hook.forwards == len(EDGES)
+    finally:
+        remove_mean_cache(flux.pipe)
+
+
+def test_a_forward_that_always_computes_says_so(flux, schedule, follow):
+    transformer = flux.pipe.transformer
+    follow(schedule)
+    want = flux.draw()
+    remove_mean_cache(flux.pipe)
+    times = []
+
+    def timed(self, *args, **kwargs):
+        times.append(1)
+        return type(self).forward(self, *args, **kwargs)
+
+    timed.computes_always = True
+    transformer.forward = types.MethodType(timed, transformer)
+    try:
+        hook = follow(schedule)
+        assert torch.equal(flux.draw(), want)
+        assert hook.forwards == len(times) == len(EDGES)
+    finally:
+        del transformer.forward
 
 
 def test_another_cache_on_a_transformer_that_cannot_say_so():
@@ -320,7 +465,7 @@ def test_a_sampler_that_is_not_euler_on_a_flow(make, schedule):
     small.draw()
     hook = apply_mean_cache(denoiser, schedule)
     name = type(small.pipe.scheduler).__name__
-    refused(small, hook, f"scheduler is a {name}.*FlowMatchEulerDiscreteScheduler")
+    refused(small, hook, f"scheduler is a {name}, but a schedule stands in for a velocity that")
     remove_mean_cache(denoiser)
     with (
         record_trajectory(denoiser) as trajectory,
@@ -328,6 +473,69 @@ def test_a_sampler_that_is_not_euler_on_a_flow(make, schedule):
     ):
         small.draw()
     assert trajectory.outputs == []
+
+
+MULTISTEP = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+
+
+@pytest.mark.parametrize(
+    ("other", "shift"),
+    [
+        (UniPCMultistepScheduler(**MULTISTEP, flow_shift=5.0), 5.0),
+        (DPMSolverMultistepScheduler(**MULTISTEP, flow_shift=3.0), 3.0),
+        (DPMSolverMultistepScheduler(**MULTISTEP), 1.0),
+        (FlowMatchHeunDiscreteScheduler(shift=2.5), 2.5),
+    ],
+    ids=["UniPC", "DPM++", "DPM++ unshifted", "Heun"],
+)
+def test_a_flows_other_scheduler_is_refused_with_the_euler_one_that_takes_its_place(other, shift):
+    small = wan_with(other)
+    grid = [1.0, 0.5, 0.0]
+    whole = Schedule.from_edges(grid, [{"start": 0, "stop": 2, "weights": {0: 1.0}}])
+    hook = apply_mean_cache(small.pipe, whole)
+    with pytest.raises(ScheduleError, match="works with a FlowMatchEuler") as caught:
+        small.draw()
+    assert hook.forwards == 0
+    remove_mean_cache(small.pipe)
+    told = re.search(r"set pipe.scheduler = (.*) and use a schedule", str(caught.value))[1]
+    names = {
+        "pipe": small.pipe,
+        "FlowMatchEulerDiscreteScheduler": FlowMatchEulerDiscreteScheduler,
+    }
+    small.pipe.scheduler = eval(told, names)
+    assert small.pipe.scheduler.shift == shift
+    small.draw()
+    sigmas = Grid.from_scheduler(small.pipe.scheduler).sigmas
+    hook = apply_mean_cache(small.pipe, Schedule.from_edges(sigmas, EDGES))
+    small.draw()
+    assert hook.forwards == 2 * len(EDGES)
+
+
+@pytest.mark.parametrize("scheduler", [DDIMScheduler(), UniPCMultistepScheduler()])
+def test_a_scheduler_of_no_flow_is_refused_without_such_advice(scheduler):
+    with pytest.raises(ScheduleError, match="does not integrate a flow's velocity, so call remove"):
+        check_scheduler(scheduler)
+
+
+def test_guidance_with_momentum_is_refused_unless_every_step_is_computed():
+    small = build("HunyuanVideo-1.5")
+    small.pipe.guider = AdaptiveProjectedGuidance(
+        guidance_scale=4.0, adaptive_projected_guidance_momentum=-0.5
+    )
+    plain = small.draw()
+    sigmas = Grid.from_scheduler(small.pipe.scheduler).sigmas
+    hook = apply_mean_cache(small.pipe, Schedule.from_edges(sigmas, EDGES))
+    refused(small, hook, "has momentum -0.5, an average over all steps.*guidance without momentum")
+    remove_mean_cache(small.pipe)
+    steps = len(sigmas) - 1
+    every = [{"start": k, "stop": k + 1, "weights": {k: 1.0}} for k in range(steps)]
+    apply_mean_cache(small.pipe, Schedule.from_edges(sigmas, every))
+    assert torch.equal(small.draw(), plain)
+    remove_mean_cache(small.pipe)
+    small.pipe.guider = AdaptiveProjectedGuidance(guidance_scale=4.0)
+    hook = apply_mean_cache(small.pipe, Schedule.from_edges(sigmas, EDGES))
+    small.draw()
+    assert hook.forwards == 2 * len(EDGES)
 
 
 @pytest.mark.parametrize("option", ["stochastic_sampling", "invert_sigmas"])
