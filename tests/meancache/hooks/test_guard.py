@@ -182,7 +182,7 @@ def test_a_wrapper_gets_the_same_checks(small, alone):
     schedule = replace(schedule_of(small), conditions={"height": 480, "guidance_scale": 3.5})
     target = small.pipe.transformer if alone else small.pipe
     hook = apply_mean_cache(target, schedule)
-    with pytest.raises(ScheduleError, match="made for height 480.*runs height 32"):
+    with pytest.raises(ScheduleError, match=r"made for height 480.*runs height 32"):
         Small(small.case, Server(small.pipe)).draw()
     assert hook.forwards == 0
 
@@ -215,7 +215,7 @@ def test_a_modular_pipeline_is_accelerated_and_refuses_what_a_classic_one_does(m
         assert hook.forwards == 0
         remove_mean_cache(target)
     hook = apply_mean_cache(target, schedule)
-    with pytest.raises(ScheduleError, match="10 steps.*the pipeline runs 8 steps"):
+    with pytest.raises(ScheduleError, match=r"10 steps.*the pipeline runs 8 steps"):
         modular.draw(num_inference_steps=8)
     modular.pipe.update_components(scheduler=FlowMatchHeunDiscreteScheduler(shift=3.0))
     with pytest.raises(ScheduleError, match="scheduler is a FlowMatchHeunDiscreteScheduler"):

@@ -107,7 +107,7 @@ def test_a_step_that_cannot_be_told_is_refused():
 
     field = Blind()
     apply_mean_cache(field, SCHEDULE)
-    with pytest.raises(ScheduleError, match="the step of a call cannot be told.*pass it"):
+    with pytest.raises(ScheduleError, match=r"the step of a call cannot be told.*pass it"):
         field(torch.ones(2, 4), "a text")
 
 
@@ -152,5 +152,5 @@ class Doubling(Integrator):
 def test_a_pipeline_whose_steps_are_not_its_schedulers_is_refused():
     pipe = Doubling(Timestep())
     apply_mean_cache(pipe, SCHEDULE)
-    with pytest.raises(ScheduleError, match="integrates by itself|cannot be told"):
+    with pytest.raises(ScheduleError, match=r"integrates by itself|cannot be told"):
         pipe()

@@ -21,7 +21,7 @@ EDGES = [
 ]
 
 
-class Stop(Exception):
+class StoppedError(Exception):
     pass
 
 
@@ -33,7 +33,7 @@ def interrupted(small: Small) -> None:
     small.draw(callback_on_step_end=stop)
 
 
-def callback_raises(small: Small, error: type[BaseException] = Stop) -> None:
+def callback_raises(small: Small, error: type[BaseException] = StoppedError) -> None:
     def fail(_, step, *__):
         if step == 3:
             raise error
@@ -65,11 +65,11 @@ def scheduler_raises(small: Small) -> None:
 
     def fail(*args, **kwargs):
         if next(count) == 3:
-            raise Stop
+            raise StoppedError
         return step(*args, **kwargs)
 
     small.pipe.scheduler.step = fail
-    with pytest.raises(Stop):
+    with pytest.raises(StoppedError):
         small.draw()
     del small.pipe.scheduler.step
 
