@@ -10,6 +10,7 @@ the old one again.
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import warnings
 from collections.abc import Callable, Iterator
@@ -116,6 +117,8 @@ def subclass_of(base: type, key: str, namespace: dict[str, Any]) -> type:
         if not isinstance(made, tuple):
             return made
         build, args, *rest = made
+        if build is copyreg.__newobj__:  # pickle would compare its class with the object's
+            build, args = copyreg._reconstructor, (*args[:1], object, None)  # type: ignore[attr-defined]
         build, *args = (base if one is type(self) else one for one in (build, *args))
         if rest and isinstance(rest[0], dict):
             rest[0] = {name: value for name, value in rest[0].items() if name != key}

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -25,6 +27,8 @@ from meancache.hooks.pipelines import check_transformer
 from meancache.hooks.schedulers import check_scheduler
 
 _GUARD = "_mean_cache_guard"
+# Where modular pipelines log a traceback for each of their blocks that an error goes through.
+_MODULAR = "diffusers.modular_pipelines.modular_pipeline"
 
 
 class Guard:
@@ -67,6 +71,12 @@ def guard(pipeline: Any, one: Guard) -> None:
     """Runs every call of the pipeline under the guard from now on."""
     vars(pipeline)[_GUARD] = one
     become(pipeline, _GUARD, _guarded)
+    logging.getLogger(_MODULAR).addFilter(_without_refusals)
+
+
+def _without_refusals(record: logging.LogRecord) -> bool:
+    """Whether the record is not about a refusal, which is raised and says all in its sentence."""
+    return not isinstance(sys.exc_info()[1], ScheduleError)
 
 
 def guard_of(pipeline: Any) -> Guard | None:

@@ -72,7 +72,7 @@ def timestep_of(given: Mapping[str, Any], sigmas: Sequence[float]) -> Timestep:
     for name in NAMES:
         if _is_number(given.get(name)):
             return Timestep(given[name])
-    others = [value for value in list(given.values())[1:] if _is_number(value)]
+    others = [value for value in list(given.values())[1:] if _is_number(value, several=False)]
     found = [one for one in map(Timestep, others) if any(one.is_at(level) for level in sigmas[:-1])]
     if len(found) != 1:
         raise ScheduleError(
@@ -82,9 +82,12 @@ def timestep_of(given: Mapping[str, Any], sigmas: Sequence[float]) -> Timestep:
     return found[0]
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any, several: bool = True) -> bool:
+    """Whether the value is a number, or an array of them; of equal ones, where not `several`."""
     if isinstance(value, torch.Tensor | np.ndarray):
-        return len(value.reshape(-1)) > 0 and value.ndim <= 2 and _is_numeric(value)
+        flat = value.reshape(-1)
+        numeric = len(flat) > 0 and value.ndim <= 2 and _is_numeric(value)
+        return numeric and (several or bool((flat == flat[0]).all()))
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 

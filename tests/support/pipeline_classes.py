@@ -33,7 +33,7 @@ from tests.support.small_pipelines import (
     hunyuan_parts,
     hunyuan_transformer,
     image_vae,
-    ltx_parts,
+    ltx_video,
     noise,
     picture,
     qwen_image,
@@ -148,25 +148,25 @@ def cogview4_transformer() -> Any:
     )
 
 
-def z_image_controlnet(transformer: Any) -> Any:
+def z_image_controlnet(transformer: Any, **changes: Any) -> Any:
     """A ControlNet on the embedders of the transformer, as diffusers builds it."""
     controlnet = seeded(
         diffusers.ZImageControlNetModel,
         control_layers_places=[0],
         control_refiner_layers_places=[0],
-        control_in_dim=4,
         dim=32,
         n_refiner_layers=1,
         n_heads=2,
         n_kv_heads=2,
+        **changes,
     )
     return diffusers.ZImageControlNetModel.from_transformer(controlnet, transformer)
 
 
-def z_image_with_controlnet(name: str) -> Callable[[], Any]:
+def z_image_with_controlnet(name: str, **changes: Any) -> Callable[[], Any]:
     def make() -> Any:
         parts = dict(z_image().components)
-        controlnet = z_image_controlnet(parts["transformer"])
+        controlnet = z_image_controlnet(parts["transformer"], **changes)
         return getattr(diffusers, name)(controlnet=controlnet, **parts)
 
     return make
@@ -216,6 +216,13 @@ def flux2(name: str) -> Callable[[], Any]:
 
 FLUX2 = {"height": 32, "width": 48, "prompt_embeds": noise(1, 6, 16)}
 KLEIN = {**FLUX2, "negative_prompt_embeds": noise(1, 6, 16, seed=8), "guidance_scale": 3.0}
+
+
+def chroma_transformer() -> Any:
+    """With an entry in its configuration that the pipeline for inpainting looks for."""
+    transformer = chroma().transformer
+    transformer.register_to_config(guidance_embeds=False)
+    return transformer
 
 
 def lumina2() -> Any:
@@ -311,26 +318,25 @@ def vace() -> Any:
     )
 
 
-def ovis_like(name: str, model: str) -> Callable[[], Any]:
-    def make() -> Any:
-        transformer = seeded(
-            getattr(diffusers, model),
-            in_channels=16,
-            num_layers=1,
-            num_single_layers=1,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=16,
-            axes_dims_rope=(4, 4, 8),
-            **({"pooled_projection_dim": 16} if "LongCat" in model else {}),
-        )
-        cls = getattr(diffusers, name)
-        parts = dict.fromkeys(("text_encoder", "tokenizer", "text_processor"))
-        expected, _ = cls._get_signature_keys(cls)
-        made = {"scheduler": scheduler(**DYNAMIC), "vae": image_vae(4), "transformer": transformer}
-        return cls(**{key: value for key, value in {**parts, **made}.items() if key in expected})
-
-    return make
+def ovis() -> Any:
+    transformer = seeded(
+        diffusers.OvisImageTransformer2DModel,
+        in_channels=16,
+        out_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        axes_dims_rope=(4, 4, 8),
+    )
+    return diffusers.OvisImagePipeline(
+        scheduler=scheduler(**DYNAMIC),
+        vae=image_vae(4),
+        text_encoder=None,
+        tokenizer=None,
+        transformer=transformer,
+    )
 
 
 def mochi() -> Any:
@@ -346,16 +352,12 @@ def mochi() -> Any:
         time_embed_dim=4,
         max_sequence_length=16,
     )
-    vae = seeded(
-        diffusers.AutoencoderKLMochi,
-        latent_channels=12,
-        out_channels=3,
-        encoder_block_out_channels=(8, 8, 8, 8),
-        decoder_block_out_channels=(8, 8, 8, 8),
-        layers_per_block=(1, 1, 1, 1, 1),
-    )
     return diffusers.MochiPipeline(
-        scheduler=scheduler(), vae=vae, text_encoder=None, tokenizer=None, transformer=transformer
+        scheduler=scheduler(invert_sigmas=True),  # as its checkpoint has it
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+        transformer=transformer,
     )
 
 
@@ -472,14 +474,20 @@ MORE: dict[str, Case] = {
         calls=2,
     ),
     "ChromaInpaintPipeline": Case(
-        on("ChromaInpaintPipeline", chroma), {**CHROMA, **INPAINT}, calls=2
+        on("ChromaInpaintPipeline", chroma, transformer=chroma_transformer),
+        {**CHROMA, **INPAINT},
+        calls=2,
     ),
     "ZImageControlNetPipeline": Case(
-        z_image_with_controlnet("ZImageControlNetPipeline"),
+        z_image_with_controlnet("ZImageControlNetPipeline", control_in_dim=4),
         {**Z_IMAGE, "control_image": picture()},
     ),
     "ZImageControlNetInpaintPipeline": Case(
-        z_image_with_controlnet("ZImageControlNetInpaintPipeline"),
+        z_image_with_controlnet(
+            "ZImageControlNetInpaintPipeline",
+            control_in_dim=9,
+            add_control_noise_refiner="control_noise_refiner",
+        ),
         {**Z_IMAGE, "control_image": picture(), "image": picture(), "mask_image": mask()},
     ),
     "WanVideoToVideoPipeline": Case(
@@ -497,17 +505,12 @@ MORE: dict[str, Case] = {
         skyreels, {**HUNYUAN, "image": picture(), "guidance_scale": 1.0}
     ),
     "LTXConditionPipeline": Case(
-        lambda: diffusers.LTXConditionPipeline(**ltx_parts()),
+        on("LTXConditionPipeline", ltx_video, scheduler=lambda: scheduler(shift=3.0)),
         {**LTX, "guidance_rescale": 0.0},
     ),
     "Lumina2Pipeline": Case(lumina2, {**GUIDED, **MASKS}, calls=2),
     "AuraFlowPipeline": Case(aura_flow, {**GUIDED, **MASKS}),
-    "OvisImagePipeline": Case(
-        ovis_like("OvisImagePipeline", "OvisImageTransformer2DModel"), GUIDED, calls=2
-    ),
-    "LongCatImagePipeline": Case(
-        ovis_like("LongCatImagePipeline", "LongCatImageTransformer2DModel"), GUIDED, calls=2
-    ),
+    "OvisImagePipeline": Case(ovis, {**GUIDED, "negative_prompt": None}, calls=2),
     "MochiPipeline": Case(mochi, {**GUIDED, **MASKS, "num_frames": 7}),
 }
 
@@ -529,7 +532,56 @@ BASE = {
 }
 BUILT = {**{name: CASES[case] for name, case in BASE.items()}, **MORE, **OWN, **MODULAR}
 
-# What a class takes to work, or what it does not.
-NOTES: dict[str, str] = {}
+MULTISTEP = "with a FlowMatchEulerDiscreteScheduler in place of its checkpoints' multistep one"
+CONTROLNET = "its ControlNet runs in every step"
+LAST_LEVEL = "with `final_sigmas_type='zero'`: by default it repeats its last noise level"
+
+# What a class takes to work.
+NOTES: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            "WanPipeline",
+            "WanImageToVideoPipeline",
+            "WanVideoToVideoPipeline",
+            "WanVACEPipeline",
+            "WanModularPipeline",
+            "Wan22ModularPipeline",
+            "SkyReelsV2Pipeline",
+            "SkyReelsV2ImageToVideoPipeline",
+            "SanaPipeline",
+            "SanaPAGPipeline",
+            "SanaVideoPipeline",
+        ),
+        MULTISTEP,
+    ),
+    **{name: CONTROLNET for name in MORE if "ControlNet" in name},
+    "SanaControlNetPipeline": f"{MULTISTEP}; {CONTROLNET}",
+    "Cosmos2TextToImagePipeline": LAST_LEVEL,
+    "Cosmos2VideoToWorldPipeline": LAST_LEVEL,
+    "HunyuanImagePipeline": "with a guider that has no momentum",
+    "HunyuanVideoFramepackPipeline": "each section of a video is a run of its own",
+    "LTX2Pipeline": "one schedule for the video and its sound",
+    "LTX2ImageToVideoPipeline": "one schedule for the video and its sound",
+    "LTX2ConditionPipeline": "one schedule for the video and its sound",
+    "ChromaInpaintPipeline": "with `guidance_embeds` in its transformer's configuration",
+}
+
+AUDIO = "it makes sound, and none of its parts are put together here"
+PROMPTS = "it takes no embeddings, and its text encoder is not put together here"
 # Classes that are not put together here, and why.
-UNBUILT: dict[str, str] = {}
+UNBUILT: dict[str, str] = {
+    "AceStepPipeline": f"{AUDIO}; guidance with momentum, as it has it, is refused",
+    "StableAudio3Pipeline": AUDIO,
+    "StableAudio3AudioToAudioPipeline": AUDIO,
+    "StableAudio3InpaintPipeline": AUDIO,
+    "LongCatAudioDiTPipeline": AUDIO,
+    "BriaFiboPipeline": PROMPTS,
+    "BriaFiboEditPipeline": PROMPTS,
+    "DreamLitePipeline": PROMPTS,
+    "DreamLiteMobilePipeline": PROMPTS,
+    "OmniGenPipeline": PROMPTS,
+    "VisualClozePipeline": PROMPTS,
+    "VisualClozeGenerationPipeline": PROMPTS,
+    "EasyAnimateControlPipeline": "its call fails in this version of diffusers, schedule or not",
+    "RFD4ProteinaPipeline": "it makes proteins",
+}

@@ -14,7 +14,8 @@ import time
 import traceback
 import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,15 +63,22 @@ def unneeded(found: dict[str, Any]) -> set[str]:
     return {*BUILT, *UNBUILT, *NOTES} - set(found)
 
 
+def parts_of(one: Any) -> dict[str, Any]:
+    """The names of a pipeline's parts, and what it says of their classes."""
+    if issubclass(one, ModularPipeline):
+        blocks = getattr(diffusers, one.default_blocks_name)()
+        return {spec.name: spec.type_hint for spec in blocks.expected_components}
+    parameters = inspect.signature(one.__init__).parameters
+    return {name: parameter.annotation for name, parameter in parameters.items()}
+
+
 def without_building(one: Any) -> Support | None:
     """What follows from the parts that the class names; None where it may follow a schedule.
 
     The sentences are those of `apply_mean_cache` and of the first call.
     """
-    if issubclass(one, ModularPipeline):
-        return None
-    parts = inspect.signature(one.__init__).parameters
-    named = _named(parts["scheduler"].annotation) if "scheduler" in parts else []
+    parts = parts_of(one)
+    named = _named(parts.get("scheduler"))
     flow = any("FlowMatchEuler" in name for name in named)
     components = {
         name: torch.nn.Identity() for name in parts if "transformer" in name or name == "unet"
@@ -83,8 +91,13 @@ def without_building(one: Any) -> Support | None:
         return Support("refused", str(error))
     if flow or not named:
         return None
+    cls = getattr(diffusers, named[0])
     try:
-        check_scheduler(getattr(diffusers, named[0])())
+        scheduler = cls()
+    except TypeError:  # it takes arguments, of which the sentence says nothing
+        scheduler = cls.__new__(cls)
+    try:
+        check_scheduler(scheduler)
     except ScheduleError as error:
         return Support("refused", str(error))
     return None
@@ -96,7 +109,7 @@ def _named(annotation: Any) -> list[str]:
         isinstance(annotation, str) and "Karras" in annotation
     ):
         return ["DDIMScheduler"]
-    parts = typing.get_args(annotation) or (annotation,)
+    parts = typing.get_args(annotation) or (annotation or "",)
     text = " ".join(one if isinstance(one, str) else getattr(one, "__name__", "") for one in parts)
     return [name for name in re.findall(r"\w+Scheduler\b", text) if hasattr(diffusers, name)]
 
@@ -133,7 +146,7 @@ def schedule_of(small: Small, edges: list[dict[str, Any]]) -> Schedule:
 
 
 def draw(small: Small) -> torch.Tensor:
-    return small.draw(num_inference_steps=STEPS)
+    return small.everything(num_inference_steps=STEPS)
 
 
 def tried(case: Case) -> None:
@@ -147,6 +160,7 @@ def tried(case: Case) -> None:
     plain, ran = recorded(small)
     runs, begin = ran.count(ran[-1]), ran[0]
     steps = STEPS - begin
+    assert torch.isfinite(plain).all(), "the plain run is not finite"
     assert len(ran) == runs * steps, f"the scheduler took the steps {ran}"
     hook = apply_mean_cache(small.pipe, schedule_of(small, every()))
     try:
@@ -168,21 +182,35 @@ def tried(case: Case) -> None:
     assert hook.forwards == wanted, f"{hook.forwards} forwards, not {wanted}"
 
 
-def recorded(small: Small) -> tuple[torch.Tensor, list[int]]:
-    """A plain run, and the steps that its scheduler took."""
-    scheduler, ran = small.pipe.scheduler, []
-    step = scheduler.step
+Step = Callable[..., Any]
 
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        result = step(*args, **kwargs)
-        ran.append(scheduler.step_index - 1)
-        return result
 
-    scheduler.step = watched
+@contextmanager
+def steps_of_euler(step: Callable[[Step], Step]) -> Iterator[None]:
+    """Every Euler scheduler, copies made in a run too, takes its steps through `step(plain)`."""
+    plain = FlowMatchEulerDiscreteScheduler.step
+    FlowMatchEulerDiscreteScheduler.step = step(plain)
     try:
-        return draw(small), ran
+        yield
     finally:
-        del scheduler.step
+        FlowMatchEulerDiscreteScheduler.step = plain
+
+
+def recorded(small: Small) -> tuple[torch.Tensor, list[int]]:
+    """A plain run, and the steps that its own scheduler took."""
+    ran: list[int] = []
+
+    def watched(plain: Step) -> Step:
+        def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+            result = plain(self, *args, **kwargs)
+            if self is small.pipe.scheduler:
+                ran.append(self.step_index - 1)
+            return result
+
+        return step
+
+    with steps_of_euler(watched):
+        return draw(small), ran
 
 
 def independent(run: Callable[[], torch.Tensor], schedule: Schedule) -> torch.Tensor:
@@ -192,24 +220,25 @@ def independent(run: Callable[[], torch.Tensor], schedule: Schedule) -> torch.Te
     """
     weights = torch.from_numpy(velocities_in_use(schedule))
     given: dict[tuple[int, int], torch.Tensor] = {}
-    plain_step = FlowMatchEulerDiscreteScheduler.step
 
-    def step(self: Any, model_output: torch.Tensor, timestep: Any, *args: Any, **kw: Any) -> Any:
-        if self.step_index is None:
-            self._init_step_index(timestep)
-        k, number = self.step_index, id(self)
-        given[number, k] = model_output.double()
-        used = [n for n in range(len(weights)) if float(weights[k, n])]
-        if all((number, n) in given for n in used):
-            parts = [float(weights[k, n]) * given[number, n] for n in used]
-            model_output = torch.stack(parts).sum(0).to(model_output.dtype)
-        return plain_step(self, model_output, timestep, *args, **kw)
+    def combined(plain: Step) -> Step:
+        def step(
+            self: Any, model_output: torch.Tensor, timestep: Any, *args: Any, **kw: Any
+        ) -> Any:
+            if self.step_index is None:
+                self._init_step_index(timestep)
+            k, number = self.step_index, id(self)
+            given[number, k] = model_output.double()
+            used = [n for n in range(len(weights)) if float(weights[k, n])]
+            if all((number, n) in given for n in used):
+                parts = [float(weights[k, n]) * given[number, n] for n in used]
+                model_output = torch.stack(parts).sum(0).to(model_output.dtype)
+            return plain(self, model_output, timestep, *args, **kw)
 
-    FlowMatchEulerDiscreteScheduler.step = step
-    try:
+        return step
+
+    with steps_of_euler(combined):
         return run()
-    finally:
-        FlowMatchEulerDiscreteScheduler.step = plain_step
 
 
 def support(name: str, one: Any) -> Support:
@@ -226,7 +255,7 @@ def support(name: str, one: Any) -> Support:
     if known is not None:
         return known
     kind = "modular" if issubclass(one, ModularPipeline) else "classic"
-    return Support("not built here", f"no small parts of this {kind} pipeline are put together yet")
+    return Support("not built here", f"small parts of this {kind} pipeline are not put together")
 
 
 def page(found: dict[str, Support]) -> str:

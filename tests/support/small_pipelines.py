@@ -48,6 +48,7 @@ from diffusers import (
     ZImageTransformer2DModel,
 )
 from PIL import Image
+from torch.utils import _pytree as pytree
 from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
 
 STEPS = 10
@@ -82,6 +83,17 @@ class Small:
 
     def draw(self, seed: int = 0, **changes: Any) -> torch.Tensor:
         """The final latents of one call."""
+        drawn = self.call(seed, **changes)
+        latents: torch.Tensor = drawn if self.case.modular else drawn[0]
+        return latents
+
+    def everything(self, seed: int = 0, **changes: Any) -> torch.Tensor:
+        """All numbers that one call returns, such as a video's and its sound's, in one row."""
+        leaves = pytree.tree_leaves(self.call(seed, **changes))
+        return torch.cat([one.flatten() for one in leaves if isinstance(one, torch.Tensor)])
+
+    def call(self, seed: int = 0, **changes: Any) -> Any:
+        """What one call returns."""
         arguments = {
             "num_inference_steps": STEPS,
             "generator": torch.Generator().manual_seed(seed),
@@ -92,9 +104,7 @@ class Small:
         # Some pipelines sample a picture's encoding from the process's own noise.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            drawn = self.pipe(**arguments)
-        latents: torch.Tensor = drawn if self.case.modular else drawn[0]
-        return latents
+            return self.pipe(**arguments)
 
 
 def noise(*shape: int, seed: int = 7) -> torch.Tensor:
@@ -112,9 +122,9 @@ def seeded(build: Callable[..., Any], **config: Any) -> Any:
     module = build(**config).eval()
     with torch.no_grad():
         for parameter in module.parameters():
-            if parameter.ndim > 1:
+            if parameter.ndim > 1 and parameter.numel():
                 parameter.normal_(std=0.5 / parameter[0].numel() ** 0.5)
-            elif not parameter.any():
+            elif not parameter.any() and parameter.numel():
                 parameter.normal_(std=0.1)
     torch.set_rng_state(state)
     return module

@@ -6,10 +6,10 @@ import copy
 import io
 import pickle
 
-import cloudpickle
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
+from ray import cloudpickle
 
 from meancache import Schedule, apply_mean_cache, remove_mean_cache
 from meancache.grid import Grid

@@ -86,7 +86,7 @@ class Direct(torch.nn.Module):
     def __init__(self, inner: torch.nn.Module) -> None:
         super().__init__()
         self.inner = inner
-        self.config, self.dtype = inner.config, inner.dtype
+        self.config, self.dtype, self.device = inner.config, inner.dtype, inner.device
         self.cache_context = inner.cache_context
 
     def forward(self, *args, **kwargs):
@@ -196,7 +196,9 @@ def modular() -> Small:
 
 
 @pytest.mark.parametrize("alone", [True, False], ids=["transformer", "pipeline"])
-def test_a_modular_pipeline_is_accelerated_and_refuses_what_a_classic_one_does(modular, alone):
+def test_a_modular_pipeline_is_accelerated_and_refuses_what_a_classic_one_does(
+    modular, alone, caplog
+):
     schedule = schedule_of(modular)
     target = modular.pipe.transformer if alone else modular.pipe
     hook = apply_mean_cache(target, schedule)
@@ -217,7 +219,11 @@ def test_a_modular_pipeline_is_accelerated_and_refuses_what_a_classic_one_does(m
     hook = apply_mean_cache(target, schedule)
     with pytest.raises(ScheduleError, match=r"10 steps.*the pipeline runs 8 steps"):
         modular.draw(num_inference_steps=8)
+    if alone:
+        return
     modular.pipe.update_components(scheduler=FlowMatchHeunDiscreteScheduler(shift=3.0))
     with pytest.raises(ScheduleError, match="scheduler is a FlowMatchHeunDiscreteScheduler"):
         modular.draw()
     assert hook.forwards == 0
+    # Each refusal is one sentence: diffusers logs no tracebacks around it.
+    assert "Traceback" not in caplog.text

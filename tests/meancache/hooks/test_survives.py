@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 import threading
 
 import pytest
 import torch
+from accelerate.hooks import attach_align_device_hook
 from diffusers import WanVideoToVideoPipeline
 
 from meancache import Schedule, apply_mean_cache, remove_mean_cache
@@ -38,7 +40,10 @@ def scheduled(name: str) -> tuple[Small, Schedule, torch.Tensor, torch.Tensor]:
 
 OFFLOADS = {
     "model": lambda pipe: pipe.enable_model_cpu_offload(device="cpu"),
-    "sequential": lambda pipe: pipe.enable_sequential_cpu_offload(device="cpu"),
+    # As sequential offloading hooks every layer; its own needs an accelerator.
+    "sequential": lambda pipe: attach_align_device_hook(
+        pipe.transformer, execution_device="cpu", offload=False
+    ),
     "group, leaves": lambda pipe: pipe.enable_group_offload(
         onload_device=torch.device("cpu"), offload_type="leaf_level"
     ),
@@ -85,6 +90,9 @@ def test_lora_loaded_fused_and_unloaded_under_a_schedule(offload):
     weights = lora(small)
     if offload is not None:
         OFFLOADS[offload](small.pipe)
+        # Loading offloads anew, to an accelerator where no device is named.
+        enable = small.pipe.enable_model_cpu_offload
+        small.pipe.enable_model_cpu_offload = functools.partial(enable, device="cpu")
     hook = apply_mean_cache(small.pipe, schedule)
     small.pipe.load_lora_weights(weights)
     styled = small.draw()
