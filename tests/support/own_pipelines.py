@@ -759,7 +759,7 @@ OWN: dict[str, Case] = {
     ),
     "Kandinsky5I2VPipeline": Case(
         kandinsky5("Kandinsky5I2VPipeline", video=True, visual_cond=True),
-        {**KANDINSKY5, "num_frames": 13, "image": SMALL_PICTURE},
+        {**KANDINSKY5, "num_frames": 21, "image": SMALL_PICTURE},
         calls=2,
     ),
     "SkyReelsV2Pipeline": Case(
