@@ -51,16 +51,20 @@ def check_scheduler(scheduler: Any) -> None:
         )
 
 
+# Solvers whose pipelines, where they integrate a flow, run with Euler steps as well.
+_SOLVERS = ("UniPC", "DPMSolver", "DEIS", "SASolver", "FlowMatchHeun", "FlowMatchLCM")
+
+
 def _instead(scheduler: Any) -> str:
     """What to do about a scheduler that takes other steps than Euler's."""
-    config = getattr(scheduler, "config", {})
+    config, name = getattr(scheduler, "config", {}), type(scheduler).__name__
     flow = (
-        config.get("prediction_type") == "flow_prediction"
+        name.startswith("FlowMatch")
+        or config.get("prediction_type") == "flow_prediction"
         or bool(config.get("use_flow_sigmas"))
-        or type(scheduler).__name__.startswith("FlowMatch")
     )
-    if not flow:
-        return "it does not integrate a flow's velocity, so call remove_mean_cache"
+    if not (flow and name.startswith(_SOLVERS)):
+        return "this one takes other steps, so call remove_mean_cache"
     # Multistep schedulers of flows call it flow_shift, which from_config would leave out.
     shift = config.get("flow_shift", config.get("shift"))
     given = "" if shift is None else f", shift={shift:g}"

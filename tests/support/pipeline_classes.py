@@ -584,4 +584,7 @@ UNBUILT: dict[str, str] = {
     "VisualClozeGenerationPipeline": PROMPTS,
     "EasyAnimateControlPipeline": "its call fails in this version of diffusers, schedule or not",
     "RFD4ProteinaPipeline": "it makes proteins",
+    "WanAnimatePipeline": f"its parts are not put together; {MULTISTEP}, as for WanPipeline",
+    "ZImageOmniPipeline": "its encoder of pictures is not put together",
+    "Kandinsky6SRPipeline": "its parts are not put together; a tile of a video is a run",
 }

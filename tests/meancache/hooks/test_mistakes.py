@@ -513,7 +513,9 @@ def test_a_flows_other_scheduler_is_refused_with_the_euler_one_that_takes_its_pl
 
 @pytest.mark.parametrize("scheduler", [DDIMScheduler(), UniPCMultistepScheduler()])
 def test_a_scheduler_of_no_flow_is_refused_without_such_advice(scheduler):
-    with pytest.raises(ScheduleError, match="does not integrate a flow's velocity, so call remove"):
+    with pytest.raises(
+        ScheduleError, match="this one takes other steps, so call remove_mean_cache"
+    ):
         check_scheduler(scheduler)
 
 

@@ -109,21 +109,35 @@ def test_lora_loaded_fused_and_unloaded_under_a_schedule(offload):
     torch.testing.assert_close(styled, independent(small.draw, schedule), atol=1e-5, rtol=1e-4)
 
 
+def wrapped(pipe) -> None:
+    pipe.transformer = torch.compile(pipe.transformer, backend="eager", fullgraph=True)
+
+
+def in_place(pipe) -> None:
+    pipe.transformer.compile(backend="eager", fullgraph=True)
+
+
+def blocks(pipe) -> None:
+    pipe.transformer.compile_repeated_blocks(backend="eager", fullgraph=True)
+
+
+@pytest.mark.parametrize("compiled", [wrapped, in_place, blocks])
 @pytest.mark.parametrize("first", ["compiled", "schedule"])
-def test_a_transformer_compiled_as_a_whole_without_graph_breaks(first):
-    small, schedule, _, want = scheduled("Wan 2.1")
+def test_compiled_without_graph_breaks_in_any_order(compiled, first):
+    small, schedule, plain, want = scheduled("FLUX.1")
     torch._dynamo.reset()
     try:
         if first == "schedule":
             hook = apply_mean_cache(small.pipe, schedule)
-        small.pipe.transformer = torch.compile(
-            small.pipe.transformer, backend="eager", fullgraph=True
-        )
+        compiled(small.pipe)
         if first == "compiled":
             hook = apply_mean_cache(small.pipe, schedule)
         for call in (1, 2):
             torch.testing.assert_close(small.draw(), want, atol=1e-5, rtol=1e-5)
-            assert hook.forwards == call * 2 * NFE
+            assert hook.forwards == call * NFE
+        remove_mean_cache(small.pipe)
+        torch.testing.assert_close(small.draw(), plain, atol=1e-5, rtol=1e-5)
+        assert hook.forwards == 2 * NFE
     finally:
         torch._dynamo.reset()
 
