@@ -24,6 +24,9 @@ Interceptor = Callable[..., Any]
 """Called as interceptor(module, compute, *args, **kwargs); compute(*args, **kwargs) runs the module
 and whatever interceptors are further in."""
 
+# How pickle makes a new object of a class, and the older way, for which any class will do.
+_NEW: Any = vars(copyreg)["__newobj__"]
+_RECONSTRUCT: Any = vars(copyreg)["_reconstructor"]
 _INTERCEPTORS = "_mean_cache_interceptors"
 _COMPILED = "_compiled_call_impl"
 # The name given to `module.cache_context` around the call: 'cond', 'uncond'.
@@ -117,8 +120,8 @@ def subclass_of(base: type, key: str, namespace: dict[str, Any]) -> type:
         if not isinstance(made, tuple):
             return made
         build, args, *rest = made
-        if build is copyreg.__newobj__:  # pickle would compare its class with the object's
-            build, args = copyreg._reconstructor, (*args[:1], object, None)  # type: ignore[attr-defined]
+        if build is _NEW:  # pickle would compare its class with the object's
+            build, args = _RECONSTRUCT, (*args[:1], object, None)
         build, *args = (base if one is type(self) else one for one in (build, *args))
         if rest and isinstance(rest[0], dict):
             rest[0] = {name: value for name, value in rest[0].items() if name != key}
