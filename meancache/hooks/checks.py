@@ -69,10 +69,11 @@ def check_guidance(caller: Caller) -> None:
     values += [getattr(caller.pipeline, name, None) for name in ("guider", "guider_2")]
     for value in values:
         buffer = getattr(value, "momentum_buffer", value)
-        if type(buffer).__name__ == "MomentumBuffer" and getattr(buffer, "momentum", 0):
+        momentum = getattr(buffer, "momentum", None)
+        if type(buffer).__name__ == "MomentumBuffer" and momentum:
             raise ScheduleError(
                 f"the guidance of {type(caller.pipeline).__name__} has momentum "
-                f"{buffer.momentum:g}, an average over all steps, which steps that are not "
+                f"{momentum:g}, an average over all steps, which steps that are not "
                 "computed would falsify: give it guidance without momentum "
                 "(adaptive_projected_guidance_momentum=None, or another guider)"
             )
