@@ -82,11 +82,18 @@ class _Server:
         while True:
             for key, _ in self._selector.select():
                 if key.fileobj is self._listener:
-                    self._selector.register(self._listener.accept()[0], selectors.EVENT_READ)
+                    self._accept()
                 else:
                     self._serve(key.fileobj)
             if len(self._selector.get_map()) == 1 and not self._selector.select(0):
                 return
+
+    def _accept(self) -> None:
+        connection, _ = self._listener.accept()
+        if _is_ours(connection):
+            self._selector.register(connection, selectors.EVENT_READ)
+        else:
+            connection.close()
 
     def _serve(self, connection: Any) -> None:
         try:
@@ -131,15 +138,10 @@ def _received(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
     Raises:
         OSError: the other end has gone.
-        ValueError: it is no request, or from another user or container.
+        ValueError: it is no request.
     """
     head, descriptors, _, _ = socket.recv_fds(connection, NUMBER.size, _DESCRIPTORS)
     try:
-        pid, user, _ = _CREDENTIALS.unpack(
-            connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        )
-        if user != os.getuid() or _namespace(str(pid)) != _namespace("self"):
-            raise ValueError("not of this user, or not of this container")
         if len(head) != NUMBER.size or len(descriptors) not in (0, _DESCRIPTORS):
             raise ValueError("not a request")
         text = b""
@@ -156,6 +158,16 @@ def _received(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
         for descriptor in descriptors:
             os.close(descriptor)
         raise
+
+
+def _is_ours(connection: socket.socket) -> bool:
+    """Whether a process of this user, and of this container, is at the other end."""
+    pid, user, _ = _CREDENTIALS.unpack(
+        connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    )
+    with suppress(OSError):
+        return bool(user == os.getuid() and _namespace(str(pid)) == _namespace("self"))
+    return False  # it has gone
 
 
 def _namespace(pid: str) -> str:
