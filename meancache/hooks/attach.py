@@ -129,7 +129,13 @@ def subclass_of(base: type, key: str, namespace: dict[str, Any]) -> type:
 
     about = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
     body = {**about, **namespace, "__reduce_ex__": reduced, "_mean_cache_base": base}
-    return type(base)(base.__name__, (base,), body)
+
+    # diffusers' from_pipe takes over only parts whose class is among the expected ones.
+    def same(cls: type, other: object) -> bool:
+        return other is cls or other is base
+
+    equal = {"__eq__": same, "__hash__": lambda cls: hash(base)}
+    return type("_Same", (type(base),), equal)(base.__name__, (base,), body)
 
 
 @functools.cache

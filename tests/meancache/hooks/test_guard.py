@@ -9,13 +9,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import FlowMatchHeunDiscreteScheduler
+from diffusers import (
+    AutoPipelineForInpainting,
+    FlowMatchHeunDiscreteScheduler,
+    FluxImg2ImgPipeline,
+    FluxInpaintPipeline,
+)
 
 from meancache import Schedule, ScheduleError, apply_mean_cache, remove_mean_cache
 from meancache.grid import Grid
 from tests.support.modular_pipelines import MODULAR
 from tests.support.pipeline_support import independent
-from tests.support.small_pipelines import STEPS, Small, build, flux, quiet
+from tests.support.small_pipelines import STEPS, Small, build, flux, picture, quiet
 
 EDGES = [
     {"start": 0, "stop": 4, "weights": {0: 1.0}},
@@ -165,6 +170,19 @@ def test_a_copy_of_the_pipeline_follows_nothing_and_says_so(small):
     assert hook.forwards == 0
     small.draw()
     assert hook.forwards == len(EDGES)
+
+
+def test_another_pipeline_made_of_the_parts_shares_the_transformer_and_its_schedule(small):
+    schedule = schedule_of(small)
+    hook = apply_mean_cache(small.pipe, schedule)
+    other = quiet(FluxImg2ImgPipeline.from_pipe(small.pipe))
+    assert type(AutoPipelineForInpainting.from_pipe(small.pipe)) is FluxInpaintPipeline
+    arguments = {**small.case.arguments, "image": picture(), "strength": 1.0}
+    image = Small(replace(small.case, arguments=arguments), other)
+    got = image.draw()
+    assert hook.forwards == len(EDGES)
+    remove_mean_cache(small.pipe)
+    torch.testing.assert_close(got, independent(image.draw, schedule), atol=1e-5, rtol=1e-4)
 
 
 class Server:
