@@ -95,14 +95,14 @@ class Delivery(CountedWork):
         patience = 2 ** (number - 1)
         encoders = gang.encoders
         texts, text_s = encoders.run(encode_prompt, item, encoders.pace.deadline_s(0) * patience)
-        request = RenderRequest(item, schedule_of(self.schedule, item.arguments), texts)
+        store = self.manifest.store
+        request = RenderRequest(item, schedule_of(self.schedule, item.arguments), texts, store)
         denoised, frames, decode_s = self._render(gang, request, patience)
         rendered = time.perf_counter()
         data = encoded(self.model, frames)
         written = time.perf_counter()
         sha256 = hashlib.sha256(data).hexdigest()
         key = manifest.video_key(item.id, sha256, "png" if self.model.kind.is_image else "mp4")
-        store = self.manifest.store
         store.put_new(key, data)
         uploaded = time.perf_counter()
         fidelity = self._audited(gang, request, frames) if number == 1 else {}
@@ -117,6 +117,7 @@ class Delivery(CountedWork):
             bytes=len(data),
             nfe=denoised.nfe,
             attention=denoised.attention,
+            adapter_swaps=int(denoised.swapped),
             render_s=text_s + denoised.loop_s + decode_s,
             encode_s=written - rendered,
             upload_s=uploaded - written,

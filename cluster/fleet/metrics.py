@@ -37,6 +37,9 @@ class ItemMetrics:
             "meancache_goodput",
             "Share of a gang's time at ok items that forwards take at their fastest",
         )
+        self._swaps = Counter(
+            "meancache_adapter_swaps", "Times that a gang changed its LoRA adapters for an item"
+        )
         self._store_retries = Counter(
             "meancache_store_retries", "Requests to the store that had to be repeated"
         )
@@ -57,6 +60,7 @@ class ItemMetrics:
                 _add(self._stages, taken, stage=stage)
             _add(self._retries, row["attempts"] - 1)
             _add(self._forwards, row["nfe"] or 0)
+            _add(self._swaps, row.get("adapter_swaps", 0))
             _add(self._store_retries, store_retries - self._repeated)
             self._repeated = max(store_retries, self._repeated)
             self._ideal_s += seconds.get("ideal", 0.0)

@@ -48,6 +48,7 @@ class Kind:
         masked_texts: of the transformer's forward: the argument with a text's embeddings -> that
             with its mask, where the pipeline pads texts and masks what it added.
         compiles: diffusers names the blocks of its transformer that repeat.
+        adapters: diffusers loads LoRA adapters onto its transformer.
         takes_image: its call draws from an image, which every row brings.
         image_size: (transformer's configuration, pixels of a latent, (height, width) of the image)
             -> (height, width) of the output where a row says none; None where it is `arguments`'s,
@@ -79,6 +80,7 @@ class Kind:
     shares_padded_text: bool = False
     masked_texts: Mapping[str, str] = field(default_factory=dict)
     compiles: bool = True
+    adapters: bool = True
     takes_image: bool = False
     image_size: Callable[[Config, int, Size], Size] | None = None
     sized: bool = True

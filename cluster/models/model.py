@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.models import sharing
+from cluster.models.adapter_names import LORA, adapter_names
 from cluster.models.cost_model import Transformer
 from cluster.models.files import ModelError, ModelFiles, find_files
 from cluster.models.grids import euler_config, euler_grid
@@ -100,7 +101,7 @@ class Model:
         """The `conditions` object of schedules and graphs for these call arguments."""
         known = (*CONDITIONS, "negative_prompt")
         given = {name: arguments[name] for name in known if arguments.get(name) is not None}
-        return {**given, "dtype": self.dtype, "lora": None}
+        return {**given, "dtype": self.dtype, "lora": adapter_names(arguments)}
 
     def calls(self, arguments: Mapping[str, Any]) -> int:
         """Forwards in a step that is computed: 2 where guidance takes a second one."""
@@ -167,6 +168,8 @@ class Model:
             ModelError: names the argument, the rule and the nearest values that keep it.
         """
         for name, value in arguments.items():
+            if name == LORA and self.kind.adapters:
+                continue
             if name not in self.kind.takes and value is not None:
                 raise ModelError(
                     f"{self.id} is a {self.pipeline}, which takes no {name}; it takes "
@@ -216,7 +219,11 @@ class Model:
                 f"the schedule's --steps{' and size' if self.kind.shifts else ''}, or solve one "
                 "for this grid"
             )
-        here = {**self.key, "dtype": self.dtype, "lora": None}
+        here: dict[str, Any] = {
+            **self.key,
+            "dtype": self.dtype,
+            "lora": adapter_names(arguments) or [],
+        }
         here |= {name: arguments.get(name) for name in CONDITIONS}
         for name, value in {**schedule.model, **schedule.conditions}.items():
             if name in here and value is not None and here[name] != value:

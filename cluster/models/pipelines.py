@@ -83,6 +83,7 @@ _FROM_TEXT: Mapping[str, Kind] = {
         parallel=("transformer_hunyuan_video15", "xFuserHunyuanVideo15Transformer3DWrapper"),
         tile=lambda vae: (math.inf, 256),
         masked_texts={**_TEXT, "encoder_hidden_states_2": "encoder_attention_mask_2"},
+        adapters=False,
     ),
     "WanPipeline": Kind(
         arguments=_video(832, 480, 81, guidance_scale=5.0, max_sequence_length=512),

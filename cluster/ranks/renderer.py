@@ -24,6 +24,7 @@ from cluster.media import video
 from cluster.media.picture import opened
 from cluster.models.model import Model
 from cluster.ranks import sequence_parallel as xdit
+from cluster.ranks.adapters import RankAdapters
 from cluster.ranks.attention import choose_attention
 from cluster.ranks.compiling import compile_blocks
 from cluster.ranks.decoding import quicken
@@ -90,6 +91,7 @@ class Renderer:
             quicken(self.pipeline.vae)
         self._texts = Texts(self.pipeline, self._ask)
         self._watch: LoopWatch | None = None
+        self.adapters = RankAdapters(self.pipeline)
         self.attention = ""
         self._forwards: dict[int, float] = {}  # tokens -> seconds of the fastest
         self._done: float | None = None  # when the last video was denoised

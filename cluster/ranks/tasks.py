@@ -6,12 +6,15 @@ Light on purpose: only ranks need torch and diffusers, which take seconds to imp
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cluster.models.adapter_names import LORA
 from cluster.models.model import Model
+from cluster.store import Store
+from cluster.work.adapters import fetched
 from cluster.work.plan import WorkItem
 from meancache.schedule import Schedule
 
@@ -33,6 +36,7 @@ class Denoised:
         forward_s: the fastest forward that this rank has done of outputs of this size, in seconds
             of its device; 0 where it has done none.
         attention: name of the attention that the transformer used.
+        swapped: whether other adapters were on the transformers before.
     """
 
     latents: bytes | None
@@ -41,6 +45,7 @@ class Denoised:
     gang_s: float
     forward_s: float = 0.0
     attention: str = ""
+    swapped: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,11 +74,13 @@ class RenderRequest:
         item: what is to be rendered.
         schedule: which steps to compute; None computes all.
         texts: embeddings of its prompt, from `encode_prompt`; None where the ranks make them.
+        store: the root of its job, which keeps the adapters that it names.
     """
 
     item: WorkItem
     schedule: Schedule | None
     texts: bytes | None = None
+    store: Store | None = None
 
 
 def render_item(renderer: Renderer, request: RenderRequest) -> Rendering:
@@ -91,7 +98,25 @@ def encode_prompt(encoders: Renderer, item: WorkItem) -> tuple[bytes, float]:
 def denoise_item(renderer: Renderer, request: RenderRequest) -> Denoised:
     """A gang's task: denoises one item whose texts are given."""
     item = request.item
-    return renderer.denoise(item.prompt, item.seed, item.call, request.schedule, request.texts)
+    swapped = use_adapters(renderer, item, request.store)
+    denoised = renderer.denoise(item.prompt, item.seed, item.call, request.schedule, request.texts)
+    return replace(denoised, swapped=swapped)
+
+
+def use_adapters(renderer: Renderer, item: WorkItem, store: Store | None) -> bool:
+    """Puts an item's adapters on the transformers; whether there were others before.
+
+    Raises:
+        ValueError: one does not fit them.
+        StoreError: one cannot be read.
+    """
+    wanted = item.arguments.get(LORA) or ()
+
+    def read(sha256: str) -> bytes:
+        assert store is not None
+        return fetched(store, sha256)
+
+    return renderer.adapters.use(wanted, read)
 
 
 def decode_item(encoders: Renderer, denoised: tuple[bytes, WorkItem]) -> tuple[np.ndarray, float]:

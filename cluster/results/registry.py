@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.models.adapter_names import adapter_names
 from cluster.models.model import CONDITIONS, Model
 from cluster.results.manifest import UNREADABLE, at_once, now
 from cluster.store import AlreadyExists, MissingKey, Store
@@ -56,7 +57,7 @@ def setting_of(model: Model, arguments: Mapping[str, Any]) -> dict[str, Any]:
         "shift": model.grid(steps, arguments).shift,
         **{name: arguments.get(name) for name in CONDITIONS},
         "dtype": model.dtype,
-        "lora": None,
+        "lora": adapter_names(arguments),
     }
 
 

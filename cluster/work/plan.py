@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.media.picture import Picture
+from cluster.models.adapter_names import LORA
 from cluster.models.model import Model, ModelError
 from cluster.store import AlreadyExists, MissingKey, Store
 from cluster.work import spec_differences
@@ -65,8 +66,9 @@ class WorkItem:
 
     @property
     def call(self) -> Mapping[str, Any]:
-        """The arguments of the call, with the picture where there is one."""
-        return self.arguments if self.image is None else {**self.arguments, IMAGE: self.image}
+        """What the pipeline is called with: adapters are on its transformers, an image is not."""
+        call = {name: value for name, value in self.arguments.items() if name != LORA}
+        return call if self.image is None else {**call, IMAGE: self.image}
 
     @property
     def rows(self) -> tuple[tuple[int, str], ...]:
@@ -122,7 +124,7 @@ def plan_items(
     check_images(prompts, model)
     items: list[WorkItem] = []
     for prompt in prompts:
-        merged = {**arguments, **prompt.overrides} if prompt.overrides else arguments
+        merged = overridden(arguments, prompt.overrides)
         computed_by = schedule_of(schedule, merged)
         for number in range(seeds):
             own = prompt.seed
@@ -141,6 +143,16 @@ def plan_items(
                 )
             )
     return _merged(items)
+
+
+def overridden(arguments: Mapping[str, Any], overrides: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments of a row's call; the job's own where the row overrides nothing."""
+    if not overrides:
+        return arguments
+    merged = {**arguments, **overrides}
+    if not merged.get(LORA):  # of a row that wants none of the job's
+        merged.pop(LORA, None)
+    return merged
 
 
 def _merged(rows: list[WorkItem]) -> list[WorkItem]:

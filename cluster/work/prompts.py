@@ -17,7 +17,8 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.media.picture import Picture
-from cluster.work import csv_rows, extra, pictures, text_rows, values
+from cluster.models.adapter_names import LORA
+from cluster.work import adapters, csv_rows, extra, pictures, text_rows, values
 from cluster.work.extra import ExtraError
 from cluster.work.parquet_rows import BATCH, parquet_batches
 from cluster.work.pictures import IMAGE
@@ -42,7 +43,7 @@ OVERRIDES: dict[str, type] = {
     "num_inference_steps": int,
 }
 PROMPT = "prompt"
-COLUMNS = (PROMPT, "prompt_id", "seed", IMAGE, *OVERRIDES)
+COLUMNS = (PROMPT, "prompt_id", "seed", IMAGE, LORA, *OVERRIDES)
 _VALUES: dict[type, Callable[[str, Any], Any]] = {
     str: values.text,
     float: values.number,
@@ -320,6 +321,8 @@ def _prompt(line: int, row: Row, column: str, folder: str) -> Prompt:
             raise PromptsError(f"seed {shown(seed)} must be between 0 and {MAX_SEED}")
     text = values.text(column, prompt)
     own_id = None if own_id is None else values.prompt_id(own_id)
+    if row.get(LORA) is not None:
+        overrides[LORA] = adapters.of_value(row[LORA], folder)
     image = pictures.of_value(row.get(IMAGE), folder)
     prompt_id = own_id or _digest([text, seed, overrides, *_of_image(image)])
     return Prompt(line, text, prompt_id, seed, overrides or NO_OVERRIDES, image=image)

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.models.adapter_names import LORA, adapter_names
 from cluster.models.model import CONDITIONS
 from meancache.json_values import canonical_json
 from meancache.schedule import Schedule
 
 # The arguments of a call by which schedules differ; the text of a negative prompt does not count.
-SETTING = ("num_inference_steps", *CONDITIONS)
+SETTING = ("num_inference_steps", *CONDITIONS, LORA)
 
 
 @dataclass(frozen=True)
@@ -56,4 +57,7 @@ def setting_words(arguments: Mapping[str, Any]) -> str:
     for name in ("guidance_scale", "true_cfg_scale"):
         if arguments.get(name) is not None:
             words.append(f"{name.replace('_', ' ')} {arguments[name]:g}")
+    names = adapter_names(arguments)
+    if names:
+        words.append(f"lora {' and '.join(names)}")
     return ", ".join(words)

@@ -146,6 +146,18 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_lora(parser: argparse.ArgumentParser) -> None:
+    """--lora, which may be repeated."""
+    parser.add_argument(
+        "--lora",
+        action="append",
+        metavar="PATH_OR_ID[:SCALE]",
+        help="a LoRA adapter of the transformer, as a .safetensors file, a folder with one, an "
+        "s3:// uri or a Hugging Face id, and its scale (default 1); several by repeating it; a "
+        "row's column lora, where it has one, takes the place of all of them",
+    )
+
+
 def add_prompts(
     parser: argparse.ArgumentParser, required: bool = True, overrides: bool = False
 ) -> None:
@@ -199,7 +211,10 @@ def add_fleet(parser: argparse.ArgumentParser, gangs: str = "all the cluster has
 
 def model_config(options: argparse.Namespace) -> ModelConfig:
     """The flags of `add_model`."""
-    return ModelConfig(**{one.name: getattr(options, one.name) for one in fields(ModelConfig)})
+    given: dict[str, Any] = {
+        one.name: getattr(options, one.name, None) for one in fields(ModelConfig)
+    }
+    return ModelConfig(**{**given, "lora": tuple(given["lora"] or ())})
 
 
 def fleet_config(options: argparse.Namespace) -> FleetConfig:

@@ -28,6 +28,7 @@ class ModelConfig:
         negative_prompt: what not to show.
         true_cfg_scale: of guidance in two forwards, where `guidance_scale` is embedded.
         steps: denoising steps (num_inference_steps).
+        lora: adapters, each 'PATH_OR_ID' or 'PATH_OR_ID:SCALE'.
     """
 
     model: str
@@ -40,6 +41,7 @@ class ModelConfig:
     negative_prompt: str | None = None
     true_cfg_scale: float | None = None
     steps: int | None = None
+    lora: tuple[str, ...] = ()
 
     def find(self) -> tuple[Model, dict[str, Any]]:
         """The model, and the complete arguments of its call. Raises ModelError."""

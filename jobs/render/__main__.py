@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
         "between both in the manifest's metrics",
     )
     cli.add_model(result)
+    cli.add_lora(result)
     cli.add_fleet(result)
     result.add_argument(
         "--compile",

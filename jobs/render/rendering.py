@@ -21,8 +21,9 @@ from cluster.results.manifest import Manifest, Success
 from cluster.results.parts import SCHEMA, SCHEMA_1
 from cluster.store import Store
 from cluster.work import pictures, plan
+from cluster.work.adapters import grouped
 from cluster.work.plan import WorkItem
-from jobs._shared.progress import QUIET_S, Staffing, progress
+from jobs._shared.progress import QUIET_S, Staffing, counted, progress
 from jobs.render.announcement import announce
 from jobs.render.config import REPORT_KEY
 from jobs.render.request import Prepared
@@ -87,6 +88,7 @@ def _render(
 
     _freeze(here, before, says, prepared.spec)
     _keep_images(prepared)
+    prepared.adapters.keep(here.store)
     missing = _share(here, missing, held)
     shards = manifest.by_shard(items)
     schema = SCHEMA_1 if planned.earlier else SCHEMA  # all parts of a dataset are alike
@@ -99,7 +101,7 @@ def _render(
     # Two drivers of one root meet as late as they can when each begins somewhere else.
     first = secrets.randbelow(len(todo)) if todo else 0
     staffing, tally = Staffing(), _Tally()
-    todo = todo[first:] + todo[:first]
+    todo = grouped(todo[first:] + todo[:first])
     with closing(
         fleet.run(work, todo, prepared.gangs, work.lost, staffing.staffed, here.store)
     ) as results:
@@ -112,6 +114,8 @@ def _render(
                 close(row["shard"], shards[row["shard"]])
     if tally.gang_s:
         print(tally.goodput)
+    if tally.swaps:
+        print(f"adapters: gangs changed them {counted(tally.swaps, 'time')}")
     success = here.finish(shards, before)
     _write_page(here.store)
     return success
@@ -169,6 +173,7 @@ class _Tally:
     rendered: int = 0
     ideal_s: float = 0.0
     gang_s: float = 0.0
+    swaps: int = 0
 
     @property
     def goodput(self) -> str:
@@ -185,6 +190,7 @@ class _Tally:
         """Counts a row."""
         self.failed += row["status"] == manifest.FAILED
         self.rendered += row["status"] == manifest.OK
+        self.swaps += row.get("adapter_swaps") or 0
         self.ideal_s += row["metrics"].get("ideal_s", 0.0)
         self.gang_s += row["metrics"].get("gang_s", 0.0)
 

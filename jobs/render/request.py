@@ -17,6 +17,7 @@ from cluster.results.appending import appended
 from cluster.results.rounds import APPEND
 from cluster.store import Store, open_store
 from cluster.work import plan
+from cluster.work.adapters import LORA, Adapters, of_text, resolve_rows
 from cluster.work.pictures import examine, indexed
 from cluster.work.plan import WorkItem
 from cluster.work.prompts import NAMED_ROWS, Prompt, Prompts, PromptsError, read_prompts
@@ -42,6 +43,7 @@ class Prepared:
     plan: RowPlan
     gangs: Gangs
     prompts: Prompts
+    adapters: Adapters
 
     @property
     def items(self) -> list[WorkItem]:
@@ -58,18 +60,13 @@ class Prepared:
 def prepare(config: Config) -> Prepared:
     """Checks the whole request before any rank starts."""
     model, arguments = config.model.find()
-    if config.compile == "always" and not model.kind.compiles:
-        raise ModelError(
-            f"--compile is not for {model.id}: diffusers names no blocks that repeat in the "
-            f"transformer of a {model.pipeline}; leave it out"
-        )
-    if config.attention is not None and config.fleet.gang_size > 1:
-        raise ModelError(
-            f"--attention {shown(config.attention)} is for gangs of one; larger ones use xDiT's: "
-            "leave it out"
-        )
+    _check_flags(config, model)
     prompts = read_prompts(config.prompts, config.prompt_column)
     _examine_images(config, model, prompts)
+    adapters = Adapters()
+    if config.model.lora:
+        arguments[LORA] = adapters.resolved(tuple(map(of_text, config.model.lora)))
+    resolve_rows(prompts, adapters)
     settings = settings_of(prompts, arguments)
     size = config.fleet.gang_size
     for setting in settings.values():
@@ -95,7 +92,25 @@ def prepare(config: Config) -> Prepared:
         plan.check_spec(store, planned.spec)
     if config.retry_failed:
         _check_retry(store)
-    return Prepared(config, store, model, schedule, planned, gangs, prompts)
+    return Prepared(config, store, model, schedule, planned, gangs, prompts, adapters)
+
+
+def _check_flags(config: Config, model: Model) -> None:
+    """Refuses flags that the model, or one another, does not go with. Raises ModelError."""
+    if config.compile == "always" and not model.kind.compiles:
+        raise ModelError(
+            f"--compile is not for {model.id}: diffusers names no blocks that repeat in the "
+            f"transformer of a {model.pipeline}; leave it out"
+        )
+    if config.attention is not None and config.fleet.gang_size > 1:
+        raise ModelError(
+            f"--attention {shown(config.attention)} is for gangs of one; larger ones use xDiT's: "
+            "leave it out"
+        )
+    if config.model.lora and config.compile == "always":
+        raise ModelError(
+            "--compile is not for jobs with adapters: each would be compiled anew; leave it out"
+        )
 
 
 def _examine_images(config: Config, model: Model, prompts: Prompts) -> None:
@@ -144,7 +159,7 @@ def settings_of(
     plain = setting_key(arguments)
     for prompt in prompts:
         if prompt.overrides:
-            merged = {**arguments, **prompt.overrides}
+            merged = plan.overridden(arguments, prompt.overrides)
             found.setdefault(setting_key(merged), merged)
         else:
             found.setdefault(plain, arguments)
@@ -162,7 +177,9 @@ def _gangs(config: Config, model: Model, schedule: Chosen, items: Sequence[WorkI
             model.check_schedule(schedule, setting)
     largest = max(settings, key=model.tokens)
     beside = encoders_size(model, settings, size)
-    worth = _compiling_repays(config, model, schedule, items)
+    # Another adapter is another transformer, which would be compiled anew.
+    adapted = any(setting.get(LORA) for setting in settings)
+    worth = not adapted and _compiling_repays(config, model, schedule, items)
     return config.fleet.recruit(
         denoiser_builder(
             model,

@@ -81,11 +81,12 @@ class Replay:
 
     model: Model
     schedule: Schedule | None
+    store: Store
 
     def __call__(self, staged: StagedGang, item: WorkItem) -> bytes:
         """The item's mp4 or png, rendered again as a render job does. Raises GangError."""
         (texts, _), _ = staged.encoders.run_with_retries(encode_prompt, item)
-        request = RenderRequest(item, self.schedule, texts)
+        request = RenderRequest(item, self.schedule, texts, self.store)
         denoised, _ = staged.gang.run_with_retries(denoise_item, request)
         (frames, _), _ = staged.encoders.run_with_retries(decode_item, (denoised.latents, item))
         return encoded(self.model, frames)
@@ -146,7 +147,7 @@ def prepare(config: Config) -> Prepared:
     largest, beside = item.arguments, encoders_size(model, [item.arguments], size)
     build = denoiser_builder(model, largest, beside)
     gangs = FleetConfig(size, "1").recruit(build, encoders_builder(model, largest, size), beside)
-    return Prepared(store, row, item, Replay(model, schedule), gangs, output)
+    return Prepared(store, row, item, Replay(model, schedule, store), gangs, output)
 
 
 def compare(store: Store, row: Mapping[str, Any], data: bytes) -> tuple[bool, str]:
