@@ -211,10 +211,10 @@ def add_fleet(parser: argparse.ArgumentParser, gangs: str = "all the cluster has
 
 def model_config(options: argparse.Namespace) -> ModelConfig:
     """The flags of `add_model`."""
-    given: dict[str, Any] = {
-        one.name: getattr(options, one.name, None) for one in fields(ModelConfig)
-    }
-    return ModelConfig(**{**given, "lora": tuple(given["lora"] or ())})
+    names = [one.name for one in fields(ModelConfig) if one.name != "lora"]
+    # A list in a file of flags comes as one text.
+    lora = (one for given in getattr(options, "lora", None) or () for one in given.split(","))
+    return ModelConfig(**{name: getattr(options, name) for name in names}, lora=tuple(lora))
 
 
 def fleet_config(options: argparse.Namespace) -> FleetConfig:
