@@ -67,7 +67,10 @@ class RankAdapters:
 
     def _load(self, name: str, weights: dict[str, Any]) -> None:
         try:
-            self._pipeline.load_lora_weights(weights, adapter_name=name)
+            self._pipeline.load_lora_weights(dict(weights), adapter_name=name)
+            if getattr(self._pipeline, "transformer_2", None) is not None:
+                second = {"load_into_transformer_2": True}
+                self._pipeline.load_lora_weights(weights, adapter_name=name, **second)
         except Exception as error:  # of peft and diffusers, whatever they meet
             self._forget(name)
             raise ValueError(
