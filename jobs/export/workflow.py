@@ -5,17 +5,19 @@ Resume is the same command: what is there is done.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from typing import Any
 
 from cluster.results import manifest, rounds
-from cluster.results.datasets import dataset, layouts
-from cluster.results.datasets.layouts import Export
+from cluster.results.datasets import card, dataset, layouts
+from cluster.results.datasets.layouts import Export, File
 from cluster.results.datasets.where import WhereError, where
-from cluster.store import MissingKey, open_store
-from cluster.work import plan
+from cluster.store import MissingKey, Store, open_store
+from cluster.work import pictures, plan
 from jobs._shared.progress import QUIET_S, progress
 from jobs._shared.roots import RefusedError, open_output, refusing
-from meancache.json_values import shown
+from meancache.json_values import is_deep, shown
 
 # How each format is read, for the last line.
 READ_WITH = {
@@ -114,5 +116,18 @@ def prepare(config: Config) -> Prepared:
     target = open_output(config.output)
     spec = layouts.specification(success, config.format, config.where)
     plan.check_spec(target, spec, layouts.JOB_KEY)
-    stages = layouts.FORMATS[config.format](rows)
+    images = layouts.IMAGE_KEY in rows.column_names
+    sizes = {one.key: one.bytes for one in source.entries(pictures.KEPT)} if images else {}
+    stages = layouts.FORMATS[config.format](rows, sizes)
+    text = card.written(_job(source), config.format, rows)
+    stages[-1].append(File(layouts.CARD_KEY, 0, 0, 0, lambda source, rows: text))
     return Prepared(Export(source, target, rows, stages), spec)
+
+
+def _job(source: Store) -> dict[str, Any]:
+    """What job.json says; nothing where there is none that can be read."""
+    try:
+        found = json.loads(source.get(plan.SPEC_KEY))
+    except (MissingKey, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) and not is_deep(found) else {}

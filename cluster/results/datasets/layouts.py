@@ -5,6 +5,10 @@
     webdataset    part-{n:06d}.tar of {id}.mp4, {id}.txt (the prompt) and {id}.json (the row)
     parquet       part-{n:06d}.parquet of the rows alone; their `uri` says where the videos are
 
+Where rows were drawn from images, a VideoFolder has them as files, by `image_key`, a tar as
+{id}.input.png (.jpg, ...), and Parquet as a column `image` of Hugging Face's Image, in parts of at
+most MOST_BYTES. README.md is a dataset card, see `card`.
+
 Rows are the manifest's `ok` rows in plan order, each metric a column `metrics.NAME`. An export is a
 list of files that follows from the manifest and the condition alone, names and bytes, and each is
 created once: what is there is done. Its own memory is out of the loaders' sight:
@@ -18,9 +22,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import json
 import math
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, time
 from functools import partial
@@ -38,6 +43,8 @@ from meancache.json_values import canonical_json
 JOB_KEY = ".export/job.json"
 SUCCESS_KEY = ".export/_SUCCESS"
 METADATA_KEY = "metadata.parquet"
+CARD_KEY = "README.md"
+IMAGE_KEY = "image_key"
 # A tar is no larger, nor what is in memory at once.
 MOST_BYTES = 256 * 2**20
 MOST_AT_ONCE = 128
@@ -126,19 +133,31 @@ def specification(success: Success, layout: str, condition: str | None) -> dict[
     }
 
 
-def _videofolder(rows: pa.Table) -> list[list[File]]:
+Sizes = Mapping[str, int]
+"""Bytes of each image that a root keeps, by its key."""
+
+
+def _videofolder(rows: pa.Table, sizes: Sizes) -> list[list[File]]:
     named = zip(rows["key"].to_pylist(), rows["bytes"].to_pylist(), strict=True)
     videos: dict[str, File] = {}  # of which rows may share some
     for row, (key, size) in enumerate(named):
         videos.setdefault(key, File(key, row, row + 1, size, _video))
-    return [list(videos.values()), [File(METADATA_KEY, 0, rows.num_rows, 0, _metadata)]]
+    images: dict[str, File] = {}
+    keys = rows[IMAGE_KEY].to_pylist() if IMAGE_KEY in rows.column_names else []
+    for row, key in enumerate(keys):
+        if key is not None:
+            images.setdefault(key, File(key, row, row + 1, sizes.get(key, 0), _image))
+    files = [*videos.values(), *images.values()]
+    return [files, [File(METADATA_KEY, 0, rows.num_rows, 0, _metadata)]]
 
 
-def _webdataset(rows: pa.Table) -> list[list[File]]:
+def _webdataset(rows: pa.Table, sizes: Sizes) -> list[list[File]]:
     tars: list[File] = []
     names = _names(rows["item_id"].to_pylist(), rows["index"].to_pylist())
     start = held = 0
-    for row, size in enumerate([*rows["bytes"].to_pylist(), MOST_BYTES]):
+    images = _image_sizes(rows, sizes)
+    both = (video + image for video, image in zip(rows["bytes"].to_pylist(), images, strict=True))
+    for row, size in enumerate([*both, MOST_BYTES]):
         if row > start and held + size > MOST_BYTES:
             make = partial(_tar, names[start:row])
             tars.append(File(f"part-{len(tars):06d}.tar", start, row, held, make))
@@ -157,24 +176,27 @@ def _names(ids: Sequence[str], indices: Sequence[int]) -> list[str]:
     return names
 
 
-def _parquet(rows: pa.Table) -> list[list[File]]:
-    starts = range(0, rows.num_rows, ROWS_OF_A_PART)
-    return [
-        [
-            File(
-                f"part-{number:06d}.parquet",
-                start,
-                min(start + ROWS_OF_A_PART, rows.num_rows),
-                0,
-                _rows,
-            )
-            for number, start in enumerate(starts)
-        ]
-    ]
+def _parquet(rows: pa.Table, sizes: Sizes) -> list[list[File]]:
+    parts: list[File] = []
+    make = _rows if IMAGE_KEY not in rows.column_names else _rows_with_images
+    start = held = 0
+    for row, size in enumerate([*_image_sizes(rows, sizes), 0]):
+        full = held + size > MOST_BYTES or row - start == ROWS_OF_A_PART
+        if row > start and (full or row == rows.num_rows):
+            parts.append(File(f"part-{len(parts):06d}.parquet", start, row, held, make))
+            start, held = row, 0
+        held += size
+    return [parts]
 
 
-# A format is what plans its files, by stage, from the rows.
-FORMATS: dict[str, Callable[[pa.Table], list[list[File]]]] = {
+def _image_sizes(rows: pa.Table, sizes: Sizes) -> list[int]:
+    if IMAGE_KEY not in rows.column_names:
+        return [0] * rows.num_rows
+    return [sizes.get(key, 0) for key in rows[IMAGE_KEY].to_pylist()]
+
+
+# A format is what plans its files, by stage, from the rows and the sizes of their images.
+FORMATS: dict[str, Callable[[pa.Table, Sizes], list[list[File]]]] = {
     "videofolder": _videofolder,
     "webdataset": _webdataset,
     "parquet": _parquet,
@@ -199,6 +221,33 @@ def _video(source: Store, rows: pa.Table) -> bytes:
     return read_checked(source, rows["key"][0].as_py(), rows["sha256"][0].as_py())
 
 
+def _image(source: Store, rows: pa.Table) -> bytes:
+    return read_checked(source, rows[IMAGE_KEY][0].as_py(), rows["image_sha256"][0].as_py())
+
+
+def _images(source: Store, rows: pa.Table) -> list[bytes | None]:
+    """The image of each row."""
+    named = zip(rows[IMAGE_KEY].to_pylist(), rows["image_sha256"].to_pylist(), strict=True)
+    return at_once(lambda one: None if one[0] is None else read_checked(source, *one), named)
+
+
+def _rows_with_images(source: Store, rows: pa.Table) -> bytes:
+    """Rows whose image is one to Hugging Face's `datasets` too."""
+    names = [None if key is None else key.rpartition("/")[2] for key in rows[IMAGE_KEY].to_pylist()]
+    column = pa.StructArray.from_arrays(
+        [pa.array(_images(source, rows), pa.binary()), pa.array(names, pa.string())],
+        names=["bytes", "path"],
+    )
+    place = rows.schema.get_field_index("image")
+    rows = rows.rename_columns(
+        ["image_uri" if one == "image" else one for one in rows.column_names]
+    )
+    rows = rows.add_column(place, "image", column)
+    features = {"info": {"features": {"image": {"_type": "Image"}}}}
+    metadata = {**(rows.schema.metadata or {}), b"huggingface": json.dumps(features).encode()}
+    return _rows(source, rows.replace_schema_metadata(metadata))
+
+
 def _rows(source: Store, rows: pa.Table) -> bytes:
     sink = io.BytesIO()
     pq.write_table(rows, sink, compression="zstd")
@@ -213,14 +262,18 @@ def _tar(names: Sequence[str], source: Store, rows: pa.Table) -> bytes:
     """A sample a row, with nothing in it of this machine or this hour."""
     named = list(zip(rows["key"].to_pylist(), rows["sha256"].to_pylist(), strict=True))
     videos = at_once(lambda one: read_checked(source, *one), named)
+    has_images = IMAGE_KEY in rows.column_names
+    images = _images(source, rows) if has_images else [None] * rows.num_rows
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, row, video in zip(names, _json_rows(rows), videos, strict=True):
+        for name, row, video, image in zip(names, _json_rows(rows), videos, images, strict=True):
             members = {
                 row["key"].rpartition(".")[2]: video,
                 "txt": row["prompt"].encode(),
                 "json": canonical_json(row),
             }
+            if image is not None:
+                members[f"input.{row[IMAGE_KEY].rpartition('.')[2]}"] = image
             for ending, data in members.items():
                 member = tarfile.TarInfo(f"{name}.{ending}")
                 member.size = len(data)

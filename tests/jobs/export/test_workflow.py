@@ -374,3 +374,68 @@ def test_an_export_goes_from_bucket_to_bucket(model, new_s3_root, tmp_path, caps
     with pytest.raises(StoreError):
         open_store(target).get("parquet/_SUCCESS")
     assert "not-a-secret" not in "".join(capsys.readouterr())
+
+
+def with_images(model, root: Path) -> list[bytes]:
+    """A root of four rows, whose second has no image; returns the images."""
+    prompts = [Prompt(line, "a", f"id-{line}", line) for line in range(4)]
+    items = plan_items(prompts, model, model.defaults)
+    job = Manifest(open_store(str(root)))
+    images = [picture(shade) for shade in range(4)]
+    keys = [f"images/{n}/{n}.png" for n in range(4)]
+    for item, key, data in zip(items, keys, images, strict=True):
+        job.store.put_new(key, data)
+        job.commit(row_of(item, job, metrics={"psnr": 30.0 + item.index, "ssim": 0.5}))
+    hashes = [hashlib.sha256(data).hexdigest() for data in images]
+    columns = {"image": ["a.png", None, None, "b"], "image_key": keys, "image_sha256": hashes}
+    columns = {name: [*values[:1], None, *values[2:]] for name, values in columns.items()}
+    beside = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+    job.close_shard(0, items, beside)
+    job.finish([0])
+    return images
+
+
+def test_images_are_exported_beside_what_was_drawn_from_them(model, tmp_path, monkeypatch):
+    import datasets
+
+    images = with_images(model, tmp_path / "out")
+    monkeypatch.setattr(layouts, "MOST_BYTES", 2 * len(images[0]) + 10)
+    for layout in FORMATS:
+        assert run(str(tmp_path / "out"), layout, tmp_path / layout) == 0
+    parts = sorted((tmp_path / "parquet").glob("part-*.parquet"))
+    assert len(parts) == 2  # by the bytes of their images
+    found = load("parquet", data_files=[*map(str, parts)], cache=tmp_path / "cache")
+    assert isinstance(found.features["image"], datasets.Image)
+    assert found["image_uri"] == ["a.png", None, None, "b"]
+    for row, data in zip(found, [images[0], None, *images[2:]], strict=True):
+        assert (row["image"] is None) == (data is None)
+        if data is not None:
+            with Image.open(io.BytesIO(data)) as shown:
+                assert np.array_equal(np.asarray(row["image"]), np.asarray(shown))
+    metadata = pq.read_table(tmp_path / "videofolder" / "metadata.parquet").to_pylist()
+    for row, data in zip(metadata, images, strict=True):
+        if row["image_key"] is not None:
+            assert (tmp_path / "videofolder" / row["image_key"]).read_bytes() == data
+    members = []
+    for path in sorted((tmp_path / "webdataset").glob("*.tar")):
+        with tarfile.open(path) as tar:
+            members += [
+                tar.extractfile(one).read() for one in tar if one.name.endswith(".input.png")
+            ]
+    assert members == [images[0], *images[2:]]
+
+
+def test_an_export_has_a_card_of_what_is_in_it(model, root, exported, tmp_path):
+    with_images(model, tmp_path / "out")
+    assert run(str(tmp_path / "out"), "parquet", tmp_path / "dataset") == 0
+    card = (tmp_path / "dataset" / "README.md").read_text()
+    assert "task_categories: [image-to-video]" in card
+    assert (
+        "4 of 4 rows were rendered in full too: PSNR 31.5 dB in the mean, 30.0 dB at worst" in card
+    )
+    assert f"`{model.id}`" in card
+    assert "To be added by whoever publishes this" in card
+    for layout in FORMATS:
+        card = (exported(layout) / "README.md").read_text()
+        assert card.startswith("---\nlicense: other")
+        assert "`metrics.psnr`" in card
