@@ -8,7 +8,7 @@ to the last bit of float32.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,13 @@ def euler_config(config: Mapping[str, Any]) -> dict[str, Any]:
     raise ValueError(f"its scheduler {shown(name)} does not follow a flow")
 
 
-def euler_grid(config: Mapping[str, Any], steps: int, even: bool, tokens: int | None) -> Grid:
+Mu = Callable[[int, int], float]
+"""(tokens, steps) -> how far a call shifts the levels, in the logarithm."""
+
+
+def euler_grid(
+    config: Mapping[str, Any], steps: int, even: bool, tokens: int | None, mu: Mu | None = None
+) -> Grid:
     """The grid that the Euler scheduler of this configuration runs.
 
     Args:
@@ -48,6 +54,7 @@ def euler_grid(config: Mapping[str, Any], steps: int, even: bool, tokens: int | 
         even: the pipeline's call gives levels in equal steps from 1; else the scheduler spaces its
             own, from the largest to the smallest that it was trained on.
         tokens: of the output, where the pipeline's call shifts the levels with their number.
+        mu: how far, where the call does not follow the scheduler's configuration.
 
     Raises:
         KeyError, TypeError, ValueError, ArithmeticError: the configuration cannot be used, or the
@@ -66,7 +73,8 @@ def euler_grid(config: Mapping[str, Any], steps: int, even: bool, tokens: int | 
         sigmas = np.linspace(first * trained, last * trained, steps) / trained
     if dynamic:
         assert tokens is not None
-        sigmas = _shifted_by_size(sigmas, config, dynamic_shift(config, tokens))
+        by = dynamic_shift(config, tokens) if mu is None else mu(tokens, steps)
+        sigmas = _shifted_by_size(sigmas, config, by)
     else:
         sigmas = _shifted(sigmas, shift)
     if config.get("shift_terminal"):

@@ -34,6 +34,7 @@ class Kind:
         even_sigmas: its call gives the scheduler sigmas in equal steps from 1; else the scheduler
             makes its own.
         shifts: its call shifts the noise levels with the number of tokens.
+        mu: how far, where that does not follow the scheduler's configuration.
         calls: the call's arguments -> forwards of a transformer in a step that is computed.
         guider: its guidance scale belongs to a component, not to its call.
         parallel: (module, class) of xDiT's sequence-parallel transformer, or None.
@@ -71,6 +72,7 @@ class Kind:
     size: Callable[[Config, int], tuple[int, int]] | None = None
     even_sigmas: bool = True
     shifts: bool = False
+    mu: Callable[[int, int], float] | None = None
     calls: Callable[[Config], int] = lambda arguments: 1
     guider: bool = False
     parallel: tuple[str, str] | None = None

@@ -155,7 +155,10 @@ class Model:
         """
         tokens = self.tokens(arguments or self.defaults) if self.kind.shifts else None
         try:
-            return euler_grid(self.scheduler, num_inference_steps, self.kind.even_sigmas, tokens)
+            kind = self.kind
+            return euler_grid(
+                self.scheduler, num_inference_steps, kind.even_sigmas, tokens, kind.mu
+            )
         except ValueError as error:
             raise ModelError(
                 f"{self.id} cannot run {num_inference_steps} steps ({error}): use more"
@@ -296,6 +299,8 @@ def _describe(model_id: str, files: ModelFiles, pipeline: str, dtype: str | None
         defaults = dict(kind.arguments)
         if kind.size is not None:
             defaults["height"], defaults["width"] = kind.size(transformer, pixels)
+        if files.config("model_index.json").get("is_distilled") is True:
+            defaults["guidance_scale"] = 1.0
         if kind.guider:
             guider = files.config("guider/guider_config.json")
             enabled = guider.get("enabled", True)

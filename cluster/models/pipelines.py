@@ -13,6 +13,7 @@ from typing import Any
 
 from cluster.models.configured import (
     above_one_of_guidance,
+    flux_2_mu,
     hidden_by_concatenation,
     hunyuan_video_15_size,
     image_blocks,
@@ -95,6 +96,16 @@ _FROM_TEXT: Mapping[str, Kind] = {
         calls=above_one_of_guidance,
         parallel=("transformer_wan", "xFuserWanTransformer3DWrapper"),
     ),
+    # By its text alone: rows bring no video and no mask.
+    "WanVACEPipeline": Kind(
+        arguments=_video(832, 480, 81, guidance_scale=5.0, max_sequence_length=512),
+        optional=("negative_prompt",),
+        compression=wan_factors,
+        patch=lambda transformer: tuple(transformer["patch_size"][:2]),
+        fps=16.0,
+        even_sigmas=False,
+        calls=above_one_of_guidance,
+    ),
     "LTXPipeline": Kind(
         arguments=_video(704, 512, 161, guidance_scale=3.0, max_sequence_length=128),
         optional=("negative_prompt",),
@@ -115,6 +126,28 @@ _FROM_TEXT: Mapping[str, Kind] = {
         parallel=("transformer_flux", "xFuserFlux1Transformer2DWrapper"),
         tile=sample_size,
         shares_padded_text=True,
+    ),
+    "ChromaPipeline": Kind(
+        arguments=_image(35, guidance_scale=5.0, max_sequence_length=512),
+        optional=("negative_prompt",),
+        compression=image_blocks,
+        patch=two_by_two,
+        size=of_128_latents,
+        shifts=True,
+        calls=above_one_of_guidance,
+        tile=sample_size,
+    ),
+    # Klein, by its text alone.
+    "Flux2KleinPipeline": Kind(
+        arguments=_image(50, guidance_scale=4.0, max_sequence_length=512),
+        optional=(),
+        compression=image_blocks,
+        patch=two_by_two,
+        size=of_128_latents,
+        shifts=True,
+        mu=flux_2_mu,
+        calls=above_one_of_guidance,
+        tile=sample_size,
     ),
     "QwenImagePipeline": Kind(
         arguments=_image(50, true_cfg_scale=4.0, max_sequence_length=512),

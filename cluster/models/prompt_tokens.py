@@ -42,6 +42,8 @@ READINGS = {
     "WanPipeline": Reading(reserved=1),
     "LTXPipeline": Reading(reserved=1),
     "FluxPipeline": Reading("tokenizer_2", reserved=1),
+    "ChromaPipeline": Reading(reserved=1),
+    "WanVACEPipeline": Reading(reserved=1),
     "QwenImagePipeline": Reading(),
     "ZImagePipeline": Reading(reserved=3),
     "StableDiffusion3Pipeline": Reading("tokenizer_3", reserved=1),

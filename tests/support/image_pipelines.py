@@ -8,11 +8,16 @@ from typing import Any
 
 import numpy as np
 from diffusers import (
+    AutoencoderKLFlux2,
     DiffusionPipeline,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     FluxKontextPipeline,
     QwenImageEditPipeline,
     QwenImageEditPlusPipeline,
     WanImageToVideoPipeline,
+    WanVACEPipeline,
+    WanVACETransformer3DModel,
 )
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video_image2video import (
     DEFAULT_PROMPT_TEMPLATE,
@@ -79,6 +84,60 @@ def wan21_i2v() -> DiffusionPipeline:
         transformer=small.wan_transformer(in_channels=12, image_dim=16, added_kv_proj_dim=24),
         image_processor=CLIPImageProcessor(size=28, crop_size=28),
         image_encoder=vision(28, 14),
+    )
+
+
+def wan_vace() -> DiffusionPipeline:
+    transformer = small.seeded(
+        WanVACETransformer3DModel,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=16,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=1,
+        rope_max_seq_len=32,
+        vace_layers=[0],
+        vace_in_channels=8 + 64,
+    )
+    return WanVACEPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        vae=small.wan_vae(),
+        scheduler=small.scheduler(shift=3.0),
+        transformer=transformer,
+    )
+
+
+def klein() -> DiffusionPipeline:
+    transformer = small.seeded(
+        Flux2Transformer2DModel,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=48,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    )
+    vae = small.seeded(
+        AutoencoderKLFlux2,
+        block_out_channels=(4, 4, 4, 4),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=2,
+        sample_size=256,
+    )
+    return Flux2KleinPipeline(
+        scheduler=small.scheduler(use_dynamic_shifting=True),
+        vae=vae,
+        text_encoder=None,
+        tokenizer=None,
+        transformer=transformer,
     )
 
 

@@ -27,6 +27,7 @@ from transformers import (
     Qwen2_5_VLTextConfig,
     Qwen2_5_VLTextModel,
     Qwen3Config,
+    Qwen3ForCausalLM,
     Qwen3Model,
     T5Config,
     T5EncoderModel,
@@ -190,6 +191,12 @@ def z_image() -> dict[str, Any]:
     return {"text_encoder": model, "tokenizer": tokenizer()}
 
 
+def klein() -> dict[str, Any]:
+    config = Qwen3Config(**qwen(layers=28), head_dim=8)  # it reads the 27th
+    model = small.seeded(Qwen3ForCausalLM, config=config)
+    return {"text_encoder": model, "tokenizer": tokenizer()}
+
+
 def ltx() -> dict[str, Any]:
     return {"text_encoder": t5(), "tokenizer": tokenizer()}
 
@@ -214,6 +221,9 @@ FOLDERS: dict[str, Parts] = {
     "SD3": (small.sd3, sd3),
     "Z-Image": (small.z_image, z_image),
     "LTX-Video": (small.ltx_video, ltx),
+    "Chroma": (small.chroma, ltx),
+    "FLUX.2 Klein": (images.klein, klein),
+    "Wan VACE": (images.wan_vace, wan),
 }
 
 QWEN_PROCESSOR = ["transformers", "Qwen2VLProcessor"]
