@@ -120,7 +120,8 @@ def prepare(config: Config) -> Prepared:
     sizes = {one.key: one.bytes for one in source.entries(pictures.KEPT)} if images else {}
     stages = layouts.FORMATS[config.format](rows, sizes)
     text = card.written(_job(source), config.format, rows)
-    stages[-1].append(File(layouts.CARD_KEY, 0, 0, 0, lambda source, rows: text))
+    # Before the metadata, which says that all else is there.
+    stages.insert(1, [File(layouts.CARD_KEY, 0, 0, 0, lambda source, rows: text)])
     return Prepared(Export(source, target, rows, stages), spec)
 
 

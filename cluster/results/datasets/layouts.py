@@ -237,6 +237,7 @@ def _rows_with_images(source: Store, rows: pa.Table) -> bytes:
     column = pa.StructArray.from_arrays(
         [pa.array(_images(source, rows), pa.binary()), pa.array(names, pa.string())],
         names=["bytes", "path"],
+        mask=pa.array([name is None for name in names]),
     )
     place = rows.schema.get_field_index("image")
     rows = rows.rename_columns(
