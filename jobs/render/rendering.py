@@ -112,10 +112,7 @@ def _render(
             left[row["shard"]] -= 1
             if not left[row["shard"]]:
                 close(row["shard"], shards[row["shard"]])
-    if tally.gang_s:
-        print(tally.goodput)
-    if tally.swaps:
-        print(f"adapters: gangs changed them {counted(tally.swaps, 'time')}")
+    tally.say()
     success = here.finish(shards, before)
     _write_page(here.store)
     return success
@@ -185,6 +182,13 @@ class _Tally:
             f"goodput: {share:.0%} of the gangs' time was forwards at their fastest, "
             f"{each[1]:.2f} of {each[0]:.2f} s a video{rest}"
         )
+
+    def say(self) -> None:
+        """Prints what is worth it at the end."""
+        if self.gang_s:
+            print(self.goodput)
+        if self.swaps:
+            print(f"adapters: gangs changed them {counted(self.swaps, 'time')}")
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Counts a row."""
