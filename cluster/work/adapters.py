@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.models.adapter_names import LORA
@@ -53,8 +53,9 @@ def of_text(text: str, folder: str = "") -> tuple[str, float]:
     address, scale = (match[1], float(match[2])) if match else (text, 1.0)
     if not -MOST_SCALE <= scale <= MOST_SCALE:
         raise PromptsError(f"lora {shown(text)}: the scale must lie within {MOST_SCALE:g}")
-    if folder and not address.startswith(("s3:", "/", "~")) and Path(folder, address).exists():
-        address = f"{folder}/{address}"
+    beside = f"{folder}/{address}"
+    if folder and not address.startswith(("s3:", "/", "~")) and os.path.exists(beside):
+        address = beside
     return address, scale
 
 
@@ -174,9 +175,9 @@ def _file(address: str) -> str:
         path = local_path(address)
     except StoreError as error:
         raise PromptsError(f"lora {shown(address)}: {error}") from None
-    if path.is_dir():
+    if os.path.isdir(path):
         return str(_only(address, {one.name: str(one) for one in path.glob("*.safetensors")}))
-    if path.exists() or not _HUB_ID.fullmatch(address):
+    if os.path.exists(path) or not _HUB_ID.fullmatch(address):
         if path.suffix not in ("", ".safetensors"):
             raise PromptsError(
                 f"lora {shown(address)}: only .safetensors files are read, since others may run "
