@@ -6,7 +6,7 @@ scale`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,21 @@ from meancache import Schedule
 SIDE = 16  # pixels; the smallest that H.264 takes
 
 
+class NullAdapters:
+    """No item of the benchmark names one."""
+
+    def use(self, wanted: Sequence[Any], read: Callable[[str], bytes]) -> bool:
+        """There were no others before."""
+        return False
+
+
 class NullRenderer:
     """Stands where a `Renderer` stands; its videos are one small frame that tells seeds apart."""
 
     def __init__(self, rank: int, world_size: int, init_method: str) -> None:
         self.rank = rank
         self.world_size = world_size
+        self.adapters = NullAdapters()
 
     def encode_prompt(self, prompt: str, arguments: Mapping[str, Any]) -> bytes:
         """No embeddings."""

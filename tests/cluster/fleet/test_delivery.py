@@ -72,7 +72,7 @@ def test_a_delivered_item_has_its_video_and_a_receipt_that_describes_it(
     assert set(seconds) == {"text_s", "denoise_s", "decode_s", "gang_s", "ideal_s"}
     assert row["render_s"] == seconds["text_s"] + seconds["denoise_s"] + seconds["decode_s"]
     assert 0 < seconds["ideal_s"] < seconds["denoise_s"] < seconds["gang_s"]
-    assert set(row) == {*RECEIPT, "arguments", "attention"}
+    assert set(row) == {*RECEIPT, "arguments", "attention", "adapter_swaps"}
     assert row["attention"] == "sdpa"  # of two ranks on a CPU
     assert row["arguments"] == item.arguments  # for replays: no column says what a row overrides
 
