@@ -109,8 +109,8 @@ def test_ranks_that_are_at_work_die_with_a_leader_that_is_killed(name):
 @pytest.mark.parametrize("lost", ["fork", "nodes"])
 def test_a_gang_is_rebuilt_where_what_it_was_forked_from_is_killed(name, lost):
     with leader(name) as one:
-        os.kill(getattr(one, lost), signal.SIGKILL)
-        os.kill(one.fork, signal.SIGKILL)
+        for pid in {getattr(one, lost), one.fork}:
+            os.kill(pid, signal.SIGKILL)
         assert all(gone(pid) for pid in one.ranks)
         assert int(one.ask("gang.run(ranks.forebears, None)[0]")) != one.fork
 
