@@ -142,6 +142,10 @@ def test_compiled_without_graph_breaks_in_any_order(compiled, first):
         torch._dynamo.reset()
 
 
+# They are equal to the bit in nearly every run. Another run's history would be off by 0.1 and more.
+ROUNDING = 1e-5
+
+
 def test_threads_that_share_a_transformer_draw_what_each_draws_alone():
     small, _, _, _ = scheduled("FLUX.1")
     hook = apply_mean_cache(small.pipe, schedule_of(small, [(0, 4, 1), (4, 8, 1), (8, 10, 1)]))
@@ -151,8 +155,10 @@ def test_threads_that_share_a_transformer_draw_what_each_draws_alone():
     def serve(pipe) -> None:
         for seed, want in enumerate(alone):
             try:
-                if not torch.equal(Small(small.case, pipe).draw(seed), want):
-                    wrong.append(seed)
+                drawn = Small(small.case, pipe).draw(seed)
+                off = float((drawn - want).abs().max())
+                if off > ROUNDING:
+                    wrong.append((seed, off))
             except Exception as error:
                 wrong.append(error)
 
