@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-# Of the call's arguments: ((sha256, scale), ...).
+# The name of the argument of a call that holds its adapters: ((sha256, scale), ...).
 LORA = "lora"
 
 
 def adapter_name(sha256: str, scale: float) -> str:
-    """Of an adapter at a scale; without dots, which no module may have in its name."""
+    """What an adapter at a scale is called; no dots, which the names of modules may not have."""
     return f"{sha256[:16]}-{scale:g}".replace(".", "_")
 
 
 def adapter_names(arguments: Mapping[str, Any]) -> list[str] | None:
-    """Those of a call, sorted, as `meancache` finds them on its transformers; None for none."""
+    """The names of a call's adapters, sorted, as `meancache` finds them; None where it has none."""
     given: Iterable[tuple[str, float]] = arguments.get(LORA) or ()
     return sorted(adapter_name(sha256, scale) for sha256, scale in given) or None

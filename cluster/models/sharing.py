@@ -11,7 +11,7 @@ from cluster.models.pipelines import PIPELINES
 if TYPE_CHECKING:
     from cluster.models.model import Model
 
-# Of a node, and so of a gang.
+# The most GPUs that a node has, and so the largest gang that is advised.
 MOST_GPUS = 16
 
 

@@ -48,7 +48,7 @@ def appended(
 ) -> RowPlan:
     """The plan of what a prompts file appends, numbered on from the rows that are there.
 
-    Of rows that are there already it is the plan that they were rendered by.
+    Where a row is there already, its plan is the one that it was rendered by.
 
     Args:
         store: the root.

@@ -6,13 +6,11 @@ resumes; here they become one table, `carrying.parquet`, and one page.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cluster.store import open_store
 from jobs._shared.pages import environment, number, plus_minus
@@ -22,6 +20,8 @@ from jobs.evaluate.config import Config
 from jobs.evaluate.request import Comparison, prepare
 from jobs.evaluate.results import results
 from jobs.evaluate.settings import Setting
+from jobs.evaluate.summary import aligned
+from jobs.evaluate.table import to_parquet
 from meancache.errors import CalibrationError
 from meancache.quality import Summary
 
@@ -93,9 +93,7 @@ def run(config: Config) -> workflow.Outcome:
     cells = [cell for one in comparisons for cell in _cells(one, comparisons[one], tables[one])]
     table = pa.Table.from_pylist([cell.row() for cell in cells], SCHEMA)
     store = open_store(config.output)
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    store.put(TABLE_KEY, sink.getvalue())
+    store.put(TABLE_KEY, to_parquet(table))
     store.put(REPORT_KEY, page(cells, {str(one): one.folder for one in comparisons}).encode())
     print(f"\n{text_matrix(cells)}\n\n{conclusion(cells)}\n{store.uri(REPORT_KEY)}")
     return workflow.Outcome(table)
@@ -151,22 +149,29 @@ def _cells(setting: Setting, comparison: Comparison, table: pa.Table) -> Iterato
 
 def text_matrix(cells: Sequence[Cell]) -> str:
     """Settings and budgets down, calibrations across; a star marks a setting's own."""
-    names = list(dict.fromkeys(cell.calibration for cell in cells))
-    rows: dict[tuple[str, int], dict[str, str]] = {}
-    for cell in cells:
-        shown = f"{cell.psnr.mean:.1f} ({cell.psnr.worst:.1f}){'*' if cell.own else ' '}"
-        rows.setdefault((cell.setting, cell.budget), {})[cell.calibration] = shown
-    head = ["setting", "B", *names]
-    body = [[place, str(b), *(row[name] for name in names)] for (place, b), row in rows.items()]
-    widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in [head, *body]
+    body = [
+        [
+            place,
+            str(budget),
+            *(f"{c.psnr.mean:.1f} ({c.psnr.worst:.1f}){'*' if c.own else ' '}" for c in row),
+        ]
+        for (place, budget), row in _rows(cells).items()
     ]
-    return "\n".join([*lines, "PSNR in dB, mean (worst); * made under this setting"])
+    table = aligned([["setting", "B", *_calibrations(cells)], *body], left={0})
+    return f"{table}\nPSNR in dB, mean (worst); * made under this setting"
+
+
+def _calibrations(cells: Sequence[Cell]) -> list[str]:
+    """The table's columns; every setting and budget has a cell of each, in this order."""
+    return list(dict.fromkeys(cell.calibration for cell in cells))
+
+
+def _rows(cells: Sequence[Cell]) -> dict[tuple[str, int], list[Cell]]:
+    """The cells of each setting and budget."""
+    rows: dict[tuple[str, int], list[Cell]] = {}
+    for cell in cells:
+        rows.setdefault((cell.setting, cell.budget), []).append(cell)
+    return rows
 
 
 def conclusion(cells: Sequence[Cell]) -> str:
@@ -199,12 +204,9 @@ def page(cells: Sequence[Cell], folders: Mapping[str, str]) -> str:
     """The table as a page of its own, with a link to each setting's evaluation."""
     shown = environment("evaluate")
     shown.filters |= {"plus_minus": plus_minus, "number": number}
-    rows: dict[tuple[str, int], list[Cell]] = {}
-    for cell in cells:
-        rows.setdefault((cell.setting, cell.budget), []).append(cell)
     return shown.get_template("carrying.html").render(
-        names=list(dict.fromkeys(cell.calibration for cell in cells)),
-        rows=rows,
+        names=_calibrations(cells),
+        rows=_rows(cells),
         folders=folders,
         conclusion=conclusion(cells),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from jobs.evaluate.results import Result
 from meancache.quality import Summary
@@ -44,17 +44,20 @@ def text_table(found: Sequence[Result], schedules: Sequence[Schedule]) -> str:
         ],
     }
     filled = {name: cells for name, cells in columns.items() if any(cells)}
-    widths = {name: max(map(len, (name, *cells))) for name, cells in filled.items()}
-    lines = [
-        list(filled),
-        *([cells[row] for cells in filled.values()] for row in range(len(found))),
-    ]
+    rows = ([cells[row] for cells in filled.values()] for row in range(len(found)))
+    left = {place for place, name in enumerate(filled) if name in ("method", "setting")}
+    return aligned([list(filled), *rows], left)
+
+
+def aligned(rows: Sequence[Sequence[str]], left: Collection[int]) -> str:
+    """Rows of as many cells each as text, in columns: those at the places `left` to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
-            cell.ljust(widths[name]) if name in ("method", "setting") else cell.rjust(widths[name])
-            for name, cell in zip(filled, line, strict=True)
+            cell.ljust(width) if place in left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
-        for line in lines
+        for row in rows
     )
 
 

@@ -87,7 +87,7 @@ def wan21_i2v() -> DiffusionPipeline:
     )
 
 
-def wan_vace() -> DiffusionPipeline:
+def wan_vace(num_layers: int = 1) -> DiffusionPipeline:
     transformer = small.seeded(
         WanVACETransformer3DModel,
         num_attention_heads=2,
@@ -97,7 +97,7 @@ def wan_vace() -> DiffusionPipeline:
         text_dim=16,
         freq_dim=16,
         ffn_dim=32,
-        num_layers=1,
+        num_layers=num_layers,
         rope_max_seq_len=32,
         vace_layers=[0],
         vace_in_channels=8 + 64,

@@ -6,12 +6,14 @@ Those in this module are variants of a pipeline in `small_pipelines` on the same
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import diffusers
 import torch
 from PIL import Image
 
+from tests.support.image_pipelines import wan_vace
 from tests.support.modular_pipelines import MODULAR
 from tests.support.own_pipelines import OWN
 from tests.support.small_pipelines import (
@@ -42,7 +44,6 @@ from tests.support.small_pipelines import (
     seeded,
     wan21,
     wan_transformer,
-    wan_vae,
     z_image,
 )
 
@@ -294,30 +295,6 @@ def skyreels() -> Any:
     return diffusers.HunyuanSkyreelsImageToVideoPipeline(transformer=transformer, **hunyuan_parts())
 
 
-def vace() -> Any:
-    transformer = seeded(
-        diffusers.WanVACETransformer3DModel,
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=4,
-        out_channels=4,
-        text_dim=16,
-        freq_dim=16,
-        ffn_dim=32,
-        num_layers=2,
-        rope_max_seq_len=32,
-        vace_layers=[0],
-        vace_in_channels=8 + 64,
-    )
-    return diffusers.WanVACEPipeline(
-        tokenizer=None,
-        text_encoder=None,
-        vae=wan_vae(),
-        scheduler=scheduler(shift=3.0),
-        transformer=transformer,
-    )
-
-
 def ovis() -> Any:
     transformer = seeded(
         diffusers.OvisImageTransformer2DModel,
@@ -495,7 +472,7 @@ MORE: dict[str, Case] = {
         {**V2V, "video": [picture()] * 5, "strength": 0.7},
         calls=2,
     ),
-    "WanVACEPipeline": Case(vace, WAN, calls=2),
+    "WanVACEPipeline": Case(partial(wan_vace, num_layers=2), WAN, calls=2),
     "LucyEditPipeline": Case(
         on("LucyEditPipeline", wan21, transformer=lambda: wan_transformer(in_channels=8)),
         {**WAN, "video": [picture()] * 5},
