@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -264,7 +265,7 @@ class Gang:
                     del waiting[pipe]
                 if not pipes:
                     rank = min(ends[sentinel] for sentinel in ready if isinstance(sentinel, int))
-                    raise GangTaskError(self._death(rank))
+                    raise self._death(rank)
         except GangError:
             self.close()
             raise
@@ -274,7 +275,7 @@ class Gang:
         try:
             answer: Answer = pipe.recv()
         except (EOFError, OSError) as error:
-            raise GangTaskError(self._death(rank)) from error
+            raise self._death(rank) from error
         if answer.failure is not None and answer.refused and self._starting:
             raise GangRefusedError(answer.failure)
         if answer.failure is not None:
@@ -282,7 +283,10 @@ class Gang:
             raise kind(f"rank {rank} failed: {answer.failure}")
         return answer.result
 
-    def _death(self, rank: int) -> str:
+    def _death(self, rank: int) -> GangError:
         process = self._ranks[rank]
         process.join()  # its pipe closes a moment before its exit code is known
-        return f"rank {rank} died with exit code {process.exitcode}"
+        how = f"rank {rank} died with exit code {process.exitcode}"
+        if process.exitcode == -signal.SIGBUS:
+            return NodeFaultError(f"{how}: a disk or /dev/shm is full, or a mapped file is gone")
+        return GangTaskError(how)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -54,6 +56,15 @@ def environment(built: tuple[int, int], name: str) -> str | None:
     """A variable of the rank's environment; its value is also said, to standard error."""
     print(f"{name} is {os.environ.get(name)}", file=sys.stderr, flush=True)
     return os.environ.get(name)
+
+
+def read_a_mapped_file_that_is_gone(built: tuple[int, int], payload: object) -> int:
+    """Gets SIGBUS, as by a write to a mapped file on a disk that is full."""
+    with tempfile.TemporaryFile() as file:
+        file.truncate(mmap.PAGESIZE)
+        mapped = mmap.mmap(file.fileno(), mmap.PAGESIZE)
+        file.truncate(0)
+        return mapped[0]
 
 
 def sleep(built: tuple[int, int], seconds: float) -> None:

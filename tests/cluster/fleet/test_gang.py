@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from cluster.fleet.gang import Gang, GangError
+from cluster.fleet.gang import Gang, GangError, NodeFaultError
 from tests.support import ranks
 from tests.support.processes import gone
 
@@ -47,6 +47,13 @@ def test_a_rank_that_dies_fails_or_hangs_ends_the_gang_and_the_next_task_rebuild
         assert gang.pids == []
         assert gang.run(ranks.who, None)[0] == (0, 2)
         assert not set(gang.pids) & set(before)
+
+
+def test_a_rank_that_dies_of_a_full_disk_or_a_file_that_is_gone_blames_the_node():
+    with Gang(ranks.build, 1) as gang:
+        with pytest.raises(NodeFaultError, match="rank 0 died with exit code -7: a disk or /dev/"):
+            gang.run(ranks.read_a_mapped_file_that_is_gone, None)
+        assert gang.run(ranks.who, None)[0] == (0, 1)
 
 
 def test_the_first_task_of_new_ranks_may_take_longer_where_they_say_so_and_no_other():
