@@ -1,8 +1,9 @@
 """python -m tests.chaos: attacks real render jobs, then counts what was lost.
 
-Each round is a job of its own on a real S3 server, behind a proxy that injects faults, and on a
-real Ray cluster of several raylets. Processes are killed at random moments and at every step of
-the commit protocol. Exit code 0 if no row was lost, doubled or damaged and no process is left.
+Each round is a job of its own, and in every second round rows are appended to what it leaves. It
+runs on a real S3 server, behind a proxy that injects faults, and on a real Ray cluster of several
+raylets. Processes are killed at random moments and at every step of the commit protocol. Exit code
+0 if no row was lost, doubled or damaged and no process is left.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ def main() -> int:
                 blows=blows.blows(draw, options.items, kinds),
                 traps=[traps.pop() for _ in range(TRAPS)],
                 stalls=int(number % 3 == 0),
+                appended=options.items // 2 if number % 2 else 0,
             )
             round_.run()
             outcomes.append(outcome(round_))

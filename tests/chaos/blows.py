@@ -15,7 +15,7 @@ SECOND_DRIVER = "second driver"
 
 # The steps of the protocol: which request, whose sender is killed before or after it is answered.
 STEPS = {
-    "job.json": ("PUT", r"job\.json"),
+    "job.json": ("PUT", r"job(\.r\d+)?\.json"),
     "plan read": ("LIST", r"manifest/parts/|receipts/\d+/"),
     "video": ("PUT", r"videos/.*"),
     "receipt": ("PUT", r"receipts/.*"),
@@ -23,7 +23,7 @@ STEPS = {
     "receipts read": ("GET", r"receipts/.*"),
     "failures": ("PUT", r"failures/.*"),
     "part": ("PUT", r"manifest/parts/.*"),
-    "_SUCCESS": ("PUT", r"manifest/_SUCCESS"),
+    "_SUCCESS": ("PUT", r"manifest/_SUCCESS(\.r\d+)?"),
 }
 
 # Done to any request, with these weights; a stall costs the client its whole patience.

@@ -87,7 +87,10 @@ class Nodes:
 
 @dataclass
 class Round:
-    """A job under attack. `tally` counts what was done to it, by kind."""
+    """A job under attack, and then the append of more rows to what it left, if any are appended.
+
+    `tally` counts what was done to it, by kind; half of the traps wait for the append.
+    """
 
     nodes: Nodes
     folder: Path
@@ -100,6 +103,7 @@ class Round:
     blows: list[Blow]
     traps: list[Trap]
     stalls: int = 0
+    appended: int = 0
     tally: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -112,29 +116,47 @@ class Round:
         self.started = 0
         self.log = self.folder / f"drivers-{self.seed}.log"
         self.prompts = self.folder / f"prompts-{self.seed}.jsonl"
+        self.append = False
         rows: list[dict[str, Any]] = [
-            {"prompt": f"round {self.seed} video {n}", "seed": n, **SETTINGS[n % len(SETTINGS)]}
+            {
+                "prompt": f"round {self.seed} video {n}",
+                "seed": n,
+                "note": f"{n}",
+                **SETTINGS[n % len(SETTINGS)],
+            }
             for n in range(self.items)
         ]
         rows[self.items // 2]["guidance_scale"] = HOPELESS
         # Rows that ask for pixels of others, and one line twice: no row of them may be lost.
         rows += [{**rows[0], "prompt_id": "again", "note": "x"}, rows[-1], {"prompt": "open"}] * 2
-        self.prompts.write_text("\n".join(json.dumps(row) for row in rows))
+        self.lines = [json.dumps(row) for row in rows]
 
     def run(self) -> None:
         """Attacks until a driver says that the job is done, and no other is at work."""
         boto3.client("s3").create_bucket(Bucket=self.bucket)
         before = Counter(self.proxy.counts)
         self.storm.round = self
+        traps = self.traps
+        if self.appended:
+            self.traps = traps[::2]
+            self._attack(self.lines[: -self.appended])
+            self.append = True
+            self.traps += traps[1::2]
+        self._attack(self.lines)
+        self.storm.round = None
+        done = Counter(self.proxy.counts) - before
+        self.tally.update({k: n for k, n in done.items() if not k.startswith("kill")})
+
+    def _attack(self, lines: list[str]) -> None:
+        """Until these rows are there."""
+        self.prompts.write_text("\n".join(lines))
+        self.drivers = []
         while not self._finished() or self._alive():
             if not self._alive():
                 assert self.started < MOST_RESTARTS, f"no end in sight; see {self.log}"
                 self._start()
             self._strike()
             self._wait()
-        self.storm.round = None
-        done = Counter(self.proxy.counts) - before
-        self.tally.update({k: n for k, n in done.items() if not k.startswith("kill")})
 
     def decide(self, request: Request) -> Fault | None:
         """What the proxy does with a request."""
@@ -156,19 +178,22 @@ class Round:
         with self.log.open("ab") as log:
             self.drivers.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "jobs.render", *self.command()],
+                    [
+                        *(sys.executable, "-m", "jobs.render", *self.command(self.root)),
+                        *(["--append"] if self.append else []),
+                    ],
                     stdout=log,
                     stderr=log,
                     env={**os.environ, "RAY_ADDRESS": self.nodes.cluster.address},
                 )
             )
 
-    def command(self) -> list[str]:
-        """The job's arguments."""
+    def command(self, root: str) -> list[str]:
+        """The arguments of the job, which writes to a root."""
         return [
             *("--model", "tiny", "--prompts", str(self.prompts), "--steps", str(STEPS)),
             *("--budget", str(BUDGET)),
-            *("--gang-size", str(self.gang_size), "--gangs", self.gangs, "--output", self.root),
+            *("--gang-size", str(self.gang_size), "--gangs", self.gangs, "--output", root),
         ]
 
     def _strike(self) -> None:
@@ -228,7 +253,9 @@ class Outcome:
 def outcome(round_: Round) -> Outcome:
     """Reads the root as anyone would, straight from the server, and compares with the plan."""
     store = open_store(round_.root)
-    prepared = prepare(configured("render", round_.command()))
+    # What one job of all rows would do, in a root that knows none of them.
+    fresh = str(round_.folder / f"fresh-{round_.seed}")
+    prepared = prepare(configured("render", round_.command(fresh)))
     planned = Counter({item.id: len(item.rows) for item in prepared.items})
     rows = [
         row
