@@ -39,8 +39,8 @@ class Kind:
         guider: its guidance scale belongs to a component, not to its call.
         parallel: (module, class) of xDiT's sequence-parallel transformer, or None.
         tile: the VAE's configuration -> (frames, pixels along an axis) of the largest output that
-            it decodes in one piece; None where it is not known, or the decoder carries features
-            from one tile to the next, so that ranks cannot share them.
+            it decodes as one tile; None where it is not known.
+        by_frames: the VAE decodes a tile a latent frame at a time.
         tiling: of the VAE's enable_tiling, where its tiles are not of the sizes that diffusers
             sets.
         shares_any_video: ranks whose number divides the heads share out a video of any number of
@@ -77,6 +77,7 @@ class Kind:
     guider: bool = False
     parallel: tuple[str, str] | None = None
     tile: Callable[[Config], tuple[float, int]] | None = None
+    by_frames: bool = False
     tiling: Mapping[str, int] = field(default_factory=dict)
     shares_any_video: bool = False
     shares_padded_text: bool = False

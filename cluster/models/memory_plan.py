@@ -24,7 +24,8 @@ VELOCITIES = 3
 # Numbers alive for each pixel of a tile at the worst moment of its decoding: HunyuanVideo's, as
 # measured on an H100 at 640x480x65, 960x544x65 and 1280x720x129, the copies of the video left out.
 ALIVE_A_PIXEL = 1665
-# (frames, pixels along an axis) of the piece that a VAE decodes at once where its model names none.
+# (frames, pixels along an axis) of the piece that a VAE decodes at once where its model names none,
+# and frames of that which is decoded a latent frame at a time, with what it remembers of others.
 USUAL_TILE = (16, 256)
 # The whole video, while it is put together of tiles; likewise.
 COPIES = 1.1
@@ -119,6 +120,8 @@ class Demand:
     def _decoding(self) -> Parts:
         frames, height, width = shape = self.model.shape(self.arguments)
         most_frames, most_pixels = self.model.tile or USUAL_TILE
+        if self.model.kind.by_frames:
+            most_frames = USUAL_TILE[0]
         # A tile has a frame before its first, which its VAE looks back to.
         tile = (min(frames, most_frames + 1), min(height, most_pixels), min(width, most_pixels))
         alive = ALIVE_A_PIXEL * prod(tile) + COPIES * 3 * prod(shape)

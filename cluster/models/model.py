@@ -53,8 +53,8 @@ class Model:
         num_heads: attention heads, which Ulysses deals out to as many ranks as divide them.
         patch: (temporal, spatial) pixels a token covers per axis.
         temporal_compression: the VAE's; frames are 1 + a multiple of it.
-        tile: (frames, pixels along an axis) of the largest output that the VAE decodes in one
-            piece; None where its tiles are no work for several ranks.
+        tile: (frames, pixels along an axis) of the largest output that the VAE decodes as one
+            tile; None where that is not known.
         scheduler: the configuration of the Euler scheduler that it runs.
         transformer: its size, where the cost model knows such transformers.
         image_size: (height, width) of an image -> those of the output that it asks for; None where

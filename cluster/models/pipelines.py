@@ -95,6 +95,8 @@ _FROM_TEXT: Mapping[str, Kind] = {
         even_sigmas=False,
         calls=above_one_of_guidance,
         parallel=("transformer_wan", "xFuserWanTransformer3DWrapper"),
+        tile=lambda vae: (math.inf, 256),
+        by_frames=True,
     ),
     # By its text alone: rows bring no video and no mask.
     "WanVACEPipeline": Kind(
@@ -105,6 +107,8 @@ _FROM_TEXT: Mapping[str, Kind] = {
         fps=16.0,
         even_sigmas=False,
         calls=above_one_of_guidance,
+        tile=lambda vae: (math.inf, 256),
+        by_frames=True,
     ),
     "LTXPipeline": Kind(
         arguments=_video(704, 512, 161, guidance_scale=3.0, max_sequence_length=128),
@@ -158,6 +162,8 @@ _FROM_TEXT: Mapping[str, Kind] = {
         shifts=True,
         calls=with_a_negative_prompt,
         parallel=("transformer_qwen", "xFuserQwenImageTransformerWrapper"),
+        tile=lambda vae: (1, 256),
+        by_frames=True,
         masked_texts={"encoder_hidden_states": "encoder_hidden_states_mask"},
     ),
     "ZImagePipeline": Kind(

@@ -6,13 +6,15 @@ of its decoder does is another: the tiles are dealt in turn, and those of others
 the moment its VAE asks for them. So rank 0 holds no more of them than decoding alone, and adds up
 the same numbers in the same order.
 
-For VAEs whose decoder is called once a tile and remembers nothing from one to the next.
+A decoder is called once a tile. That of Wan's and Qwen-Image's VAEs is called once a latent frame,
+with features of the frames before, which the VAE forgets before each tile: there all frames of a
+tile are one rank's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import cycle
 from typing import Any
 
@@ -20,6 +22,9 @@ import torch
 import torch.distributed
 
 from cluster.ranks.split_call import replaced
+
+# A method of the VAEs whose decoder remembers features from one frame of a tile to the next.
+_FORGET = "clear_cache"
 
 
 @contextmanager
@@ -33,8 +38,11 @@ def dealt(vae: Any, rank: int, world_size: int) -> Iterator[None]:
         rank: 0 .. world_size - 1, as torch.distributed's default group has it.
         world_size: ranks of that group.
     """
-    share = _Share(vae.decoder.forward, rank, world_size)
-    with replaced(vae.decoder, "forward", share):
+    share = _Share(vae.decoder.forward, rank, world_size, by_frames=hasattr(vae, _FORGET))
+    with ExitStack() as stack:
+        stack.enter_context(replaced(vae.decoder, "forward", share))
+        if share.by_frames:
+            stack.enter_context(replaced(vae, _FORGET, share.before_a_tile(getattr(vae, _FORGET))))
         yield
     share.wait()
 
@@ -46,16 +54,21 @@ class _Share:
         decode: the decoder's own.
         rank: this one.
         world_size: ranks that take turns, rank 0 first: it decodes its tile while the others do.
+        by_frames: the decoder is called once a frame of a tile, else once a tile.
     """
 
-    def __init__(self, decode: Callable[..., torch.Tensor], rank: int, world_size: int) -> None:
+    def __init__(
+        self, decode: Callable[..., torch.Tensor], rank: int, world_size: int, by_frames: bool
+    ) -> None:
+        self.by_frames = by_frames
         self._decode = decode
         self._rank = rank
         self._turns = cycle(range(world_size))
+        self._owner: int | None = None  # of the tile in progress
         self._sent: list[tuple[Any, torch.Tensor]] = []
 
     def __call__(self, tile: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
-        """One tile.
+        """One tile, or one frame of it.
 
         Args:
             tile: (B, C, h, w) or (B, C, f, h, w) latents.
@@ -66,7 +79,9 @@ class _Share:
             (B, 3, H, W) or (B, 3, F, H, W) on rank 0, nothing of as many axes on the others: they
             blend nothing.
         """
-        owner = next(self._turns)
+        owner = next(self._turns) if self._owner is None else self._owner
+        if self.by_frames:
+            self._owner = owner
         if self._rank == 0:
             return _received(owner, tile) if owner else self._decode(tile, *given, **named)
         if owner == self._rank:
@@ -75,6 +90,15 @@ class _Share:
             self._send(torch.tensor(decoded.shape, device=decoded.device))
             self._send(decoded)
         return tile.new_empty(*tile.shape[:2], *[0] * (tile.ndim - 2))
+
+    def before_a_tile(self, forget: Callable[[], None]) -> Callable[[], None]:
+        """What the VAE calls before each tile and after the last one, with its next turn."""
+
+        def forgotten() -> None:
+            self._owner = None
+            forget()
+
+        return forgotten
 
     def wait(self) -> None:
         """Returns when rank 0 has everything."""

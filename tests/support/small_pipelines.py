@@ -194,6 +194,18 @@ FLUX_GUIDED = {
 }
 
 
+def qwen_image_vae() -> AutoencoderKLQwenImage:
+    return seeded(
+        AutoencoderKLQwenImage,
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        latents_mean=[0.0] * 4,
+        latents_std=[1.0] * 4,
+    )
+
+
 def qwen_image() -> DiffusionPipeline:
     transformer = seeded(
         QwenImageTransformer2DModel,
@@ -205,18 +217,9 @@ def qwen_image() -> DiffusionPipeline:
         joint_attention_dim=16,
         axes_dims_rope=(4, 4, 8),
     )
-    vae = seeded(
-        AutoencoderKLQwenImage,
-        base_dim=4,
-        z_dim=4,
-        dim_mult=[1, 1, 1, 1],
-        num_res_blocks=1,
-        latents_mean=[0.0] * 4,
-        latents_std=[1.0] * 4,
-    )
     return QwenImagePipeline(
         scheduler=scheduler(**DYNAMIC),
-        vae=vae,
+        vae=qwen_image_vae(),
         text_encoder=None,
         tokenizer=None,
         transformer=transformer,

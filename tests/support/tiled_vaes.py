@@ -32,6 +32,10 @@ HUNYUAN_15 = {
     **{"tile_sample_min_width": 32, "tile_latent_min_width": 2},
     "tile_overlap_factor": 0.5,
 }
+WAN = {
+    **{"tile_sample_min_height": 32, "tile_sample_stride_height": 24},
+    **{"tile_sample_min_width": 32, "tile_sample_stride_width": 24},
+}
 LTX = {
     **{"tile_sample_min_height": 64, "tile_sample_stride_height": 32},
     **{"tile_sample_min_width": 64, "tile_sample_stride_width": 32},
@@ -45,8 +49,13 @@ def vaes() -> dict[str, Any]:
         "HunyuanVideo-1.5": small.hunyuan15_parts()["vae"],
         "FLUX.1": small.image_vae(4),
         "LTX-Video": small.ltx_parts()["vae"],
+        "Wan": small.wan_vae(),
+        "Qwen-Image": small.qwen_image_vae(),
     }
-    sizes = {"HunyuanVideo": HUNYUAN, "HunyuanVideo-1.5": HUNYUAN_15, "LTX-Video": LTX}
+    sizes = {
+        **{"HunyuanVideo": HUNYUAN, "HunyuanVideo-1.5": HUNYUAN_15, "LTX-Video": LTX},
+        **{"Wan": WAN, "Qwen-Image": WAN},
+    }
     for name, vae in made.items():
         vae.enable_tiling(**sizes.get(name, {}))
     return made
@@ -68,7 +77,8 @@ class Decoded:
     Attributes:
         shared: (B, 3, H, W) or (B, 3, F, H, W).
         alone: the same by the same VAE, afterwards, in one process.
-        tiles: that each rank has decoded of `shared`, by rank.
+        tiles: that each rank has decoded of `shared`, by rank; frames of them where the decoder is
+            called once a frame.
     """
 
     shared: torch.Tensor

@@ -130,7 +130,13 @@ def test_the_default_size_of_hunyuan_video_15_is_its_image_processors(target, pi
     assert size({"target_size": target}, pixels) == expected
 
 
-@pytest.mark.parametrize("name", ["FLUX.1", "HunyuanVideo", "HunyuanVideo-1.5", "SD3", "Z-Image"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("FLUX.1", "HunyuanVideo", "HunyuanVideo-1.5", "SD3", "Z-Image"),
+        *("Qwen-Image", "Wan 2.1", "Wan 2.2"),
+    ],
+)
 def test_the_driver_knows_what_is_decoded_in_tiles(saved, name):
     """By the VAE itself, with the tile sizes that it has after loading."""
     model = saved(name).model
@@ -138,25 +144,22 @@ def test_the_driver_knows_what_is_decoded_in_tiles(saved, name):
     decoded = []
     vae.decoder.register_forward_pre_hook(lambda *_: decoded.append(1))
     frames, pixels = model.temporal_compression, vae.config.get("spatial_compression_ratio", 8)
-    most = model.tile[1]
+    most, by_frames = model.tile[1], model.kind.by_frames
+    channels = vae.config.z_dim if by_frames else vae.config.latent_channels
     for height, width, num_frames in [
         (most, most, 1),
         (most, most + 2 * pixels, 1),
         (most + 2 * pixels, most, 1),
         *([] if model.kind.is_image else [(most, most, 1 + 3 * frames), (most, most, 37)]),
     ]:
-        latents = [(num_frames - 1) // frames + 1] * (not model.kind.is_image)
-        shape = (1, vae.config.latent_channels, *latents, height // pixels, width // pixels)
+        latent_frames = (num_frames - 1) // frames + 1
+        latents = [latent_frames] * (by_frames or not model.kind.is_image)
+        shape = (1, channels, *latents, height // pixels, width // pixels)
         vae.decode(torch.empty(shape, device="meta"))
+        tiles = len(decoded) // (latent_frames if by_frames else 1)
         size = {"height": height, "width": width, "num_frames": num_frames}
-        assert model.decodes_in_tiles(size) == (len(decoded) > 1), size
+        assert model.decodes_in_tiles(size) == (tiles > 1), size
         decoded.clear()
-
-
-@pytest.mark.parametrize("name", ["Qwen-Image", "Wan 2.1"])
-def test_tiles_of_decoders_that_carry_features_on_are_left_to_one_process(saved, name):
-    size = {"height": 4096, "width": 4096, "num_frames": 129}
-    assert not saved(name).model.decodes_in_tiles(size)
 
 
 def test_a_run_depends_on_prompt_and_seed_alone(small, alone):

@@ -20,6 +20,12 @@ LATENTS = [
     ("FLUX.1", (1, 4, 7, 7), 9),
     ("LTX-Video", (1, 4, 2, 2, 3), 6),
 ]
+# Likewise, of decoders that are called once a latent frame.
+BY_FRAMES = [
+    ("Wan", (1, 4, 3, 4, 4), 1),
+    ("Wan", (1, 4, 3, 7, 10), 12),
+    ("Qwen-Image", (1, 4, 1, 6, 4), 4),
+]
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3])
@@ -35,6 +41,17 @@ def test_ranks_that_share_tiles_decode_what_one_process_does(gang, name, shape, 
     assert torch.equal(decoded.shared, decoded.alone)
     assert decoded.tiles == [
         len(range(rank, tiles, gang.world_size)) for rank in range(gang.world_size)
+    ]
+
+
+@pytest.mark.parametrize(("name", "shape", "tiles"), BY_FRAMES)
+def test_all_frames_of_a_tile_are_of_one_rank_where_the_decoder_remembers_them(
+    gang, name, shape, tiles
+):
+    decoded = gang.run(tiled_vaes.decode, (name, shape, torch.float32))
+    assert torch.equal(decoded.shared, decoded.alone)
+    assert decoded.tiles == [
+        shape[2] * len(range(rank, tiles, gang.world_size)) for rank in range(gang.world_size)
     ]
 
 
