@@ -78,8 +78,11 @@ class Grid:
     def from_scheduler(cls, scheduler: Any) -> Grid:
         """The grid that a diffusers flow-matching scheduler holds after `set_timesteps`."""
         shift = scheduler.config.get("shift")
+        sigmas = scheduler.sigmas
+        if scheduler.config.get("invert_sigmas"):  # Mochi's counts them from the other end
+            sigmas = 1 - sigmas
         return cls(
-            sigmas=tuple(float(sigma) for sigma in scheduler.sigmas.tolist()),
+            sigmas=tuple(float(sigma) for sigma in sigmas.tolist()),
             scheduler=type(scheduler).__name__,
             shift=None if shift is None else float(shift),
         )

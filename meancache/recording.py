@@ -29,6 +29,8 @@ def with_levels_below(scheduler: Any, below: Sequence[float]) -> Iterator[None]:
     def extended(*args: Any, **kwargs: Any) -> None:
         plain(*args, **kwargs)
         more = torch.tensor(list(below), dtype=scheduler.sigmas.dtype)
+        if scheduler.config.get("invert_sigmas"):  # which counts from the other end
+            more = 1 - more
         times = more * scheduler.config.num_train_timesteps
         scheduler.sigmas = _before_last(scheduler.sigmas, more, kept=1)
         scheduler.timesteps = _before_last(scheduler.timesteps, times, kept=0)

@@ -42,6 +42,10 @@ def named_ratios(vae: Config) -> tuple[int, int]:
     return vae["temporal_compression_ratio"], vae["spatial_compression_ratio"]
 
 
+def expansions(vae: Config) -> tuple[int, int]:
+    return math.prod(vae["temporal_expansions"]), math.prod(vae["spatial_expansions"])
+
+
 def image_blocks(vae: Config) -> tuple[int, int]:
     return 1, 2 ** (len(vae["block_out_channels"]) - 1)
 
@@ -61,7 +65,13 @@ def ltx_ratios(vae: Config) -> tuple[int, int]:
     return temporal or vae["patch_size_t"] * halved, spatial or vae["patch_size"] * halved
 
 
-def flux_2_mu(tokens: int, steps: int) -> float:
+def cogview4_mu(scheduler: Config, tokens: int, steps: int) -> float:
+    """How far CogView4 shifts its noise levels."""
+    larger = math.sqrt(tokens / scheduler.get("base_image_seq_len", 256))
+    return float(larger * scheduler.get("max_shift", 0.75) + scheduler.get("base_shift", 0.25))
+
+
+def flux_2_mu(scheduler: Config, tokens: int, steps: int) -> float:
     """How far FLUX.2 shifts its noise levels: fitted by its authors, as diffusers has it."""
     large = 0.00016927 * tokens + 0.45666666
     if tokens > 4300:
@@ -75,8 +85,16 @@ def patch_sizes(transformer: Config) -> tuple[int, int]:
     return transformer["patch_size_t"], transformer["patch_size"]
 
 
+def one_frame(transformer: Config) -> tuple[int, int]:
+    return 1, transformer["patch_size"]
+
+
 def two_by_two(transformer: Config) -> tuple[int, int]:
     return 1, 2
+
+
+def time_and_side(transformer: Config) -> tuple[int, int]:
+    return tuple(transformer["patch_size"][:2])
 
 
 def samples(transformer: Config, pixels: int) -> tuple[int, int]:

@@ -39,22 +39,53 @@ def euler_config(config: Mapping[str, Any]) -> dict[str, Any]:
     raise ValueError(f"its scheduler {shown(name)} does not follow a flow")
 
 
-Mu = Callable[[int, int], float]
-"""(tokens, steps) -> how far a call shifts the levels, in the logarithm."""
+Mu = Callable[[Mapping[str, Any], int, int], float]
+"""(scheduler's configuration, tokens, steps) -> how far a call shifts the levels."""
+Spacing = Callable[[int, int], np.ndarray]
+"""(steps, timesteps of the training) -> the levels that a call gives its scheduler, falling."""
+
+
+def even(steps: int, trained: int) -> np.ndarray:
+    """Levels in equal steps from 1."""
+    return np.linspace(1.0, 0.0, steps + 1)[:-1]
+
+
+def whole_timesteps(steps: int, trained: int) -> np.ndarray:
+    """CogView4's: from 1 to that of timestep 1, each rounded down to a whole timestep."""
+    timesteps: np.ndarray = np.linspace(trained, 1.0, steps).astype(np.int64).astype(np.float32)
+    return timesteps / trained
+
+
+def linear_quadratic(steps: int, trained: int) -> np.ndarray:
+    """Mochi's: half of the steps fall from 1 by 0.025 together, the others quadratically to 0."""
+    if steps < 2:
+        raise ValueError("it falls in a line at first, and then faster")
+    fallen, linear = 0.025, steps // 2
+    rest = steps - linear
+    left = linear - fallen * steps
+    quadratic = left / (linear * rest**2)
+    slope = fallen / linear - 2 * left / rest**2
+    k = np.arange(steps, dtype=np.float64)
+    curve = quadratic * k**2 + slope * k + quadratic * linear**2
+    return 1.0 - np.where(k < linear, k * fallen / linear, curve)
 
 
 def euler_grid(
-    config: Mapping[str, Any], steps: int, even: bool, tokens: int | None, mu: Mu | None = None
+    config: Mapping[str, Any],
+    steps: int,
+    spacing: Spacing | None,
+    tokens: int | None,
+    mu: Mu | None = None,
 ) -> Grid:
     """The grid that the Euler scheduler of this configuration runs.
 
     Args:
         config: of the scheduler.
         steps: T.
-        even: the pipeline's call gives levels in equal steps from 1; else the scheduler spaces its
-            own, from the largest to the smallest that it was trained on.
+        spacing: the levels that the pipeline's call gives; None where the scheduler spaces its own,
+            from the largest to the smallest that it was trained on.
         tokens: of the output, where the pipeline's call shifts the levels with their number.
-        mu: how far, where the call does not follow the scheduler's configuration.
+        mu: how far, where the call takes no line through two points of the configuration.
 
     Raises:
         KeyError, TypeError, ValueError, ArithmeticError: the configuration cannot be used, or the
@@ -65,15 +96,15 @@ def euler_grid(
         raise ValueError("use_dynamic_shifting without a shift from the number of tokens")
     shift = float(config.get("shift", 1.0))
     trained = config.get("num_train_timesteps", 1000)
-    if even:
-        sigmas = np.linspace(1.0, 0.0, steps + 1)[:-1].astype(np.float32)
+    if spacing is not None:
+        sigmas = spacing(steps, trained).astype(np.float32)
     else:
         ends = np.array([trained, 1], np.float32) / np.float32(trained)
         first, last = (float(end) for end in (ends if dynamic else _shifted(ends, shift)))
         sigmas = np.linspace(first * trained, last * trained, steps) / trained
     if dynamic:
         assert tokens is not None
-        by = dynamic_shift(config, tokens) if mu is None else mu(tokens, steps)
+        by = dynamic_shift(config, tokens) if mu is None else mu(config, tokens, steps)
         sigmas = _shifted_by_size(sigmas, config, by)
     else:
         sigmas = _shifted(sigmas, shift)
@@ -82,7 +113,8 @@ def euler_grid(
         sigmas = 1 - left / (left[-1] / (1 - config["shift_terminal"]))
     levels = _respaced(sigmas, config).astype(np.float32)
     if config.get("invert_sigmas"):
-        raise ValueError("invert_sigmas runs from 0 up to 1")
+        # It counts them from the other end, and with them the rounding (`Grid.from_scheduler`).
+        levels = np.float32(1) - (np.float32(1) - levels)
     return Grid((*map(float, levels), 0.0), scheduler=EULER, shift=shift)
 
 

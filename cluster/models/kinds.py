@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.models.grids import Mu, Spacing, even
+
 Config = Mapping[str, Any]
 Size = tuple[int, int]
 """(height, width) in pixels."""
@@ -27,14 +29,15 @@ class Kind:
         compression: the VAE's configuration -> (frames, pixels along an axis) of a latent.
         patch: the transformer's configuration -> (frames, pixels along an axis) of a token, in
             latents.
-        heads: key of the transformer's configuration that counts attention heads.
+        heads: the transformer's configuration -> its attention heads.
+        sides: height and width are multiples of so many tokens.
         fps: frames a second of its videos; 0 for images.
         size: (transformer's configuration, pixels of a latent) -> (height, width), for a call that
             leaves its defaults open.
-        even_sigmas: its call gives the scheduler sigmas in equal steps from 1; else the scheduler
-            makes its own.
+        spacing: (steps, timesteps that the scheduler was trained on) -> the noise levels that its
+            call gives the scheduler; None where the scheduler makes its own.
         shifts: its call shifts the noise levels with the number of tokens.
-        mu: how far, where that does not follow the scheduler's configuration.
+        mu: how far, where that is no line through two points of the scheduler's configuration.
         calls: the call's arguments -> forwards of a transformer in a step that is computed.
         guider: its guidance scale belongs to a component, not to its call.
         parallel: (module, class) of xDiT's sequence-parallel transformer, or None.
@@ -59,20 +62,23 @@ class Kind:
             those of the output, as ranks share them out.
         hidden_frames: the transformer's configuration -> frames at the beginning that are decoded
             and not shown.
-        shares: the transformer's configuration -> whether xDiT's knows how it takes an image.
+        shares: the transformer's configuration -> whether xDiT's knows one of its kind, such as how
+            it takes an image.
         derived: the call's arguments -> others that follow from them.
+        sound: its videos have sound, which is not kept.
     """
 
     arguments: Mapping[str, Any]
     optional: tuple[str, ...]
     compression: Callable[[Config], tuple[int, int]]
     patch: Callable[[Config], tuple[int, int]]
-    heads: str = "num_attention_heads"
+    heads: Callable[[Config], int] = lambda transformer: transformer["num_attention_heads"]
+    sides: int = 1
     fps: float = 0.0
     size: Callable[[Config, int], tuple[int, int]] | None = None
-    even_sigmas: bool = True
+    spacing: Spacing | None = even
     shifts: bool = False
-    mu: Callable[[int, int], float] | None = None
+    mu: Mu | None = None
     calls: Callable[[Config], int] = lambda arguments: 1
     guider: bool = False
     parallel: tuple[str, str] | None = None
@@ -91,6 +97,7 @@ class Kind:
     hidden_frames: Callable[[Config], int] = lambda transformer: 0
     shares: Callable[[Config], bool] = lambda transformer: True
     derived: Callable[[Config], Config] = lambda arguments: {}
+    sound: bool = False
 
     @property
     def is_image(self) -> bool:

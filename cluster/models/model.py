@@ -156,9 +156,7 @@ class Model:
         tokens = self.tokens(arguments or self.defaults) if self.kind.shifts else None
         try:
             kind = self.kind
-            return euler_grid(
-                self.scheduler, num_inference_steps, kind.even_sigmas, tokens, kind.mu
-            )
+            return euler_grid(self.scheduler, num_inference_steps, kind.spacing, tokens, kind.mu)
         except ValueError as error:
             raise ModelError(
                 f"{self.id} cannot run {num_inference_steps} steps ({error}): use more"
@@ -184,7 +182,7 @@ class Model:
                 continue
             if not is_whole_number(value) or not 1 <= value <= most:  # type: ignore[operator]
                 raise ModelError(f"{name} {shown(value)} must be between 1 and {most}")
-        pixels = self.patch[1]
+        pixels = self.patch[1] * self.kind.sides
         for name in ("height", "width"):
             if arguments[name] % pixels:
                 raise ModelError(f"{name} {arguments[name]} must be a multiple of {pixels}")
@@ -277,6 +275,8 @@ def find_model(model_id: str, revision: str | None = None, dtype: str | None = N
         ):
             if not is_whole_number(number) or number < 1:
                 raise ValueError(f"{name} {shown(number)}, which must be a whole number from 1")
+        if files.config("model_index.json").get("sample_sigmas") is not None:
+            raise ValueError("sample_sigmas of its own, whose number no job may choose")
         model.grid(model.defaults["num_inference_steps"])
     except KeyError as error:
         raise ModelError(f"model {model_id}: its configuration lacks {error}") from error
@@ -313,7 +313,7 @@ def _describe(model_id: str, files: ModelFiles, pipeline: str, dtype: str | None
         dtype=dtype or ("float32" if embedded else "bfloat16"),
         fps=8.0 if embedded else kind.fps,
         defaults=defaults,
-        num_heads=transformer[kind.heads],
+        num_heads=kind.heads(transformer),
         patch=(frames * temporal, pixels * spatial),
         temporal_compression=frames,
         tile=None if kind.tile is None else kind.tile(vae),

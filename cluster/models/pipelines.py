@@ -13,6 +13,8 @@ from typing import Any
 
 from cluster.models.configured import (
     above_one_of_guidance,
+    cogview4_mu,
+    expansions,
     flux_2_mu,
     hidden_by_concatenation,
     hunyuan_video_15_size,
@@ -22,22 +24,27 @@ from cluster.models.configured import (
     named_ratios,
     of_128_latents,
     of_a_megapixel,
+    one_frame,
     other_than_one_of_guidance,
     patch_sizes,
     qwen_image_blocks,
     sample_size,
     samples,
+    time_and_side,
     tokens_of,
     two_by_two,
     wan_factors,
     with_a_negative_prompt,
 )
+from cluster.models.grids import linear_quadratic, whole_timesteps
 from cluster.models.kinds import Config, Kind, Size
 
 
-def _video(width: int | None, height: int | None, frames: int, **others: Any) -> Config:
+def _video(
+    width: int | None, height: int | None, frames: int, steps: int = 50, **others: Any
+) -> Config:
     size = {"height": height, "width": width, "num_frames": frames}
-    return {**size, "num_inference_steps": 50, **others}
+    return {**size, "num_inference_steps": steps, **others}
 
 
 def _image(steps: int, **others: Any) -> Config:
@@ -56,6 +63,19 @@ _HUNYUAN_TILES = {
     **{"tile_sample_min_width": 384, "tile_sample_stride_width": 320},
     **{"tile_sample_min_num_frames": 32, "tile_sample_stride_num_frames": 28},
 }
+
+_FLUX_2 = Kind(
+    arguments=_image(50, guidance_scale=4.0, max_sequence_length=512),
+    optional=(),
+    compression=image_blocks,
+    patch=two_by_two,
+    size=of_128_latents,
+    shifts=True,
+    mu=flux_2_mu,
+    parallel=("transformer_flux2", "xFuserFlux2Transformer2DWrapper"),
+    tile=sample_size,
+    shares_padded_text=True,
+)
 
 # By the class name of the diffusers pipeline.
 _FROM_TEXT: Mapping[str, Kind] = {
@@ -90,9 +110,9 @@ _FROM_TEXT: Mapping[str, Kind] = {
         arguments=_video(832, 480, 81, guidance_scale=5.0, max_sequence_length=512),
         optional=("negative_prompt",),
         compression=wan_factors,
-        patch=lambda transformer: tuple(transformer["patch_size"][:2]),
+        patch=time_and_side,
         fps=16.0,
-        even_sigmas=False,
+        spacing=None,
         calls=above_one_of_guidance,
         parallel=("transformer_wan", "xFuserWanTransformer3DWrapper"),
         tile=lambda vae: (math.inf, 256),
@@ -103,10 +123,11 @@ _FROM_TEXT: Mapping[str, Kind] = {
         arguments=_video(832, 480, 81, guidance_scale=5.0, max_sequence_length=512),
         optional=("negative_prompt",),
         compression=wan_factors,
-        patch=lambda transformer: tuple(transformer["patch_size"][:2]),
+        patch=time_and_side,
         fps=16.0,
-        even_sigmas=False,
+        spacing=None,
         calls=above_one_of_guidance,
+        parallel=("transformer_wan_vace", "xFuserWanVACETransformer3DWrapper"),
         tile=lambda vae: (math.inf, 256),
         by_frames=True,
     ),
@@ -118,6 +139,42 @@ _FROM_TEXT: Mapping[str, Kind] = {
         fps=25.0,
         shifts=True,
         masked_texts=_TEXT,
+    ),
+    # A step has a third forward for the guidance by skipped layers, and one for that of each
+    # modality by itself, however large guidance_scale is.
+    "LTX2Pipeline": Kind(
+        arguments=_video(768, 512, 121, 30, guidance_scale=3.0, max_sequence_length=1024),
+        optional=("negative_prompt",),
+        compression=ltx_ratios,
+        patch=patch_sizes,
+        fps=24.0,
+        shifts=True,
+        calls=lambda arguments: 3,
+        parallel=("transformer_ltx2", "xFuserLTX2VideoTransformer3DWrapper"),
+        # xDiT gathers the angles of no other kind of rotary embedding.
+        shares=lambda transformer: transformer.get("rope_type") == "split",
+        sound=True,
+    ),
+    "Kandinsky5T2VPipeline": Kind(
+        arguments=_video(768, 512, 121, guidance_scale=5.0, max_sequence_length=512),
+        optional=("negative_prompt",),
+        compression=named_ratios,
+        patch=time_and_side,
+        heads=lambda transformer: transformer["model_dim"] // sum(transformer["axes_dims"]),
+        fps=24.0,
+        spacing=None,
+        calls=above_one_of_guidance,
+        tile=lambda vae: (32, 384),
+        tiling=_HUNYUAN_TILES,
+    ),
+    "MochiPipeline": Kind(
+        arguments=_video(848, 480, 19, 64, guidance_scale=4.5, max_sequence_length=256),
+        optional=("negative_prompt",),
+        compression=expansions,
+        patch=one_frame,
+        fps=30.0,
+        spacing=linear_quadratic,
+        compiles=False,
     ),
     "FluxPipeline": Kind(
         arguments=_image(28, guidance_scale=3.5, max_sequence_length=512),
@@ -141,17 +198,21 @@ _FROM_TEXT: Mapping[str, Kind] = {
         calls=above_one_of_guidance,
         tile=sample_size,
     ),
-    # Klein, by its text alone.
-    "Flux2KleinPipeline": Kind(
-        arguments=_image(50, guidance_scale=4.0, max_sequence_length=512),
-        optional=(),
+    # FLUX.2 and Klein, by their text alone.
+    "Flux2Pipeline": _FLUX_2,
+    "Flux2KleinPipeline": replace(_FLUX_2, calls=above_one_of_guidance),
+    "CogView4Pipeline": Kind(
+        arguments=_image(50, guidance_scale=5.0, max_sequence_length=1024),
+        optional=("negative_prompt",),
         compression=image_blocks,
-        patch=two_by_two,
-        size=of_128_latents,
+        patch=one_frame,
+        size=samples,
+        spacing=whole_timesteps,
         shifts=True,
-        mu=flux_2_mu,
+        mu=cogview4_mu,
         calls=above_one_of_guidance,
         tile=sample_size,
+        compiles=False,
     ),
     "QwenImagePipeline": Kind(
         arguments=_image(50, true_cfg_scale=4.0, max_sequence_length=512),
@@ -166,12 +227,23 @@ _FROM_TEXT: Mapping[str, Kind] = {
         by_frames=True,
         masked_texts={"encoder_hidden_states": "encoder_hidden_states_mask"},
     ),
+    # By its text alone.
+    "QwenImage21Pipeline": Kind(
+        arguments=_image(40, true_cfg_scale=1.0),
+        optional=("negative_prompt",),
+        compression=lambda vae: (1, vae["scale_factor_spatial"]),
+        patch=lambda transformer: (1, 1),
+        sides=2,
+        size=lambda transformer, pixels: (1024, 1024),
+        shifts=True,
+        calls=with_a_negative_prompt,
+    ),
     "ZImagePipeline": Kind(
         arguments=_image(50, guidance_scale=5.0, max_sequence_length=512),
         optional=("negative_prompt",),
         compression=image_blocks,
         patch=two_by_two,
-        heads="n_heads",
+        heads=lambda transformer: transformer["n_heads"],
         size=of_128_latents,
         shifts=True,
         tile=sample_size,
@@ -180,9 +252,9 @@ _FROM_TEXT: Mapping[str, Kind] = {
         arguments=_image(28, guidance_scale=7.0, max_sequence_length=256),
         optional=("negative_prompt",),
         compression=image_blocks,
-        patch=lambda transformer: (1, transformer["patch_size"]),
+        patch=one_frame,
         size=samples,
-        even_sigmas=False,
+        spacing=None,
         shifts=True,
         tile=sample_size,
         compiles=False,

@@ -21,7 +21,14 @@ NAMES = {
     "transformers": "model.safetensors",
 }
 # Components that are a configuration or a vocabulary.
-WITHOUT_WEIGHTS = ("scheduler", "tokenizer", "feature_extractor", "image_processor", "guider")
+WITHOUT_WEIGHTS = (
+    "scheduler",
+    "tokenizer",
+    "processor",
+    "feature_extractor",
+    "image_processor",
+    "guider",
+)
 
 
 def weights_files(files: ModelFiles, name: str, library: str) -> list[str]:
@@ -49,7 +56,8 @@ def weights_components(index: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if not isinstance(value, list) or len(value) != 2 or value[1] is None:
             continue
         if not name.startswith(WITHOUT_WEIGHTS):
-            yield name, "diffusers" if value[0] == "diffusers" else "transformers"
+            # The parts of one pipeline alone are in a library of its name, and of diffusers.
+            yield name, "transformers" if value[0] == "transformers" else "diffusers"
 
 
 def component_bytes(model: Model) -> dict[str, int] | None:

@@ -21,6 +21,7 @@ from cluster.ranks.tasks import (
     encode_prompt,
     encoded,
     render_item,
+    use_adapters,
 )
 
 __all__ = [
@@ -38,4 +39,5 @@ __all__ = [
     "encoders_size",
     "rank_builder",
     "render_item",
+    "use_adapters",
 ]

@@ -13,7 +13,7 @@ import torch
 
 from cluster.models.grids import EULER
 from cluster.models.model import Model
-from cluster.ranks.processors import load_processor
+from cluster.ranks.processors import PROCESSORS, load_processor
 from cluster.ranks.split_call import outline_transformers
 
 
@@ -54,8 +54,10 @@ def load_pipeline(model: Model, device: torch.device, without: Collection[str] =
     pipeline_class = getattr(diffusers, model.pipeline)
     components = pipeline_class.load_config(source, revision=revision)
     given: dict[str, Any] = {name: None for name in components if name.startswith(tuple(without))}
-    if components.get("processor", [None, None])[1] == "Qwen2VLProcessor":
-        given["processor"] = load_processor(source, revision)
+    for name, value in components.items():
+        kind = value[1] if isinstance(value, list) and len(value) == 2 else None
+        if kind in PROCESSORS and name not in given:
+            given[name] = load_processor(kind, name, source, revision)
     pipeline = pipeline_class.from_pretrained(
         source,
         revision=revision,

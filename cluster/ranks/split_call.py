@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 from accelerate import init_empty_weights
 from torch.utils import _pytree as pytree
@@ -154,7 +155,14 @@ def frames_of(pipeline: Any, latents: bytes, device: torch.device, hidden: int =
         return pipeline.video_processor.postprocess_video(decoded, output_type="np")[0]
     # The VAE of Qwen-Image is one of videos, and its pictures are their first frames.
     picture = decoded[:, :, 0] if decoded.ndim == 5 else decoded
-    return pipeline.image_processor.postprocess(picture, output_type="np")
+    return over_white(pipeline.image_processor.postprocess(picture, output_type="np"))
+
+
+def over_white(pictures: np.ndarray) -> np.ndarray:
+    """(F, H, W, 3) of pictures with or without a fourth channel, as Qwen-Image-2.1's have, that
+    says how opaque they are."""
+    opaque = pictures[..., 3:]
+    return pictures if not opaque.size else pictures[..., :3] * opaque + (1 - opaque)
 
 
 class Outline:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -19,11 +20,13 @@ from cluster.results.manifest import OK, PARTS, UNREADABLE, Manifest, Success, a
 from cluster.results.parts import OF_THE_ROW, SCHEMA, TOKENS
 from cluster.results.rounds import APPEND, round_of
 from cluster.store import MissingKey, Store, StoreError
+from cluster.work.adapters import KEPT, LORA, key_of
 from cluster.work.plan import SpecError
 
 MISSING = "is missing"
 # Columns of a row that its item's receipt says: another row of the item may differ in the others.
 _ITEMS = set(SCHEMA.names) - {*OF_THE_ROW, *TOKENS}
+_SHA256 = re.compile("[0-9a-f]{64}")
 Finding = tuple[str, str | None]
 """The uri of an object, and what is wrong with it; None where nothing is."""
 
@@ -42,6 +45,7 @@ def verify(store: Store, share: float = 1.0) -> Iterator[list[Finding]]:
     """
     known: dict[str, tuple[str, dict[str, int]]] = {}
     steps = _steps_by_schedule(store)
+    adapters = _adapters_of_the_job(store)
     last: Success | None = None
     for retry_round in _expected_rounds(store):
         here = Manifest(store, retry_round)
@@ -57,7 +61,7 @@ def verify(store: Store, share: float = 1.0) -> Iterator[list[Finding]]:
         last = success
         for key, sha256 in [*success.parts, *success.failures]:
             if known.get(key, ("",))[0] != sha256:  # those that an earlier round named are done
-                findings, counts = _verify_part(store, key, sha256, share, steps)
+                findings, counts = _verify_part(store, key, sha256, share, steps, adapters)
                 known[key] = sha256, counts
                 yield findings
         agree = (success.rows, success.failed) == (
@@ -75,9 +79,39 @@ def verify(store: Store, share: float = 1.0) -> Iterator[list[Finding]]:
         if round_of(key) in {None, *finished}:
             yield [(_name(store, key), "is not named by its _SUCCESS, but would be read as data")]
         else:  # of a job, or a retry round, that is on its way
-            yield _verify_part(store, key, None, share, steps)[0]
+            yield _verify_part(store, key, None, share, steps, adapters)[0]
+    if findings := _verify_adapters(store, adapters):
+        yield findings
     if findings := _descriptions(store, last):
         yield findings
+
+
+def _verify_adapters(store: Store, named: set[str]) -> list[Finding]:
+    """What is wrong with the files of adapters: those of the root, and those that rows name."""
+    keys = {*map(key_of, named), *store.list(KEPT)}
+    return list(at_once(partial(_verify_adapter, store), sorted(keys)))
+
+
+def _verify_adapter(store: Store, key: str) -> Finding:
+    name = key.rpartition("/")[2].removesuffix(".safetensors")
+    data, problem = _fetch(store, key)
+    if problem is None and hashlib.sha256(data).hexdigest() != name:
+        problem = f"is damaged: its {len(data)} bytes do not have the sha256 that it is called by"
+    return store.uri(key), problem
+
+
+def _adapters_of_the_job(store: Store) -> set[str]:
+    try:
+        return _adapters(rounds.specification(store)["arguments"])
+    except (StoreError, *UNREADABLE):
+        return set()
+
+
+def _adapters(arguments: Any) -> set[str]:
+    """The sha256s of a call's adapters; of what names none, nothing."""
+    given = arguments.get(LORA) if isinstance(arguments, dict) else None
+    pairs = [one for one in given or () if isinstance(one, list) and one]
+    return {one[0] for one in pairs if isinstance(one[0], str) and _SHA256.fullmatch(one[0])}
 
 
 def _descriptions(store: Store, last: Success | None) -> list[Finding]:
@@ -126,7 +160,12 @@ def _expected_rounds(store: Store) -> list[int]:
 
 
 def _verify_part(
-    store: Store, key: str, sha256: str | None, share: float, steps: Mapping[str, int] | None
+    store: Store,
+    key: str,
+    sha256: str | None,
+    share: float,
+    steps: Mapping[str, int] | None,
+    adapters: set[str],
 ) -> tuple[list[Finding], dict[str, int]]:
     """What is wrong in a part and with what its rows name, and how many rows of each status."""
     counts = {OK: 0, manifest.FAILED: 0}
@@ -145,7 +184,8 @@ def _verify_part(
         of_items: dict[str, list[tuple[Any, ...]]] = {}
         for row in rows:
             of_items.setdefault(row["item_id"], []).append(_own(row))
-        check = partial(_verify_row, Manifest(store, round_of(key) or 0), steps, of_items)
+        here = Manifest(store, round_of(key) or 0)
+        check = partial(_verify_row, here, steps, of_items, adapters)
         findings += [finding for found in at_once(check, chosen) for finding in found]
     return findings, counts
 
@@ -171,6 +211,7 @@ def _verify_row(
     here: Manifest,
     steps: Mapping[str, int] | None,
     of_items: Mapping[str, list[tuple[Any, ...]]],
+    adapters: set[str],
     row: Mapping[str, Any],
 ) -> list[Finding]:
     store = here.store
@@ -178,7 +219,9 @@ def _verify_row(
     data, problem = _fetch(store, receipt)
     if problem is None:
         try:
-            (kept,) = manifest.read_rows(manifest.to_parquet([json.loads(data)]))
+            receipt_row = json.loads(data)
+            adapters.update(_adapters(receipt_row.get("arguments")))
+            (kept,) = manifest.read_rows(manifest.to_parquet([receipt_row]))
             same = all(row.get(name) == value for name, value in kept.items() if name in _ITEMS)
             same = same and _own(kept) in of_items[row["item_id"]]
             problem = None if same else "is damaged: it contradicts the manifest"

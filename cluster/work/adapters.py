@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Given = tuple[tuple[str, float], ...]
 """(address, scale) of each adapter, as it is named."""
 
+KEPT = "adapters/"
 MOST = 8
 MOST_BYTES = 4 * 2**30
 MOST_HEADER = 100_000_000
@@ -94,7 +95,7 @@ class Adapters:
 
     def keep(self, store: Store) -> None:
         """Copies the files under a root, where they are not there yet."""
-        there = set(store.list("adapters/"))
+        there = set(store.list(KEPT))
         for sha256, file in self.files.items():
             if key_of(sha256) not in there:
                 data = read(file, MOST_BYTES)
@@ -117,7 +118,7 @@ class Adapters:
 
 def key_of(sha256: str) -> str:
     """Where a job keeps an adapter's file: made of hex digits alone."""
-    return f"adapters/{sha256[:2]}/{sha256}.safetensors"
+    return f"{KEPT}{sha256[:2]}/{sha256}.safetensors"
 
 
 def fetched(store: Store, sha256: str) -> bytes:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from cluster.media.picture import MOST_BYTES, Picture, examined, named
 from cluster.models.model import Model, ModelError
 from cluster.models.sharing import check_image
-from cluster.store import MissingKey, Store, StoreError, TooLarge, read
+from cluster.store import MissingKey, Store, StoreError, TooLarge, local_path, open_store, read
 from cluster.work import values
 from cluster.work.prompt_files import PromptFile
 from cluster.work.values import PromptsError
@@ -73,7 +73,16 @@ def of_value(value: Any, folder: str) -> Picture | None:
     address = values.text(IMAGE, value)
     if address.startswith(("http:", "https:")):
         raise PromptsError(f"image {shown(address)} is on the web: fetch it first, and give a path")
-    return Picture(address, address=_resolved(address, folder))
+    resolved = _resolved(address, folder)
+    try:
+        # Neither touches the network; what cannot be an address is no failure of a store.
+        if "://" in resolved:
+            open_store(resolved)
+        else:
+            local_path(resolved)
+    except StoreError as error:
+        raise PromptsError(f"image {shown(address)} is no address: {error}") from None
+    return Picture(address, address=resolved)
 
 
 def _resolved(address: str, folder: str) -> str:

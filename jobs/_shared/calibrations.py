@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cluster.models.adapter_names import LORA
 from cluster.models.model import Model
 from cluster.store import StoreError, read
 from meancache.calibration import Calibration
@@ -57,12 +58,15 @@ def carried_schedule(
         SolverError: the budget breaks a rule.
     """
     steps = arguments["num_inference_steps"]
+    conditions = conditions_of(model, arguments)
+    if calibration.conditions.get(LORA):  # else it says nothing of adapters, nor does the schedule
+        conditions[LORA] = conditions[LORA] or []
     return calibration.schedule(
         model.grid(steps, arguments),
         None if budget is None else min(budget, steps),
         method,
         target_psnr=target_psnr,
-        conditions=conditions_of(model, arguments),
+        conditions=conditions,
         strict=strict,
     )
 

@@ -132,29 +132,30 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--negative-prompt",
         metavar="TEXT",
-        help="what not to show; HunyuanVideo, FLUX.1 and Qwen-Image have guidance in two forwards "
-        "only where one is given, and ' ' will do",
+        help="what not to show; HunyuanVideo, FLUX.1, Qwen-Image and Qwen-Image-2.1 have guidance "
+        "in two forwards only where one is given, and ' ' will do",
     )
     group.add_argument(
         "--true-cfg-scale",
         type=finite,
         metavar="G",
-        help="scale of that guidance of these three; the others have --guidance-scale",
+        help="scale of that guidance of these four; the others have --guidance-scale",
     )
     group.add_argument(
         "--steps", type=int, metavar="T", help="denoising steps of the grid (num_inference_steps)"
     )
 
 
-def add_lora(parser: argparse.ArgumentParser) -> None:
-    """--lora, which may be repeated."""
+def add_lora(parser: argparse.ArgumentParser, by_row: bool = True) -> None:
+    """--lora, which may be repeated; `by_row` where rows may name their own instead."""
+    rows = "; a row's column lora, where it has one, takes the place of all of them"
     parser.add_argument(
         "--lora",
         action="append",
         metavar="PATH_OR_ID[:SCALE]",
         help="a LoRA adapter of the transformer, as a .safetensors file, a folder with one, an "
-        "s3:// uri or a Hugging Face id, and its scale (default 1); several by repeating it; a "
-        "row's column lora, where it has one, takes the place of all of them",
+        "s3:// uri or a Hugging Face id, and its scale (default 1); several by repeating it"
+        + (rows if by_row else ""),
     )
 
 

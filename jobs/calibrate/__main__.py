@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
         f"{LEVELS_BELOW}, as many forwards more a trajectory)",
     )
     cli.add_model(result)
+    cli.add_lora(result, by_row=False)
     cli.add_fleet(result)
     return result
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from cluster.fleet.gang import Gang
 from cluster.fleet.giving_up import CountedWork
+from cluster.ranks import use_adapters
 from cluster.results.attempts import Attempts
-from cluster.store import AlreadyExists
+from cluster.store import AlreadyExists, Store
 from cluster.work.pictures import fetched
 from cluster.work.plan import WorkItem
 from meancache.calibration import Calibration
@@ -29,6 +30,7 @@ class TrajectoryRequest:
 
     item: WorkItem
     graph: Calibration
+    store: Store
 
 
 def measure_trajectory(renderer: Renderer, request: TrajectoryRequest) -> bytes | None:
@@ -41,6 +43,7 @@ def measure_trajectory(renderer: Renderer, request: TrajectoryRequest) -> bytes 
     from meancache.trajectory import record_trajectory
 
     item, graph = request.item, request.graph
+    use_adapters(renderer, item, request.store)
     with with_levels_below(renderer.pipeline.scheduler, graph.below):
         if renderer.rank != 0:
             renderer.latents(item.prompt, item.seed, item.call)
@@ -79,7 +82,7 @@ class MeasureTrajectory(CountedWork):
         """Runs, measures and commits one trajectory."""
         if item.image is not None:
             item = replace(item, image=fetched(self.counted.store, item.image))
-        data = gang.run(measure_trajectory, TrajectoryRequest(item, self.graph))
+        data = gang.run(measure_trajectory, TrajectoryRequest(item, self.graph, self.counted.store))
         with suppress(AlreadyExists):  # another driver was first, and its statistics are as good
             self.counted.store.put_new(trajectory_key(item), data)
         return ""

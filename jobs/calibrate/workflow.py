@@ -9,22 +9,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
 from cluster.fleet.beginning import begin
 from cluster.fleet.gangs import Gangs
-from cluster.models.model import Model
 from cluster.ranks import rank_builder
 from cluster.results.attempts import close_round, open_round
-from cluster.store import Store, open_store
-from cluster.work import pictures, plan
+from cluster.store import Store
+from cluster.work import plan
+from cluster.work.adapters import LORA, Adapters, of_text
 from cluster.work.plan import WorkItem, plan_items, specification
-from cluster.work.prompts import Prompt, Prompts, PromptsError, read_prompts
+from cluster.work.prompts import Prompt, Prompts, read_prompts
 from jobs._shared.configs import DEFAULT_FLEET, FleetConfig, ModelConfig
-from jobs._shared.progress import QUIET_S, Staffing, counted, progress
+from jobs._shared.images import examine_all, keep_all
+from jobs._shared.progress import Staffing, counted, progress
 from jobs._shared.roots import open_output, refusing
 from jobs.calibrate.trajectories import (
     ATTEMPTS,
@@ -42,7 +42,6 @@ STATISTICS_KEY = "graph/statistics.parquet"
 MULTIGRAPH_KEY = "graph/multigraph.parquet"
 # The same statistics as a file to copy and share.
 CALIBRATION_KEY = "calibration.parquet"
-_shown = partial(progress, what="images", after_s=QUIET_S)
 
 
 @dataclass(frozen=True)
@@ -95,6 +94,7 @@ class Prepared:
     spec: Mapping[str, Any]
     gangs: Gangs
     rows: Prompts
+    adapters: Adapters
 
 
 def run(config: Config) -> Outcome:
@@ -115,9 +115,8 @@ def run(config: Config) -> Outcome:
     from cluster.fleet import driver as fleet  # with Ray, which a refusal does without
 
     plan.freeze(store, prepared.spec, SPEC_KEY)
-    images = [one.image for one in prepared.rows if one.image is not None]
-    if images:
-        pictures.keep(store, images, prepared.rows.files, _shown)
+    keep_all(store, prepared.rows)
+    prepared.adapters.keep(store)
     attempts = open_round(store, ATTEMPTS)
     work = MeasureTrajectory(attempts, prepared.graph)
     staffing = Staffing("running")
@@ -142,7 +141,11 @@ def prepare(config: Config) -> Prepared:
         rows = read_prompts(given, config.prompt_column)
     else:
         rows = Prompts(given, pa.table({}))
-    arguments |= _examine_images(config, model, rows)
+    size = config.fleet.gang_size
+    arguments |= examine_all(config.model, config.output, rows, model, size, "a calibration")
+    adapters = Adapters()
+    if config.model.lora:
+        arguments[LORA] = adapters.resolved(tuple(map(of_text, config.model.lora)))
     gangs = config.fleet.recruit(rank_builder(model, arguments))
     model.check_arguments(arguments, gangs.size)
     items = plan_items(rows, model, arguments, seeds=config.seeds)
@@ -159,32 +162,7 @@ def prepare(config: Config) -> Prepared:
         spec["levels_below"] = config.levels_below
     store = open_output(config.output)
     plan.check_spec(store, spec, SPEC_KEY)
-    return Prepared(store, items, graph, model.calls(arguments), spec, gangs, rows)
-
-
-def _examine_images(config: Config, model: Model, rows: Prompts) -> dict[str, Any]:
-    """Checks the rows' images; returns the size that all of them ask for, where they do.
-
-    Raises:
-        PromptsError: one cannot be used, or they ask for different sizes.
-    """
-    asked, there = config.model, open_store(config.output)
-    sized = asked.height is not None or asked.width is not None
-    known = pictures.indexed(there) if model.kind.takes_image else {}
-    pictures.examine(rows, model, sized, config.fleet.gang_size, known, _shown)
-    for row in rows:
-        if row.image is not None and row.image.error is not None:
-            raise PromptsError(f"line {row.line}: {row.image.error}")
-    if sized or not model.kind.takes_image or model.image_size is None:
-        return {}
-    sizes = {(row.overrides.get("height"), row.overrides.get("width")) for row in rows}
-    if len(sizes) > 1:
-        raise PromptsError(
-            f"the images ask for {len(sizes)} sizes of the output, and a calibration is of one: "
-            "give --height and --width, or images of one shape"
-        )
-    height, width = sizes.pop()
-    return {"height": height, "width": width}
+    return Prepared(store, items, graph, model.calls(arguments), spec, gangs, rows, adapters)
 
 
 def _merge(prepared: Prepared) -> Calibration:

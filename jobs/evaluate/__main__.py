@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
         "steps, such as 300",
     )
     cli.add_model(result)
+    cli.add_lora(result, by_row=False)
     cli.add_fleet(result)
     return result
 

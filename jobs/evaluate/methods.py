@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cluster.ranks import Rendering
+from cluster.ranks import Rendering, use_adapters
+from cluster.store import Store
 from cluster.work.plan import WorkItem
 from jobs.evaluate.results import method_name
 from jobs.evaluate.table import FULL
@@ -144,11 +145,13 @@ class VideoRequest:
         item: the pair's prompt, seed and arguments.
         method: how it is rendered.
         count_flops: whether to run it once more, to count its transformer's FLOPs.
+        store: the root, which keeps the adapters that the item names.
     """
 
     item: WorkItem
     method: Method
     count_flops: bool = False
+    store: Store | None = None
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,8 @@ def render_video(renderer: Renderer, request: VideoRequest) -> MethodVideo:
     """The gang's task: one method's video of one pair."""
     item, method = request.item, request.method
     with method.applied(renderer.pipeline) as overrides:
-        arguments = {**item.arguments, **overrides}
+        use_adapters(renderer, item, request.store)
+        arguments = {**item.call, **overrides}
         rendering = renderer.render(item.prompt, item.seed, arguments, method.schedule)
     flops = None
     if request.count_flops:
@@ -186,11 +190,11 @@ def render_video(renderer: Renderer, request: VideoRequest) -> MethodVideo:
     return MethodVideo(rendering, overrides.get("num_inference_steps"), flops)
 
 
-def fine_request(item: WorkItem, schedule: Schedule) -> VideoRequest:
+def fine_request(item: WorkItem, schedule: Schedule, store: Store | None) -> VideoRequest:
     """The pair's fine solution, by a schedule of `meancache.reference`, from the same noise."""
     arguments = {**item.arguments, "num_inference_steps": schedule.num_inference_steps}
     fine = Method("fine", None, HERE, None, schedule)
-    return VideoRequest(replace(item, arguments=arguments), fine)
+    return VideoRequest(replace(item, arguments=arguments), fine, store=store)
 
 
 @dataclass(frozen=True)

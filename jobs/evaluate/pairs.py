@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from cluster.fleet.gang import TASK_DEADLINE_S, Gang, GangTaskError
 from cluster.fleet.giving_up import CountedWork
 from cluster.results.attempts import Attempts
 from cluster.store import AlreadyExists
+from cluster.work.pictures import fetched
 from cluster.work.plan import WorkItem
 from jobs.evaluate.captions import caption_score
 from jobs.evaluate.methods import (
@@ -75,6 +76,8 @@ class Evaluation(CountedWork):
 
     def attempt(self, gang: Gang, item: WorkItem, number: int) -> str:
         """Renders, compares and commits one pair."""
+        if item.image is not None:
+            item = replace(item, image=fetched(self.counted.store, item.image))
         rows = scoreboard(self._rows(gang, item), schema_of(self.captioned))
         with suppress(AlreadyExists):  # another driver was first; its rows differ in seconds alone
             self.counted.store.put_new(pair_key(item), to_parquet(rows))
@@ -88,11 +91,14 @@ class Evaluation(CountedWork):
         steps = item.arguments["num_inference_steps"]
         counted = self.counting and item.index < COUNTED_PAIRS
         full_method = full_run(steps)
-        full = _video(gang, VideoRequest(item, full_method, counted))
-        fine = None if self.fine is None else _video(gang, fine_request(item, self.fine)).frames
+        store = self.counted.store
+        full = _video(gang, VideoRequest(item, full_method, counted, store))
+        fine = None
+        if self.fine is not None:
+            fine = _video(gang, fine_request(item, self.fine, store)).frames
         rows = [self._row(item, full_method, full, full, fine)]
         for one in self.methods:
-            request = VideoRequest(item, one, counted and one.schedule is None)
+            request = VideoRequest(item, one, counted and one.schedule is None, store)
             rows.append(self._row(item, one, _video(gang, request), full, fine))
         return rows
 

@@ -11,9 +11,11 @@ from cluster.models.model import Model, ModelError
 from cluster.ranks import rank_builder
 from cluster.store import Store, open_store
 from cluster.work import plan
+from cluster.work.adapters import LORA, Adapters, of_text
 from cluster.work.plan import WorkItem, plan_items, specification
-from cluster.work.prompts import PromptsError, read_prompts
+from cluster.work.prompts import Prompts, PromptsError, read_prompts
 from jobs._shared.calibrations import carried_schedule, check_calibration, read_calibration
+from jobs._shared.images import examine_all
 from jobs._shared.predictions import prediction
 from jobs._shared.prompts import plain
 from jobs._shared.roots import open_output, read_graph, refusing
@@ -61,6 +63,8 @@ class Comparison:
         gangs: the gangs that render.
         captioned: whether the prompts are captions whose facts can be counted.
         calibrated: (calibration, budget) -> its schedule, of those among the methods.
+        rows: of the prompts file, with their images; None where they have none.
+        adapters: of all videos.
     """
 
     store: Store
@@ -75,17 +79,24 @@ class Comparison:
     gangs: Gangs
     captioned: bool
     calibrated: Mapping[tuple[str, int], Schedule] = field(default_factory=dict)
+    rows: Prompts | None = None
+    adapters: Adapters = field(default_factory=Adapters)
 
 
 @refusing()
 def prepare(config: Config) -> Comparison:
     """Checks the whole request before any rank starts."""
     model, arguments = config.model.find()
+    prompts = read_prompts(config.prompts, config.prompt_column)
+    size = config.fleet.gang_size
+    arguments |= examine_all(config.model, config.output, prompts, model, size, "an evaluation")
+    adapters = Adapters()
+    if config.model.lora:
+        arguments[LORA] = adapters.resolved(tuple(map(of_text, config.model.lora)))
     gangs = config.fleet.recruit(rank_builder(model, arguments))
     model.check_arguments(arguments, gangs.size)
-    prompts = read_prompts(config.prompts, config.prompt_column)
     items = plan_items(prompts, model, arguments, seeds=config.seeds)
-    plan.check_one_setting(items, arguments)
+    plan.check_one_setting(items, arguments, images=True)
     graph = None if config.graph is None else read_graph(config.graph)
     methods = _methods(config, graph, items)
     for one in methods:
@@ -94,7 +105,7 @@ def prepare(config: Config) -> Comparison:
     methods = _with_calibrated(methods, calibrated)
     calibration = None
     if config.baselines:
-        _check_baselines(model, gangs.size)
+        _check_baselines(model, gangs.size, arguments)
         if graph is not None:
             calibration = _baseline_calibration(graph, methods, arguments)
         methods += from_baselines(baselines.sweep())
@@ -123,6 +134,8 @@ def prepare(config: Config) -> Comparison:
         gangs=gangs,
         captioned=model.id == CAPTIONED,
         calibrated=calibrated,
+        rows=prompts,
+        adapters=adapters,
     )
 
 
@@ -194,12 +207,17 @@ def _fine(
     return fine_schedule(grid)
 
 
-def _check_baselines(model: Model, gang_size: int) -> None:
+def _check_baselines(model: Model, gang_size: int, arguments: Mapping[str, Any]) -> None:
     """Refuses --baselines where they are not set up for the model or the gang."""
     if model.pipeline != BASELINES_PIPELINE:
         raise ModelError(
             f"--baselines are set up for a {BASELINES_PIPELINE}, and {model.id} is a "
             f"{model.pipeline}: leave it out"
+        )
+    if arguments.get(LORA):
+        raise ModelError(
+            "--lora does not go with --baselines, which are calibrated without adapters: leave "
+            "one of them out"
         )
     if gang_size > 1:
         raise ModelError(

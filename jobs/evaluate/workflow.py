@@ -22,6 +22,7 @@ from cluster.store import Store, StoreError
 from cluster.work import plan
 from cluster.work.plan import WorkItem, specification
 from jobs._shared.configs import FleetConfig
+from jobs._shared.images import keep_all
 from jobs._shared.progress import Staffing, counted, progress
 from jobs.evaluate.config import Config
 from jobs.evaluate.methods import Method, from_baselines, from_schedules
@@ -122,6 +123,9 @@ def compare(comparison: Comparison, dry_run: bool = False) -> Outcome:
     from cluster.fleet import driver as fleet  # with Ray, which a refusal does without
 
     plan.freeze(store, comparison.spec, SPEC_KEY)
+    comparison.adapters.keep(store)
+    if comparison.rows is not None:
+        keep_all(store, comparison.rows)
     try:
         methods = comparison.methods + _calibrated(comparison, wanted=bool(missing))
     except GangTaskError as error:

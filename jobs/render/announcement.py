@@ -62,6 +62,8 @@ def announce(
         )
     _name_truncated(prepared)
     _name_bad_images(prepared)
+    if prepared.model.kind.sound:
+        print(f"sound: {prepared.model.id} makes it too, but it is not kept: the mp4s are silent")
     carried = prepared.plan.spec.get("extra")
     if carried:
         print(f"other columns, carried along: {', '.join(map(shown, carried))}")

@@ -25,6 +25,7 @@ from jobs.solve.carried import SAME, Setting, carry
 from jobs.solve.fitting import LIMIT_VIDEOS, FitAnswer, Fitting
 from meancache.calibration import Calibration
 from meancache.errors import CalibrationError, SolverError
+from meancache.json_values import shown
 from meancache.methods import SECANT_GAMMA, paper_gamma, paper_schedules, secant_schedules
 from meancache.schedule import Schedule
 from meancache.search import Found
@@ -160,6 +161,12 @@ def prepare(config: Config) -> Prepared:
                 f"{model.id} draws from images, which a fit needs and a calibration does not hold: "
                 "solve with --method secant, or give calibration.parquet to jobs.render "
                 "--calibration"
+            )
+        if graph.conditions.get("lora"):
+            raise CalibrationError(
+                f"the calibration was made under the adapters {shown(graph.conditions['lora'])}, "
+                "which a fit needs and a calibration does not hold: solve with --method secant, or "
+                "give calibration.parquet to jobs.render --calibration"
             )
         to_fit = fitting.prepare_fitting(
             graph,

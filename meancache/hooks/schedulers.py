@@ -44,10 +44,10 @@ def check_scheduler(scheduler: Any) -> None:
             f"the pipeline's scheduler is a {name}, but a schedule stands in for a velocity that "
             f"Euler steps integrate: {_instead(scheduler)}"
         )
-    if scheduler.config.get("stochastic_sampling") or scheduler.config.get("invert_sigmas"):
+    if scheduler.config.get("stochastic_sampling"):
         raise ScheduleError(
-            f"the pipeline's {name} has stochastic_sampling or invert_sigmas set, so it does not "
-            "follow a velocity from noise level 1 to 0; a schedule needs both off"
+            f"the pipeline's {name} has stochastic_sampling set, so it does not follow a velocity "
+            "from noise level 1 to 0; a schedule needs it off"
         )
 
 

@@ -171,6 +171,14 @@ def processor(tokenizer: PreTrainedTokenizerFast) -> Any:
     return TextsAndImages(Qwen2VLImageProcessorPil(size=pixels), tokenizer)
 
 
+def processor_3(tokenizer: PreTrainedTokenizerFast) -> Any:
+    """Of Qwen3-VL."""
+    from cluster.ranks.processors import Qwen2VLImageProcessorPil, TextsAndImages3
+
+    images = Qwen2VLImageProcessorPil(patch_size=16)
+    return TextsAndImages3(images, tokenizer, chat_template=tokenizer.chat_template)
+
+
 def qwen_vl(tokenizer: PreTrainedTokenizerFast, sizes: dict[str, Any], rope: Any) -> Any:
     looks = {
         "depth": 1,

@@ -540,6 +540,7 @@ NOTES: dict[str, str] = {
     "LTX2Pipeline": "one schedule for the video and its sound",
     "LTX2ImageToVideoPipeline": "one schedule for the video and its sound",
     "LTX2ConditionPipeline": "one schedule for the video and its sound",
+    "MochiPipeline": "its scheduler counts from the other end: a schedule's are 1 - its sigmas",
     "ChromaInpaintPipeline": "with `guidance_embeds` in its transformer's configuration",
 }
 

@@ -36,6 +36,7 @@ from transformers import (
 )
 
 from tests.support import image_pipelines as images
+from tests.support import newer_pipelines as newer
 from tests.support import small_pipelines as small
 
 WORDS = [
@@ -224,9 +225,16 @@ FOLDERS: dict[str, Parts] = {
     "Chroma": (small.chroma, ltx),
     "FLUX.2 Klein": (images.klein, klein),
     "Wan VACE": (images.wan_vace, wan),
+    "FLUX.2": (newer.flux2, newer.mistral),
+    "CogView4": (newer.cogview4, newer.glm),
+    "Kandinsky 5": (newer.kandinsky, newer.kandinsky_texts),
+    "Mochi": (newer.mochi, ltx),
+    "LTX-2": (newer.ltx2, newer.gemma),
+    "Qwen-Image-2.1": (newer.qwen_image21, newer.nothing),
 }
 
-QWEN_PROCESSOR = ["transformers", "Qwen2VLProcessor"]
+# What checkpoints call the processors that are ones of our own here.
+PROCESSORS = {"TextsAndImages": "Qwen2VLProcessor", "TextsAndImages3": "Qwen3VLProcessor"}
 # The same of those that draw from an image.
 WITH_IMAGES: dict[str, Parts] = {
     "HunyuanVideo I2V": (small.hunyuan_video_i2v, images.hunyuan_video_i2v),
@@ -252,6 +260,8 @@ def save(name: str, folder: Path) -> Path:
     pipeline.save_pretrained(folder)
     index = folder / "model_index.json"
     components = json.loads(index.read_text())
-    if "processor" in components:  # which is one of our own here
-        index.write_text(json.dumps({**components, "processor": QWEN_PROCESSOR}))
+    for part, value in components.items():
+        if isinstance(value, list) and value[1] in PROCESSORS:
+            components[part] = ["transformers", PROCESSORS[value[1]]]
+    index.write_text(json.dumps(components))
     return folder

@@ -112,9 +112,22 @@ def parallelise(pipeline: Any, module: str, name: str, ulysses: int, ring: int) 
         texts.install()
     elif module == "transformer_hunyuan_video" and ring == 1:
         videos.install(pipeline.transformer, world_size)
+    elif module == "transformer_ltx2":
+        _forget_masks(pipeline.transformer)
     # FLUX.1's attention reads it, and needs it for xDiT's pipeline parallelism alone.
     get_runtime_state().max_condition_sequence_length = 0
     return str(get_runtime_state().attention_backend.name).lower()
+
+
+def _forget_masks(transformer: Any) -> None:
+    """Of xDiT's LTX-2 transformer, which knows masks by where they lie: the next text's may lie
+    where the last one's did."""
+
+    def forget(module: Any, _: Any) -> None:
+        module._enc_mask_cache.clear()
+        module._audio_enc_mask_cache.clear()
+
+    transformer.register_forward_pre_hook(forget)
 
 
 def _pass_keys_around() -> None:

@@ -19,9 +19,11 @@ from cluster.models.compiling import ALWAYS
 from cluster.models.kinds import DENOISERS, TEXT
 from cluster.models.model import Model, ModelError, find_model
 from cluster.models.pipelines import PIPELINES
+from cluster.models.sizes import component_bytes
 from cluster.ranks import RankBuilder, RenderRequest, encoded, render_item
 from cluster.ranks.loading import load_pipeline
 from cluster.ranks.renderer import Renderer
+from cluster.ranks.split_call import over_white
 from cluster.work.plan import plan_items
 from cluster.work.prompts import Prompt
 from meancache import Schedule
@@ -32,6 +34,7 @@ STEPS = 6
 SKIPS = [(0, 1, 1), (1, 2, 1), (2, 4, 2), (4, 6, 1)]
 PROMPT = "a red circle on a dark background"
 PARALLEL = ["FLUX.1", "Qwen-Image", "Wan 2.1", "Wan 2.2", "HunyuanVideo-1.5"]
+PARALLEL += ["FLUX.2", "FLUX.2 Klein", "LTX-2", "Wan VACE"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +63,8 @@ def saved(tmp_path_factory):
             )
             model = find_model(str(folder), dtype="float32")
             size = {"height": 64, "width": 96, "num_inference_steps": STEPS}
-            frames = {} if model.kind.is_image else {"num_frames": 9}
+            every = model.temporal_compression
+            frames = {} if model.kind.is_image else {"num_frames": 1 + every * max(1, 8 // every)}
             known[name] = Small(model, {**model.defaults, **size, **frames})
         return known[name]
 
@@ -88,6 +92,10 @@ def test_the_driver_knows_size_noise_levels_and_forwards_of_a_run(small, alone):
     magic = b"\x89PNG" if kind.is_image else b"ftyp"
     assert magic in encoded(small.model, rendering.frames)[:12]
     assert (small.model.fps == 0) == kind.is_image
+    # Of what its memory is planned by: all that has weights, such as LTX-2's own parts.
+    parts = alone.pipeline.components.items()
+    modules = {name for name, part in parts if isinstance(part, torch.nn.Module)}
+    assert set(component_bytes(small.model) or {}) == modules
 
 
 def test_its_stages_in_processes_of_their_own_draw_what_the_pipeline_draws(small, alone):
@@ -106,7 +114,7 @@ def test_its_stages_in_processes_of_their_own_draw_what_the_pipeline_draws(small
     plain = alone.pipeline(
         prompt=PROMPT, generator=torch.Generator().manual_seed(3), output_type="np", **own
     )[0]
-    expected = plain if kind.is_image else plain[0]
+    expected = over_white(plain) if kind.is_image else plain[0]
     assert np.array_equal(frames, np.rint(expected * 255).astype(np.uint8))
 
 
@@ -116,7 +124,8 @@ def test_defaults_are_those_of_the_pipelines_call(name):
     parameters = inspect.signature(getattr(diffusers, name).__call__).parameters
     for argument, default in kind.arguments.items():
         if argument in parameters:  # the guidance of one with a guider is not
-            assert default == parameters[argument].default
+            # LTX-2's num_frames is left open: where no other part knows it, it is this.
+            assert parameters[argument].default in (default, None)
 
 
 @pytest.mark.parametrize("pixels", [8, 16])
@@ -183,8 +192,8 @@ def test_guidance_and_a_schedule_run_the_forwards_that_the_driver_counts(small, 
     plain = {name: value for name, value in small.arguments.items() if name != "guidance_scale"}
     if "guidance_scale" in kind.arguments:
         off = {**plain, "guidance_scale": 1.0}
-        assert small.model.calls(off) == 1
-        assert alone.render(PROMPT, 3, off).nfe == STEPS
+        assert small.model.calls(off) == (3 if small.model.pipeline == "LTX2Pipeline" else 1)
+        assert alone.render(PROMPT, 3, off).nfe == STEPS * small.model.calls(off)
 
 
 @pytest.fixture(scope="module", params=[2, 4])  # their heads are 2: the second is two of rings
@@ -199,8 +208,9 @@ def test_ranks_draw_what_one_draws(saved, gang, name):
     small = saved(name)
     one = Renderer(small.model, 0, 1, "")
     small.model.check_arguments(small.arguments, gang.world_size)
-    guidance = {"negative_prompt": "noise a b"}
-    if "true_cfg_scale" in small.model.kind.takes:
+    takes = small.model.kind.takes
+    guidance = {"negative_prompt": "noise a b"} if "negative_prompt" in takes else {}
+    if "true_cfg_scale" in takes:
         guidance |= {"true_cfg_scale": 3.0}
     calls = [
         ("a blue square", guidance),
@@ -231,7 +241,10 @@ def test_two_compiled_ranks_draw_what_an_eager_one_draws(saved, name):
             torch.testing.assert_close(compiled, ranks.latents(one, asked), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["SD3", "Z-Image", "LTX-Video"])
+@pytest.mark.parametrize(
+    "name",
+    ["SD3", "Z-Image", "LTX-Video", "CogView4", "Kandinsky 5", "Mochi", "Qwen-Image-2.1"],
+)
 def test_a_gang_is_refused_where_there_is_no_way_to_share(saved, name):
     small = saved(name)
     with pytest.raises(ModelError, match=r"cannot share a \w+ here; use --gang-size 1, or one of"):

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from cluster.models.model import find_model
-from cluster.store import open_store
+from cluster.store import StoreError, open_store
 from cluster.work import pictures
 from cluster.work.plan import plan_items
 from cluster.work.prompts import PromptsError, read_prompts
@@ -111,11 +112,15 @@ def test_a_bad_picture_is_one_rows_affair(tmp_path, model):
     (tmp_path / "text.png").write_text("no picture")
     with open(tmp_path / "huge.png", "wb") as huge:
         huge.truncate(pictures.MOST_BYTES + 1)
-    names = ["good.png", "cut.png", "text.png", "huge.png", "gone.png", "."]
+    os.mkfifo(tmp_path / "pipe.png")  # which nobody ever writes to
+    os.symlink("/etc/hostname", tmp_path / "out.png")
+    names = ["good.png", "cut.png", "text.png", "huge.png", "gone.png", ".", "pipe.png", "out.png"]
+    names += ["../../gone.png"]
     prompts = rows_of(tmp_path, *({"prompt": name, "image": name} for name in names))
     good, *bad = examine(prompts, model)
     assert good.image.error is None
     wrong = ["is damaged", "is not an image", "are the most", "there is no file", "no file"]
+    wrong += ["is no file", "is not an image", "there is no file"]
     for row, name, sentence in zip(bad, names[1:], wrong, strict=True):
         assert f"image {name!r}" in row.image.error
         assert sentence in row.image.error
@@ -130,6 +135,10 @@ def test_a_bad_picture_is_one_rows_affair(tmp_path, model):
         ("https://example.com/a.png", "line 1: image 'https.* is on the web: fetch it first"),
         (7, "line 1: image must be text, not int"),
         ({"url": "a.png"}, "line 1: image .* has other fields than bytes and path"),
+        ("ftp://example.com/a.png", "line 1: image 'ftp.* is no address: ftp://... is not supp"),
+        ("s3://bucket/../a.png", r"line 1: image 's3.* is no address: key .* segment '\.\.'"),
+        ("s3://x", "line 1: image 's3://x' is no address: 's3://x' names no bucket"),
+        ("a\\b.png", "line 1: image .* is no address: .* is not a path"),
     ],
 )
 def test_a_cell_that_holds_no_picture_is_refused_with_its_line(tmp_path, value, sentence):
@@ -169,6 +178,12 @@ def test_a_root_reads_no_address_twice(tmp_path, model):
     again = examine(rows_of(tmp_path, *rows), model, pictures.indexed(store))
     assert [row.image for row in again] == [row.image for row in prompts]
     pictures.keep(store, [row.image for row in again], again.files, quietly)  # nothing is missing
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path, model):
+    os.symlink("loop.png", tmp_path / "loop.png")
+    with pytest.raises(StoreError, match=r"loop\.png cannot be read \(Too many levels"):
+        examine(rows_of(tmp_path, {"prompt": "a", "image": "loop.png"}), model)
 
 
 def test_a_picture_that_changes_while_it_is_read_is_refused(tmp_path, model):

@@ -1,7 +1,13 @@
 """Jobs with LoRA adapters, one for all rows or each row's own, as a person would run them."""
 
 import json
+import os
+import secrets
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from cluster.fleet.forkserver import NAME_VARIABLE
 from cluster.media import image
 from cluster.models.adapter_names import adapter_name
 from cluster.models.model import find_model
@@ -17,9 +24,14 @@ from cluster.work.adapters import grouped
 from cluster.work.plan import plan_items
 from cluster.work.prompts import Prompt
 from jobs._shared import cli
+from jobs.calibrate import __main__ as calibrate
+from jobs.evaluate import __main__ as evaluate
 from jobs.render import __main__ as render
 from jobs.replay import __main__ as replay
-from meancache import Schedule
+from jobs.solve import __main__ as solve
+from jobs.verify import __main__ as verify
+from meancache import Calibration, Schedule
+from tests.chaos import processes
 from tests.support import saved_pipelines
 from tests.support.adapters import save_adapter
 
@@ -110,6 +122,94 @@ def test_a_job_that_was_killed_goes_on_to_the_same_pictures(command, rendered, t
         path.unlink()
     assert render.main([*command, "--output", str(root)]) == 0
     assert [row["sha256"] for row in rows(root)] == [row["sha256"] for row in rows(rendered)]
+
+
+@pytest.mark.slow
+def test_a_job_whose_ranks_and_driver_are_killed_goes_on_to_the_same_pictures(
+    folder, command, shared_cluster, tmp_path
+):
+    """In a Ray of its own, whose processes are told by a variable of their environment."""
+    longer = [*command, "--steps", "60"]
+    whole, root = tmp_path / "whole", tmp_path / "out"
+    assert render.main([*longer, "--output", str(whole)]) == 0
+    mark = f"KILLED_{secrets.token_hex(8)}"
+    ours = {mark: "1", "RAY_ADDRESS": "local", NAME_VARIABLE: secrets.token_hex(8)}
+    run = [sys.executable, "-m", "jobs.render", *longer, "--output", str(root)]
+    struck = []
+    for at, whom in ((2, processes.ranks), (5, None), (8, processes.ranks), (10, None)):
+        with subprocess.Popen(run, env={**os.environ, **ours}) as driver:
+            while len(list(root.glob("receipts/*/*.json"))) < at:
+                assert driver.poll() is None, "it ended before it was killed"
+                time.sleep(0.01)
+            for pid in [driver.pid] if whom is None else whom(mark):
+                struck.append(processes.send(pid, signal.SIGKILL))
+            if whom is not None:  # the job itself goes on; and then it is ended too
+                while len(list(root.glob("receipts/*/*.json"))) < at + 1:
+                    assert driver.poll() is None, "it did not survive its ranks"
+                    time.sleep(0.01)
+            driver.kill()
+        assert processes.left_over(processes.marked(mark)) == []
+    assert struck.count(True) >= 4
+    assert subprocess.run(run, env={**os.environ, **ours}, check=False).returncode == 0
+    assert [row["sha256"] for row in rows(root)] == [row["sha256"] for row in rows(whole)]
+    receipts = [json.loads(path.read_text()) for path in root.glob("receipts/*/*.json")]
+    # Ranks that are new have none to begin with.
+    assert 6 <= sum(receipt["adapter_swaps"] for receipt in receipts) <= len(receipts) == 12
+    assert verify.main([str(root)]) == 0
+
+
+@pytest.mark.slow
+def test_two_ranks_draw_each_row_with_its_adapters(command, rendered, tmp_path):
+    root = tmp_path / "two"
+    assert render.main([*command, "--output", str(root), "--gang-size", "2"]) == 0
+    for alone, shared in zip(rows(rendered), rows(root), strict=True):
+        assert (alone["item_id"], shared["world_size"]) == (shared["item_id"], 2)
+        one, two = (
+            image.decode((place / row["key"]).read_bytes()).astype(int)
+            for place, row in ((rendered, alone), (root, shared))
+        )
+        assert np.abs(one - two).max() <= 1
+    assert replay.main([str(root), rows(root)[10]["item_id"]]) == 0
+
+
+def test_verify_reads_the_adapters_that_rows_name(rendered, tmp_path, capsys):
+    root = Path(shutil.copytree(rendered, tmp_path / "out"))
+    assert verify.main([str(root)]) == 0
+    gone, damaged, _ = sorted(root.glob("adapters/*/*.safetensors"))
+    gone.unlink()
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    capsys.readouterr()
+    assert verify.main([str(root)]) == 1
+    said = capsys.readouterr().out
+    assert f"{gone} is missing" in said
+    assert f"{damaged} is damaged: its" in said
+
+
+def test_a_calibration_of_adapters_makes_schedules_for_them_alone(folder, command, capsys):
+    (folder / "one.txt").write_text(PROMPT)
+    (folder / "other.txt").write_text("a blue square")
+    here = [*command, "--prompts", str(folder / "one.txt")]
+    out = folder / "calibrated"
+    assert calibrate.main([*here, "--seeds", "1", "--output", str(out)]) == 0
+    found = Calibration.load(out / "calibration.parquet")
+    (name,) = found.conditions["lora"]
+    assert name.endswith("-2")
+    assert len(list(out.glob("adapters/*/*.safetensors"))) == 1
+    fit = ["--calibration", str(out / "calibration.parquet"), "--budgets", "2"]
+    solved = ["--output", str(folder / "solved")]
+    assert solve.main([*fit, *solved]) == cli.EXIT_REFUSED
+    assert f"made under the adapters ['{name}']" in capsys.readouterr().err
+    assert solve.main([*fit, "--method", "secant", *solved]) == 0
+    judged = ["--prompts", str(folder / "other.txt"), "--schedules", str(folder / "solved")]
+    assert evaluate.main([*here, *judged, "--output", str(folder / "evaluated")]) == 0
+    by_it = ["--calibration", str(out / "calibration.parquet"), "--budget", "2", "--dry-run"]
+    by_it += ["--output", str(folder / "by-it")]
+    capsys.readouterr()
+    assert render.main([*here, *by_it]) == 0
+    assert "carried from" not in capsys.readouterr().out
+    none = [*here[: here.index("--lora")], *here[here.index("--lora") + 2 :]]
+    assert render.main([*none, *by_it]) == 0
+    assert f"carried from lora ['{name}'] -> " in capsys.readouterr().out
 
 
 def test_a_row_is_replayed_with_the_adapters_that_its_root_keeps(rendered, capsys):

@@ -11,6 +11,7 @@ from cluster.models.model import find_model
 from jobs._shared import cli
 from jobs.calibrate import __main__ as calibrate
 from jobs.evaluate import __main__ as evaluate
+from jobs.refresh import __main__ as refresh
 from jobs.render import __main__ as render
 from jobs.replay import __main__ as replay
 from jobs.verify import __main__ as verify
@@ -116,6 +117,14 @@ def test_a_job_calibrates_on_images_and_renders_by_it(folder, command, rendered,
     bad = [*command[:-4], "--gangs", "1", "--output", str(folder / "none"), "--seeds", "1"]
     assert calibrate.main(bad) == cli.EXIT_REFUSED
     assert "line 3: image 'cut.png' is damaged" in capsys.readouterr().err
-    schedules = ["--schedules", str(folder), "--output", str(folder / "none")]
-    assert evaluate.main([*here, *schedules]) == cli.EXIT_REFUSED
+    schedules = ["--schedules", str(folder), "--output", str(folder / "evaluated")]
+    assert evaluate.main([*here, *schedules]) == 0
+    table = pq.read_table(folder / "evaluated" / "evaluation.parquet").to_pylist()
+    assert len(table) == 4  # two prompts, in full and by the schedule
+    assert len({row["psnr"] for row in table}) == 3
+    many = [{**row, "prompt": f"{row['prompt']} {n}"} for row in rows for n in range(3)]
+    (folder / "many.jsonl").write_text("\n".join(map(json.dumps, many)))
+    refreshed = ["--prompts", str(folder / "many.jsonl"), "--budgets", "2"]
+    refreshed += ["--output", str(folder / "none")]
+    assert refresh.main([*here, *refreshed]) == cli.EXIT_REFUSED
     assert "this job takes no images" in capsys.readouterr().err
