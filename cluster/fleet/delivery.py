@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from cluster.fleet import logs
+from cluster.fleet.gang import GangError, GangTaskError
 from cluster.fleet.giving_up import CountedWork
 from cluster.fleet.staged_gang import StagedGang
 from cluster.models.model import Model
@@ -24,8 +27,9 @@ from cluster.ranks import (
     Denoised,
     RenderRequest,
     decode_item,
+    denoise_batch,
     denoise_item,
-    encode_prompt,
+    encode_for_batch,
     encoded,
 )
 from cluster.results import audit, manifest
@@ -37,6 +41,9 @@ from cluster.work.pictures import fetched
 from cluster.work.plan import WorkItem
 from cluster.work.schedule_table import Chosen, schedule_of
 from meancache import Schedule
+from meancache.json_values import canonical_json
+
+log = logging.getLogger(__name__)
 
 # How many of a shard's receipts tell a new gang how long a video takes.
 PACE_SAMPLE = 10
@@ -93,11 +100,18 @@ class Delivery(CountedWork):
             self._learn_pace(gang, item)
         # Doubled by each attempt: what is slow for a reason should not be killed three times.
         patience = 2 ** (number - 1)
-        encoders = gang.encoders
-        texts, text_s = encoders.run(encode_prompt, item, encoders.pace.deadline_s(0) * patience)
-        store = self.manifest.store
-        request = RenderRequest(item, schedule_of(self.schedule, item.arguments), texts, store)
-        denoised, frames, decode_s = self._render(gang, request, patience)
+        encoders, store = gang.encoders, self.manifest.store
+        with gang.batches.place() as place:
+            texts, form, text_s = encoders.run(
+                encode_for_batch, item, encoders.pace.deadline_s(0) * patience
+            )
+            request = RenderRequest(item, schedule_of(self.schedule, item.arguments), texts, store)
+            # What has failed before may be at fault, and goes alone.
+            setting = canonical_json(item.arguments).decode()
+            key = f"{setting} {form}" if number == 1 else None
+            together = partial(self._together, gang)
+            denoised = place.run(key, (request, patience), together)
+        frames, decode_s = self._decode(gang, request, denoised, patience)
         rendered = time.perf_counter()
         data = encoded(self.model, frames)
         written = time.perf_counter()
@@ -118,6 +132,8 @@ class Delivery(CountedWork):
             nfe=denoised.nfe,
             attention=denoised.attention,
             adapter_swaps=int(denoised.swapped),
+            batch=denoised.batch,
+            batch_place=denoised.place,
             render_s=text_s + denoised.loop_s + decode_s,
             encode_s=written - rendered,
             upload_s=uploaded - written,
@@ -131,20 +147,54 @@ class Delivery(CountedWork):
             },
         )
 
-    def _render(
+    def _together(
+        self, gang: StagedGang, asked: Sequence[tuple[RenderRequest, int]]
+    ) -> Sequence[Denoised | GangError]:
+        """Denoises items in one; each by itself where that fails, by whichever's fault."""
+        if len(asked) > 1:
+            requests = [request for request, _ in asked]
+            size = self._size(requests[0].item, requests[0].schedule) * len(requests)
+            pace = gang.gang.pace
+            try:
+                denoised = gang.gang.run(denoise_batch, requests, pace.deadline_s(size))
+            except GangTaskError:
+                log.warning("a batch of %d failed: each of it is tried alone", len(requests))
+            else:
+                pace.observe(size, denoised[0].loop_s * len(requests))
+                gang.batches.worked()
+                return denoised
+        alone = [self._alone(gang, *one) for one in asked]
+        if len(asked) > 1 and not any(isinstance(one, GangError) for one in alone):
+            gang.batches.failed_whole(len(asked))  # by the fault of none of them
+        return alone
+
+    def _alone(
         self, gang: StagedGang, request: RenderRequest, patience: int
-    ) -> tuple[Denoised, np.ndarray, float]:
-        """Denoises and decodes: the latents, the frames and the seconds that decoding took."""
-        item, denoisers, encoders = request.item, gang.gang, gang.encoders
-        size = self._size(item, request.schedule)
-        denoised = denoisers.run(denoise_item, request, denoisers.pace.deadline_s(size) * patience)
+    ) -> Denoised | GangError:
+        try:
+            return self._denoise(gang, request, patience)
+        except GangError as error:
+            return error
+
+    def _denoise(self, gang: StagedGang, request: RenderRequest, patience: int) -> Denoised:
+        denoisers, size = gang.gang, self._size(request.item, request.schedule)
+        denoised: Denoised = denoisers.run(
+            denoise_item, request, denoisers.pace.deadline_s(size) * patience
+        )
         denoisers.pace.observe(size, denoised.loop_s)
+        return denoised
+
+    def _decode(
+        self, gang: StagedGang, request: RenderRequest, denoised: Denoised, patience: int
+    ) -> tuple[np.ndarray, float]:
+        """The frames, and the seconds that decoding took."""
+        item, encoders = request.item, gang.encoders
         pixels = _size(self._shape(item), 1)
         deadline_s = encoders.pace.deadline_s(pixels) * patience
         latents = denoised.latents, replace(item, image=None)
         frames, decode_s = encoders.run(decode_item, latents, deadline_s)
         encoders.pace.observe(pixels, decode_s)
-        return denoised, frames, decode_s
+        return frames, decode_s
 
     def _audited(
         self, gang: StagedGang, request: RenderRequest, frames: np.ndarray
@@ -156,7 +206,8 @@ class Delivery(CountedWork):
         chosen = audit.is_chosen(request.item.id, self.audit_share)
         if request.schedule is None or not chosen:
             return {}
-        _, full, _ = self._render(gang, replace(request, schedule=None), patience=1)
+        everything = replace(request, schedule=None)
+        full, _ = self._decode(gang, everything, self._denoise(gang, everything, 1), 1)
         return audit.fidelity(frames, full)
 
     def _learn_pace(self, gang: StagedGang, item: WorkItem) -> None:
@@ -166,8 +217,9 @@ class Delivery(CountedWork):
         for key, _ in zip(store.list(f"{folder}/"), range(PACE_SAMPLE), strict=False):
             row = json.loads(store.get(key))
             if row["status"] == manifest.OK and row["world_size"] == gang.world_size:
-                took = row["metrics"]
-                gang.gang.pace.observe(_size(row, row["nfe"]), took["denoise_s"])
+                took, count = row["metrics"], row.get("batch", 1)
+                size, seconds = _size(row, row["nfe"]), took["denoise_s"]
+                gang.gang.pace.observe(size * count, seconds * count)
                 gang.encoders.pace.observe(_size(row, 1), took["decode_s"])
 
     def _size(self, item: WorkItem, schedule: Schedule | None) -> float:

@@ -22,6 +22,7 @@ class Gangs:
         build_encoders: builds the ranks of the encoders beside each gang, see `StagedGang`; None
             for gangs alone.
         encoders_size: ranks of the encoders.
+        batch: items that go into one forward, at most.
         wait_s: how long to wait for room on the cluster while no gang works; None for ever.
         on_gpus: a GPU for each rank, or none; None for GPUs where the cluster has, or starts, any.
     """
@@ -32,13 +33,14 @@ class Gangs:
     most: int | None = None
     build_encoders: BuildRank | None = None
     encoders_size: int = 1
+    batch: int = 1
     wait_s: float | None = None
     on_gpus: bool | None = None
 
     @property
     def depth(self) -> int:
         """Items in flight at a leader."""
-        return 1 if self.build_encoders is None else DEPTH
+        return 1 if self.build_encoders is None else DEPTH * self.batch
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -52,7 +54,7 @@ class Gangs:
         gang = Gang(self.build_rank, self.size)
         if self.build_encoders is None:
             return gang
-        return StagedGang(gang, Gang(self.build_encoders, self.encoders_size))
+        return StagedGang(gang, Gang(self.build_encoders, self.encoders_size), self.batch)
 
 
 def parse_count(text: str) -> tuple[int, int]:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from types import TracebackType
 
+from cluster.fleet.batches import Batches
 from cluster.fleet.gang import Gang
 
-# Videos in flight at a leader: one at each stage, and one whose file is written and uploaded.
+# Videos in flight at a leader: one at each stage, and one whose file is written and uploaded; of
+# pictures that go into one forward, as many of each.
 DEPTH = 4
 
 
@@ -22,14 +24,16 @@ class StagedGang:
     Args:
         gang: its ranks denoise latents.
         encoders: of one rank, or of as many as the gang; each shares the GPU of a rank of the gang.
+        batch: items that go into one forward, at most.
 
     Use it as a context manager, or call `close`. A process that died is started anew by the next
     task that needs it.
     """
 
-    def __init__(self, gang: Gang, encoders: Gang) -> None:
+    def __init__(self, gang: Gang, encoders: Gang, batch: int = 1) -> None:
         self.gang = gang
         self.encoders = encoders
+        self.batches = Batches(batch)
 
     def __enter__(self) -> StagedGang:
         self.start()

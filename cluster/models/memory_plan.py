@@ -50,6 +50,7 @@ class Demand:
         gang_size: ranks that share a video.
         encoders_size: ranks of the encoders (text encoders and VAE), which work beside the first
             of the gang's; 0 where every rank does all.
+        batch: outputs that go into one forward; they are decoded one by one.
     """
 
     model: Model
@@ -57,6 +58,7 @@ class Demand:
     arguments: Mapping[str, Any]
     gang_size: int
     encoders_size: int
+    batch: int = 1
 
     def offloads(self, memory: float, rank: int) -> bool:
         """Whether components of the encoders have to leave the GPU while they do nothing.
@@ -112,10 +114,9 @@ class Demand:
         wider = WIDTHS[self.model.dtype] / WIDTHS["bfloat16"]
         branches = self.model.calls(self.arguments)
         ring = self.model.degrees(self.gang_size)[1] > 1
-        return {
-            "activations": wider * transformer.activation_bytes(tokens, self.gang_size, ring),
-            "velocities": 4.0 * VELOCITIES * branches * transformer.velocity * tokens,
-        }
+        alive = wider * transformer.activation_bytes(tokens, self.gang_size, ring)
+        velocities = 4.0 * VELOCITIES * branches * transformer.velocity * tokens
+        return {"activations": self.batch * alive, "velocities": self.batch * velocities}
 
     def _decoding(self) -> Parts:
         frames, height, width = shape = self.model.shape(self.arguments)
@@ -150,6 +151,8 @@ class Demand:
             if self.model.takes_gang(self.arguments, size):
                 ways.append(f"--gang-size {size}")
                 break
+        if self.batch > 1 and _total(replace(self, batch=1).parts(rank, offloaded=True)) <= memory:
+            ways.append("a smaller --batch")
         if _total(self._smallest().parts(rank, offloaded=True)) <= memory:
             ways.append("a smaller video or picture")
         if not ways:

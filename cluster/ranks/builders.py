@@ -37,6 +37,7 @@ class RankBuilder:
         encoders_size: ranks of the encoders beside the gang; 0 where there is none.
         compiling: whether the blocks of the transformers are compiled: NEVER, ALWAYS, or ON_GPU.
         attention: as `Renderer` has it.
+        batch: outputs that go into one forward, at most.
     """
 
     model: Model
@@ -45,6 +46,7 @@ class RankBuilder:
     encoders_size: int = 0
     compiling: str = NEVER
     attention: str | None = None
+    batch: int = 1
     needs: ClassVar = IMPORTED
 
     def __call__(self, rank: int, world_size: int, init_method: str) -> Renderer:
@@ -81,7 +83,8 @@ class RankBuilder:
             MemoryPlanError: it cannot.
         """
         if memory is not None and self.largest is not None:
-            _demand(self.model, self.largest, world_size, self.encoders_size).offloads(memory, rank)
+            demand = _demand(self.model, self.largest, world_size, self.encoders_size, self.batch)
+            demand.offloads(memory, rank)
 
 
 def rank_builder(model: Model, largest: Mapping[str, Any] | None = None) -> RankBuilder:
@@ -95,9 +98,10 @@ def denoiser_builder(
     encoders_size: int = 1,
     compiling: str = NEVER,
     attention: str | None = None,
+    batch: int = 1,
 ) -> RankBuilder:
     """For ranks of a staged gang that denoise, beside encoders of that size."""
-    return RankBuilder(model, TEXT, largest, encoders_size, compiling, attention)
+    return RankBuilder(model, TEXT, largest, encoders_size, compiling, attention, batch)
 
 
 @dataclass(frozen=True)
@@ -108,11 +112,13 @@ class EncodersBuilder:
         model: what to load, without the transformers.
         largest: as `RankBuilder` has it.
         gang_size: ranks of the gang that they stand beside.
+        batch: outputs that go into one forward of the gang, at most.
     """
 
     model: Model
     largest: Mapping[str, Any] | None = None
     gang_size: int = 1
+    batch: int = 1
     needs: ClassVar = IMPORTED
 
     def __call__(self, rank: int, world_size: int, init_method: str) -> Encoders:
@@ -135,14 +141,15 @@ class EncodersBuilder:
         """
         if memory is None or self.largest is None:
             return False
-        return _demand(self.model, self.largest, self.gang_size, world_size).offloads(memory, rank)
+        demand = _demand(self.model, self.largest, self.gang_size, world_size, self.batch)
+        return demand.offloads(memory, rank)
 
 
 def encoders_builder(
-    model: Model, largest: Mapping[str, Any] | None = None, gang_size: int = 1
+    model: Model, largest: Mapping[str, Any] | None = None, gang_size: int = 1, batch: int = 1
 ) -> EncodersBuilder:
     """For ranks of a staged gang's encoders, beside a gang of that size."""
-    return EncodersBuilder(model, largest, gang_size)
+    return EncodersBuilder(model, largest, gang_size, batch)
 
 
 def encoders_size(model: Model, settings: Iterable[Mapping[str, Any]], gang_size: int) -> int:
@@ -156,5 +163,7 @@ def encoders_size(model: Model, settings: Iterable[Mapping[str, Any]], gang_size
     return gang_size if any(map(model.decodes_in_tiles, settings)) else 1
 
 
-def _demand(model: Model, largest: Mapping[str, Any], gang_size: int, encoders_size: int) -> Demand:
-    return Demand(model, component_bytes(model), largest, gang_size, encoders_size)
+def _demand(
+    model: Model, largest: Mapping[str, Any], gang_size: int, encoders_size: int, batch: int
+) -> Demand:
+    return Demand(model, component_bytes(model), largest, gang_size, encoders_size, batch)

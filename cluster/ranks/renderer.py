@@ -21,11 +21,11 @@ import torch
 from tqdm import tqdm
 
 from cluster.media import video
-from cluster.media.picture import opened
 from cluster.models.model import Model
 from cluster.ranks import sequence_parallel as xdit
 from cluster.ranks.adapters import RankAdapters
 from cluster.ranks.attention import choose_attention
+from cluster.ranks.calls import call_pipeline
 from cluster.ranks.compiling import compile_blocks
 from cluster.ranks.decoding import quicken
 from cluster.ranks.loading import load_pipeline
@@ -34,7 +34,6 @@ from cluster.ranks.split_call import Texts, decoded_of, frames_of, latents_of, t
 from cluster.ranks.tasks import Denoised, Rendering
 from cluster.ranks.tiles import dealt
 from cluster.ranks.watching import LoopWatch, flop_counter
-from cluster.work.pictures import IMAGE
 from meancache import Schedule, apply_mean_cache, remove_mean_cache
 from meancache.hooks.pipelines import transformers_of
 
@@ -148,28 +147,32 @@ class Renderer:
 
     def denoise(
         self,
-        prompt: str,
-        seed: int,
+        prompt: str | Sequence[str],
+        seed: int | Sequence[int],
         arguments: Mapping[str, Any],
         schedule: Schedule | None = None,
         texts: bytes | None = None,
     ) -> Denoised:
-        """Denoises one video or picture; every rank of the gang makes the same call.
+        """Denoises a video or picture, or several at once; every rank makes the same call.
 
         Args:
-            prompt: the text.
-            seed: of the initial noise, made on the CPU so that every rank and every kind of
-                machine starts from the same noise.
+            prompt: the text, or one for each.
+            seed: of the initial noise, or one for each.
             arguments: of the pipeline's call.
             schedule: which steps to compute; None computes all.
-            texts: what `encode_prompt` returned, in another process; None makes them here.
+            texts: what `encode_prompt` returned, in another process, those of several joined; None
+                makes them here.
+
+        Returns:
+            Of several their latents in one, and the time of all.
 
         Raises:
             ScheduleError: the schedule does not fit the run.
             ValueError: what came out is no picture (NaN, Inf, one value).
         """
         started = time.perf_counter()
-        watch = self._watch = LoopWatch()
+        count = 1 if isinstance(prompt, str) else len(prompt)
+        watch = self._watch = LoopWatch(count)
         watching = []
         for transformer in transformers_of(self.pipeline):
             watching.append(transformer.register_forward_pre_hook(watch.before_forward))
@@ -200,13 +203,13 @@ class Renderer:
             nfe,
             loop_s=watch.loop_s,
             gang_s=self._done - (started if before is None else before),
-            forward_s=self._fastest(arguments, watch.fastest_forward_s(nfe)) if nfe else 0.0,
+            forward_s=self._fastest(arguments, count, watch.fastest_forward_s(nfe)) if nfe else 0.0,
             attention=self.attention,
         )
 
-    def _fastest(self, arguments: Mapping[str, Any], seconds: float) -> float:
-        """The fastest forward of outputs of this size until now, in seconds."""
-        tokens = self.model.tokens(arguments)
+    def _fastest(self, arguments: Mapping[str, Any], count: int, seconds: float) -> float:
+        """The fastest forward of so many outputs of this size until now, in seconds."""
+        tokens = self.model.tokens(arguments) * count
         self._forwards[tokens] = min(seconds, self._forwards.get(tokens, seconds))
         return self._forwards[tokens]
 
@@ -311,24 +314,8 @@ class Renderer:
         if self._offloaded:
             self.pipeline.maybe_free_model_hooks()
 
-    def _call(self, prompt: str, seed: int, arguments: Mapping[str, Any], output_type: str) -> Any:
-        generator = torch.Generator("cpu").manual_seed(seed)
-        call = dict(arguments)
-        if IMAGE in call:
-            cut = None if self.model.image_size else (call["width"], call["height"])
-            call[IMAGE] = opened(call[IMAGE], cut)
-        if not self.kind.sized:
-            del call["height"], call["width"]
-        call.update(self.kind.derived(arguments))
-        if self.kind.guider:
-            scale = call.pop("guidance_scale")
-            if self.pipeline.guider.guidance_scale != scale:
-                self.pipeline.guider = self.pipeline.guider.new(
-                    guidance_scale=scale, enabled=scale != 1
-                )
-        return self.pipeline(
-            prompt=prompt, generator=generator, output_type=output_type, return_dict=False, **call
-        )[0]
+    def _call(self, prompt: Any, seed: Any, arguments: Mapping[str, Any], output_type: str) -> Any:
+        return call_pipeline(self.pipeline, self.model, prompt, seed, arguments, output_type)
 
     def _ask(self, prompt: str, arguments: Mapping[str, Any]) -> Any:
         return self._call(prompt, 0, arguments, "latent")

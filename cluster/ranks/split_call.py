@@ -85,7 +85,7 @@ class Texts:
             try:
                 self._call(prompt, arguments)
             except _Reached:
-                return _pack(answers)
+                return pack(answers)
         raise RuntimeError(f"{type(pipeline).__name__} prepared no latents")
 
 
@@ -102,7 +102,7 @@ def texts_given(pipeline: Any, texts: bytes, device: torch.device) -> Iterator[N
         return lambda *_, **__: next(answers)
 
     with ExitStack() as stack:
-        for name, answers in _unpack(texts, device).items():
+        for name, answers in unpack(texts, device).items():
             stack.enter_context(replaced(pipeline, name, answering(iter(answers))))
         yield
 
@@ -127,7 +127,7 @@ def latents_of(pipeline: Any, call: Callable[[], Any]) -> bytes:
         try:
             call()
         except _Reached:
-            return _pack(asked[0])
+            return pack(asked[0])
     raise RuntimeError(f"{type(pipeline).__name__} did not decode what it drew")
 
 
@@ -135,7 +135,7 @@ def latents_of(pipeline: Any, call: Callable[[], Any]) -> bytes:
 def decoded_of(pipeline: Any, latents: bytes, device: torch.device) -> torch.Tensor:
     """What its VAE answers to the call that `latents_of` stopped at: (1, 3, F, H, W) or
     (1, 3, H, W), about in [-1, 1]."""
-    given, named = _unpack(latents, device)
+    given, named = unpack(latents, device)
     decoded: torch.Tensor = pipeline.vae.decode(*given, **named)[0]
     return decoded
 
@@ -199,12 +199,14 @@ def outline_transformers(pipeline: Any, source: str, revision: str | None) -> No
             setattr(pipeline, name, Outline(module, pipeline.dtype))
 
 
-def _pack(value: Any) -> bytes:
+def pack(value: Any) -> bytes:
+    """Tensors of any device, nested as they are, for another process."""
     on_cpu = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.cpu(), value)
     return pickle.dumps(on_cpu)
 
 
-def _unpack(packed: bytes, device: torch.device) -> Any:
+def unpack(packed: bytes, device: torch.device) -> Any:
+    """What was packed, with its tensors on a device."""
     # From another process of this gang, never from a file or the network.
     value = pickle.loads(packed)
     return pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), value)

@@ -6,6 +6,7 @@ Light on purpose: only ranks need torch and diffusers, which take seconds to imp
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -26,9 +27,13 @@ if TYPE_CHECKING:
 class Denoised:
     """One video or picture before it is decoded, as a rank sees it.
 
+    The seconds of one that was in a batch are its share of the batch's, so that sums over items
+    are the time that was spent.
+
     Attributes:
         latents: the call of the VAE that decodes them, packed; None on ranks other than 0.
-        nfe: forwards of the transformers; guidance in two forwards counts as two.
+        nfe: forwards of the transformers; guidance in two forwards counts as two. Those of a batch
+            count in full for each of its items.
         loop_s: wall time of the denoising loop: from the transformer's first call to the
             scheduler's last step.
         gang_s: wall time since this rank was done with the one before, or of this one alone where
@@ -37,6 +42,8 @@ class Denoised:
             of its device; 0 where it has done none.
         attention: name of the attention that the transformer used.
         swapped: whether other adapters were on the transformers before.
+        place: in its batch, from 0.
+        batch: how many went into each forward.
     """
 
     latents: bytes | None
@@ -46,6 +53,8 @@ class Denoised:
     forward_s: float = 0.0
     attention: str = ""
     swapped: bool = False
+    place: int = 0
+    batch: int = 1
 
 
 @dataclass(frozen=True)
@@ -95,12 +104,56 @@ def encode_prompt(encoders: Renderer, item: WorkItem) -> tuple[bytes, float]:
     return encoders.encode_prompt(item.prompt, item.call), time.perf_counter() - started
 
 
+def encode_for_batch(encoders: Renderer, item: WorkItem) -> tuple[bytes, str, float]:
+    """A task of the encoders: an item's embeddings, what others must have in common with them to
+    go into one forward, and the seconds that they took."""
+    from cluster.ranks.batches import form_of
+
+    texts, seconds = encode_prompt(encoders, item)
+    return texts, form_of(texts), seconds
+
+
 def denoise_item(renderer: Renderer, request: RenderRequest) -> Denoised:
     """A gang's task: denoises one item whose texts are given."""
     item = request.item
     swapped = use_adapters(renderer, item, request.store)
     denoised = renderer.denoise(item.prompt, item.seed, item.call, request.schedule, request.texts)
     return replace(denoised, swapped=swapped)
+
+
+def denoise_batch(renderer: Renderer, requests: Sequence[RenderRequest]) -> list[Denoised]:
+    """A gang's task: denoises items of the same call and schedule in one, with their texts given.
+
+    Args:
+        renderer: of this rank.
+        requests: several; their texts are of one form.
+    """
+    from cluster.ranks.batches import joined, split
+
+    first, count = requests[0], len(requests)
+    swapped = use_adapters(renderer, first.item, first.store)
+    all_of_it = renderer.denoise(
+        [one.item.prompt for one in requests],
+        [one.item.seed for one in requests],
+        first.item.call,
+        first.schedule,
+        joined([one.texts for one in requests if one.texts is not None]),
+    )
+    latents = all_of_it.latents
+    each = [None] * count if latents is None else split(latents, count)
+    return [
+        replace(
+            all_of_it,
+            latents=own,
+            loop_s=all_of_it.loop_s / count,
+            gang_s=all_of_it.gang_s / count,
+            forward_s=all_of_it.forward_s / count,
+            swapped=swapped and not place,
+            place=place,
+            batch=count,
+        )
+        for place, own in enumerate(each)
+    ]
 
 
 def use_adapters(renderer: Renderer, item: WorkItem, store: Store | None) -> bool:

@@ -25,10 +25,12 @@ class LoopWatch:
     """Times the denoising loop, counts and times the transformer's calls, looks at what comes out.
 
     Attributes:
+        count: outputs that the run makes.
         started: of the transformer's first call, in seconds.
         stopped: when the scheduler's last step was done.
     """
 
+    count: int = 1
     started: float = math.nan
     stopped: float = math.nan
     _marks: list[Any] = field(default_factory=list)
@@ -76,7 +78,8 @@ class LoopWatch:
         """Takes the last step's latents."""
         self.stopped = synchronized_now()
         latents = result.float().cpu().numpy()
-        video.check_drawn("latents", latents, latents.shape)
+        for one in [latents] if self.count == 1 else latents:
+            video.check_drawn("latents", one, one.shape)
 
 
 def _mark() -> Any:

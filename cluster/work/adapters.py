@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -147,23 +147,30 @@ def resolve_rows(prompts: list[Prompt], found: Adapters) -> None:
         prompts[place] = replace(row, overrides=own)
 
 
-def grouped(items: Sequence[Any]) -> list[Any]:
-    """Items with those of the same adapters side by side, shard by shard.
+def grouped(
+    items: Sequence[Any], alike: Callable[[Any], Hashable] = lambda item: (), shards: int = 1
+) -> list[Any]:
+    """Items with those of the same adapters side by side, and of these those that are alike.
 
-    Every other shard has them the other way round, so that it begins with those that the one before
-    ended with.
+    A shard at a time; every other shard has them the other way round, so that it begins with those
+    that the one before ended with.
+
+    Args:
+        items: in their order.
+        alike: what items have in common that go into one forward; orderable.
+        shards: so many are taken as one.
     """
 
-    def key(item: Any) -> str:
-        return repr(item.arguments.get(LORA, ()))
+    def key(item: Any) -> Any:
+        return repr(item.arguments.get(LORA, ())), alike(item)
 
     if len({key(item) for item in items}) < 2:
         return list(items)
-    shards: dict[int, list[Any]] = {}
+    parts: dict[int, list[Any]] = {}
     for item in items:
-        shards.setdefault(item.shard, []).append(item)
+        parts.setdefault(item.shard // shards, []).append(item)
     ordered: list[Any] = []
-    for number, members in enumerate(shards.values()):
+    for number, members in enumerate(parts.values()):
         ordered += sorted(members, key=key, reverse=bool(number % 2))
     return ordered
 

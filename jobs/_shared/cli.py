@@ -220,7 +220,8 @@ def model_config(options: argparse.Namespace) -> ModelConfig:
 
 def fleet_config(options: argparse.Namespace) -> FleetConfig:
     """The flags of `add_fleet`."""
-    return FleetConfig(options.gang_size, options.gangs, options.wait, options.device)
+    batch = getattr(options, "batch", 1)
+    return FleetConfig(options.gang_size, options.gangs, options.wait, options.device, batch)
 
 
 def run_job(

@@ -68,12 +68,14 @@ class FleetConfig:
         gangs: 'A', or 'A:B' to grow from A to B; None for the job's own default.
         wait: minutes to wait for room on the cluster while no gang works; None for ever.
         device: 'gpu' or 'cpu'; None for GPUs where the cluster has, or starts, any.
+        batch: images that go into one forward, at most.
     """
 
     gang_size: int = 1
     gangs: str | None = None
     wait: float | None = None
     device: str | None = None
+    batch: int = 1
 
     def recruit(
         self,
@@ -90,6 +92,7 @@ class FleetConfig:
             most,
             build_encoders,
             encoders_size,
+            self.batch,
             wait_s=None if self.wait is None else 60 * self.wait,
             on_gpus=None if self.device is None else self.device == "gpu",
         )

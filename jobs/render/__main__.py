@@ -39,6 +39,15 @@ def parser() -> argparse.ArgumentParser:
     cli.add_lora(result)
     cli.add_fleet(result)
     result.add_argument(
+        "--batch",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="images that go into one forward, at most (default 1): rows of the same settings whose "
+        "texts are as long; for models that make images of text alone; not part of the job, and "
+        "pixels differ by rounding",
+    )
+    result.add_argument(
         "--compile",
         nargs="?",
         choices=compiling.CHOICES,

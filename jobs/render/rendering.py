@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -23,12 +23,15 @@ from cluster.store import Store
 from cluster.work import pictures, plan
 from cluster.work.adapters import grouped
 from cluster.work.plan import WorkItem
+from cluster.work.rows import TOKENS, RowPlan
 from jobs._shared.progress import QUIET_S, Staffing, counted, progress
 from jobs.render.announcement import announce
 from jobs.render.config import REPORT_KEY
 from jobs.render.request import Prepared
-from meancache.json_values import shown
+from meancache.json_values import canonical_json, shown
 
+# Shards whose items are sorted together where several go into one forward.
+TOGETHER = 16
 # Below this share of goodput its sentence says where the rest went.
 LOW = 0.8
 
@@ -101,7 +104,7 @@ def _render(
     # Two drivers of one root meet as late as they can when each begins somewhere else.
     first = secrets.randbelow(len(todo)) if todo else 0
     staffing, tally = Staffing(), _Tally()
-    todo = grouped(todo[first:] + todo[:first])
+    todo = _ordered(prepared, todo[first:] + todo[:first])
     with closing(
         fleet.run(work, todo, prepared.gangs, work.lost, staffing.staffed, here.store)
     ) as results:
@@ -116,6 +119,25 @@ def _render(
     success = here.finish(shards, before)
     _write_page(here.store)
     return success
+
+
+def _ordered(prepared: Prepared, todo: list[WorkItem]) -> list[WorkItem]:
+    """What is handed out, in an order that spares gangs changes and fills their batches."""
+    if prepared.config.fleet.batch == 1:
+        return grouped(todo)
+    return grouped(todo, _alike(prepared.plan), TOGETHER)
+
+
+def _alike(planned: RowPlan) -> Callable[[WorkItem], tuple[str, int]]:
+    """What items have in common that can go into one forward: their settings, and about how long
+    their texts are."""
+    tokens = None if planned.beside is None else planned.beside[TOKENS[1]].to_pylist()
+
+    def key(item: WorkItem) -> tuple[str, int]:
+        length = None if tokens is None else tokens[item.index - planned.first]
+        return canonical_json(item.arguments).decode(), length or 0
+
+    return key
 
 
 def _freeze(

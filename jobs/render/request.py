@@ -31,6 +31,9 @@ from meancache.errors import ScheduleError
 from meancache.json_values import shown
 from meancache.schedule import Schedule
 
+# Beyond what fills any GPU; a leader has a thread for each of four batches.
+MOST_BATCH = 64
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -107,9 +110,27 @@ def _check_flags(config: Config, model: Model) -> None:
             f"--attention {shown(config.attention)} is for gangs of one; larger ones use xDiT's: "
             "leave it out"
         )
+    if config.fleet.batch > 1:
+        _check_batch(config.fleet.batch, model)
     if config.model.lora and config.compile == "always":
         raise ModelError(
             "--compile is not for jobs with adapters: each would be compiled anew; leave it out"
+        )
+
+
+def _check_batch(batch: int, model: Model) -> None:
+    """Refuses --batch where a forward has no room for several. Raises ModelError."""
+    if batch > MOST_BATCH:
+        raise ModelError(f"--batch {batch} must be at most {MOST_BATCH}")
+    if not model.kind.is_image:
+        raise ModelError(
+            f"--batch {batch} is for models of images: {model.id} makes videos, of which one fills "
+            "a GPU; leave it out"
+        )
+    if model.kind.takes_image:
+        raise ModelError(
+            f"--batch {batch} is for models that draw from text alone: each row of {model.id} has "
+            "an image of its own beside; leave it out"
         )
 
 
@@ -187,8 +208,9 @@ def _gangs(config: Config, model: Model, schedule: Chosen, items: Sequence[WorkI
             beside,
             compiling.decided(config.compile, model.kind.compiles and worth),
             config.attention,
+            config.fleet.batch,
         ),
-        encoders_builder(model, largest, size),
+        encoders_builder(model, largest, size, config.fleet.batch),
         beside,
     )
 
