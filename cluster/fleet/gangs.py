@@ -9,6 +9,9 @@ from cluster.fleet.errors import FleetError
 from cluster.fleet.gang import BuildRank, Gang
 from cluster.fleet.staged_gang import DEPTH, StagedGang
 
+# Beyond what fills any GPU; a leader has a thread for each item of DEPTH batches.
+MOST_BATCH = 64
+
 
 @dataclass(frozen=True)
 class Gangs:

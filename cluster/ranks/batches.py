@@ -30,14 +30,8 @@ def form_of(texts: bytes) -> str:
 def joined(texts: Sequence[bytes]) -> bytes:
     """The texts of several items, of one form, as those of one call of the pipeline."""
     several = [unpack(one, _CPU) for one in texts]
-    return pack(
-        {
-            name: [
-                _together(answers) for answers in zip(*(one[name] for one in several), strict=True)
-            ]
-            for name in several[0]
-        }
-    )
+    called = {name: zip(*(one[name] for one in several), strict=True) for name in several[0]}
+    return pack({name: [_together(each) for each in answers] for name, answers in called.items()})
 
 
 def split(latents: bytes, count: int) -> list[bytes]:

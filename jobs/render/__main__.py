@@ -43,9 +43,9 @@ def parser() -> argparse.ArgumentParser:
         type=positive,
         default=1,
         metavar="N",
-        help="images that go into one forward, at most (default 1): rows of the same settings whose "
-        "texts are as long; for models that make images of text alone; not part of the job, and "
-        "pixels differ by rounding",
+        help="images that go into one forward, at most (default 1): rows of the same settings "
+        "with texts of the same length; for models that make images of text alone; not part of "
+        "the job, as pixels differ by rounding alone",
     )
     result.add_argument(
         "--compile",

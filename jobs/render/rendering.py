@@ -193,6 +193,7 @@ class _Tally:
     ideal_s: float = 0.0
     gang_s: float = 0.0
     swaps: int = 0
+    batches: float = 0.0
 
     @property
     def goodput(self) -> str:
@@ -211,12 +212,16 @@ class _Tally:
             print(self.goodput)
         if self.swaps:
             print(f"adapters: gangs changed them {counted(self.swaps, 'time')}")
+        if 0 < self.batches < self.rendered:
+            print(f"batches: {self.rendered / self.batches:.1f} images a forward")
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Counts a row."""
         self.failed += row["status"] == manifest.FAILED
         self.rendered += row["status"] == manifest.OK
         self.swaps += row.get("adapter_swaps") or 0
+        if row["status"] == manifest.OK:
+            self.batches += 1 / row.get("batch", 1)
         self.ideal_s += row["metrics"].get("ideal_s", 0.0)
         self.gang_s += row["metrics"].get("gang_s", 0.0)
 

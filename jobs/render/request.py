@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from cluster.fleet.gangs import Gangs
+from cluster.fleet.gangs import MOST_BATCH, Gangs
 from cluster.models import compiling
 from cluster.models.model import Model, ModelError
 from cluster.ranks import denoiser_builder, encoders_builder, encoders_size
@@ -30,9 +30,6 @@ from jobs.render.schedules import choose
 from meancache.errors import ScheduleError
 from meancache.json_values import shown
 from meancache.schedule import Schedule
-
-# Beyond what fills any GPU; a leader has a thread for each of four batches.
-MOST_BATCH = 64
 
 
 @dataclass(frozen=True)

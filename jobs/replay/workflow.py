@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 
 from cluster.fleet.beginning import begin
-from cluster.fleet.gangs import Gangs
+from cluster.fleet.gangs import MOST_BATCH, Gangs
 from cluster.fleet.staged_gang import StagedGang
 from cluster.media import image, video
 from cluster.models.model import Model, ModelError, find_model
 from cluster.ranks import (
     RenderRequest,
     decode_item,
+    denoise_batch,
     denoise_item,
     denoiser_builder,
     encode_prompt,
@@ -77,17 +78,33 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Replay:
-    """What the fleet does with the item; a `fleet.Work`."""
+    """What the fleet does with the item; a `fleet.Work`.
+
+    Attributes:
+        model: what renders it.
+        schedule: of its row.
+        store: the root.
+        place: of the item in its batch.
+        batch: how many went into each forward then.
+    """
 
     model: Model
     schedule: Schedule | None
     store: Store
+    place: int = 0
+    batch: int = 1
 
     def __call__(self, staged: StagedGang, item: WorkItem) -> bytes:
         """The item's mp4 or png, rendered again as a render job does. Raises GangError."""
         (texts, _), _ = staged.encoders.run_with_retries(encode_prompt, item)
         request = RenderRequest(item, self.schedule, texts, self.store)
-        denoised, _ = staged.gang.run_with_retries(denoise_item, request)
+        if self.batch == 1:
+            denoised, _ = staged.gang.run_with_retries(denoise_item, request)
+        else:
+            # Sums round as they did then, whatever the others were: copies of it stand for them.
+            copies = [request] * self.batch
+            several, _ = staged.gang.run_with_retries(denoise_batch, copies)
+            denoised = several[self.place]
         (frames, _), _ = staged.encoders.run_with_retries(decode_item, (denoised.latents, item))
         return encoded(self.model, frames)
 
@@ -145,9 +162,12 @@ def prepare(config: Config) -> Prepared:
     size = config.gang_size or row["world_size"]
     model.check_arguments(item.arguments, size)
     largest, beside = item.arguments, encoders_size(model, [item.arguments], size)
-    build = denoiser_builder(model, largest, beside)
-    gangs = FleetConfig(size, "1").recruit(build, encoders_builder(model, largest, size), beside)
-    return Prepared(store, row, item, Replay(model, schedule, store), gangs, output)
+    place, batch = _batch(store, row)
+    build = denoiser_builder(model, largest, beside, batch=batch)
+    encoders = encoders_builder(model, largest, size, batch)
+    gangs = FleetConfig(size, "1").recruit(build, encoders, beside)
+    work = Replay(model, schedule, store, place, batch)
+    return Prepared(store, row, item, work, gangs, output)
 
 
 def compare(store: Store, row: Mapping[str, Any], data: bytes) -> tuple[bool, str]:
@@ -286,13 +306,32 @@ def _arguments(
     """The arguments of the call: the job's in the row's size, else what the receipt holds."""
     given = spec["arguments"]
     yield {**given, **{name: row[name] for name in SIZES if name in given}}
+    for receipt in _receipts(store, row):
+        arguments = receipt.get("arguments")
+        if isinstance(arguments, dict):
+            yield arguments
+
+
+def _receipts(store: Store, row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The receipts of a row's item that can be read: one, and one of each round beside."""
     for key in store.list(f"receipts/{row['shard']:06d}/{row['item_id']}."):
         try:
-            arguments = json.loads(store.get(key))["arguments"]
-            if isinstance(arguments, dict) and not is_deep(arguments):
-                yield arguments
+            receipt = json.loads(store.get(key))
         except UNREADABLE:
             continue
+        if isinstance(receipt, dict) and not is_deep(receipt):
+            yield receipt
+
+
+def _batch(store: Store, row: Mapping[str, Any]) -> tuple[int, int]:
+    """The place of a row's item in its batch, and how many there were; (0, 1) of one alone."""
+    for receipt in _receipts(store, row):
+        place, batch = receipt.get("batch_place"), receipt.get("batch")
+        if receipt.get("sha256") != row["sha256"]:
+            continue
+        if isinstance(place, int) and isinstance(batch, int) and 0 <= place < batch <= MOST_BATCH:
+            return place, batch
+    return 0, 1
 
 
 def _output(uri: str) -> tuple[Store, str]:
