@@ -30,6 +30,7 @@ from cluster.ranks import (
     denoise_batch,
     denoise_item,
     encode_for_batch,
+    encode_prompt,
     encoded,
 )
 from cluster.results import audit, manifest
@@ -100,17 +101,13 @@ class Delivery(CountedWork):
             self._learn_pace(gang, item)
         # Doubled by each attempt: what is slow for a reason should not be killed three times.
         patience = 2 ** (number - 1)
-        encoders, store = gang.encoders, self.manifest.store
+        store = self.manifest.store
         with gang.batches.place() as place:
-            texts, form, text_s = encoders.run(
-                encode_for_batch, item, encoders.pace.deadline_s(0) * patience
-            )
+            texts, form, text_s = self._encode(gang, item, patience)
             request = RenderRequest(item, schedule_of(self.schedule, item.arguments), texts, store)
             # What has failed before may be at fault, and goes alone.
-            setting = canonical_json(item.arguments).decode()
-            key = f"{setting} {form}" if number == 1 else None
-            together = partial(self._together, gang)
-            denoised = place.run(key, (request, patience), together)
+            key = form if number == 1 else None
+            denoised = place.run(key, (request, patience), partial(self._together, gang))
         frames, decode_s = self._decode(gang, request, denoised, patience)
         rendered = time.perf_counter()
         data = encoded(self.model, frames)
@@ -132,8 +129,6 @@ class Delivery(CountedWork):
             nfe=denoised.nfe,
             attention=denoised.attention,
             adapter_swaps=int(denoised.swapped),
-            batch=denoised.batch,
-            batch_place=denoised.place,
             render_s=text_s + denoised.loop_s + decode_s,
             encode_s=written - rendered,
             upload_s=uploaded - written,
@@ -145,7 +140,21 @@ class Delivery(CountedWork):
                 "ideal_s": denoised.nfe * denoised.forward_s,
                 **fidelity,
             },
+            **_batch(denoised),
         )
+
+    def _encode(
+        self, gang: StagedGang, item: WorkItem, patience: int
+    ) -> tuple[bytes, str | None, float]:
+        """An item's texts, what others must have in common with it to go into one forward (None
+        where items go alone), and the seconds that it took."""
+        encoders = gang.encoders
+        deadline_s = encoders.pace.deadline_s(0) * patience
+        if gang.batches.most == 1:
+            texts, seconds = encoders.run(encode_prompt, item, deadline_s)
+            return texts, None, seconds
+        texts, form, seconds = encoders.run(encode_for_batch, item, deadline_s)
+        return texts, f"{canonical_json(item.arguments).decode()} {form}", seconds
 
     def _together(
         self, gang: StagedGang, asked: Sequence[tuple[RenderRequest, int]]
@@ -263,6 +272,13 @@ class Delivery(CountedWork):
             self.told(row, self.manifest.store.retries)
             logs.item(row)
         return committed
+
+
+def _batch(denoised: Denoised) -> dict[str, int]:
+    """What a receipt says of the batch that its item was in."""
+    if denoised.batch == 1:
+        return {}
+    return {"batch": denoised.batch, "batch_place": denoised.place}
 
 
 def _size(of: Mapping[str, Any], forwards: int) -> float:

@@ -5,8 +5,10 @@ import json
 import os
 import shutil
 import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +28,7 @@ from cluster.work.plan import plan_items
 from cluster.work.prompts import Prompt
 from meancache import Schedule, tiny
 from meancache.quality import psnr, ssim
-from tests.support import ranks
+from tests.support import ranks, saved_pipelines
 from tests.support.processes import gone
 
 
@@ -248,6 +250,31 @@ def test_what_a_broken_model_draws_becomes_a_failed_row(
     assert (row["status"], row["attempts"]) == ("failed", 3)
     assert sentence in row["error"]
     assert not list(job.store.list("videos/"))
+
+
+def test_a_picture_that_fails_leaves_the_others_of_its_batch_their_first_attempt(job, tmp_path):
+    model = find_model(str(saved_pipelines.save("FLUX.1", tmp_path / "flux")), dtype="float32")
+    arguments = {**model.defaults, "height": 32, "width": 32, "num_inference_steps": 2}
+    prompts = [Prompt(n, f"a red circle {n}", str(n), n) for n in range(4)]
+    items = plan_items(prompts, model, arguments)
+    items[2] = replace(items[2], seed=2**70)  # which torch takes from nobody
+    delivery, everyone = Delivery(job, model, None), threading.Barrier(4)
+    with (
+        StagedGang(*[Gang(rank_builder(model), 1) for _ in range(2)], batch=4) as staged,
+        ThreadPoolExecutor(4) as threads,
+    ):
+
+        def deliver(item):
+            everyone.wait()
+            return delivered(delivery, staged, item)
+
+        rows = list(threads.map(deliver, items))
+        assert staged.batches.most == 4
+    assert [row["status"] for row in rows] == ["ok", "ok", "failed", "ok"]
+    assert [row["attempts"] for row in rows] == [1, 1, 3, 1]
+    assert "rank 0 failed" in rows[2]["error"]
+    assert not any("batch" in row for row in rows)  # each went alone in the end
+    assert len(list(job.store.list("receipts/"))) == 4
 
 
 def test_ranks_that_do_not_start_use_up_no_item(job, model, item):

@@ -5,6 +5,7 @@ import inspect
 import json
 import shutil
 import typing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,18 @@ from cluster.models.kinds import DENOISERS, TEXT
 from cluster.models.model import Model, ModelError, find_model
 from cluster.models.pipelines import PIPELINES
 from cluster.models.sizes import component_bytes
-from cluster.ranks import RankBuilder, RenderRequest, encoded, render_item
+from cluster.ranks import (
+    RankBuilder,
+    RenderRequest,
+    denoise_batch,
+    denoise_item,
+    encode_for_batch,
+    encoded,
+    render_item,
+)
 from cluster.ranks.loading import load_pipeline
 from cluster.ranks.renderer import Renderer
-from cluster.ranks.split_call import over_white
+from cluster.ranks.split_call import over_white, unpack
 from cluster.work.plan import plan_items
 from cluster.work.prompts import Prompt
 from meancache import Schedule
@@ -33,6 +42,11 @@ from tests.support import ranks, saved_pipelines, several_renderers
 STEPS = 6
 SKIPS = [(0, 1, 1), (1, 2, 1), (2, 4, 2), (4, 6, 1)]
 PROMPT = "a red circle on a dark background"
+CPU = torch.device("cpu")
+# Of latents of about 1, in float32: sums of several pictures round in another order.
+TOLERANCE = 1e-4
+# Pipelines whose texts are as long as their prompts; the others pad them.
+CUT_TO_THEIR_TOKENS = ("QwenImagePipeline", "ZImagePipeline")
 PARALLEL = ["FLUX.1", "Qwen-Image", "Wan 2.1", "Wan 2.2", "HunyuanVideo-1.5"]
 PARALLEL += ["FLUX.2", "FLUX.2 Klein", "LTX-2", "Wan VACE"]
 
@@ -116,6 +130,37 @@ def test_its_stages_in_processes_of_their_own_draw_what_the_pipeline_draws(small
     )[0]
     expected = over_white(plain) if kind.is_image else plain[0]
     assert np.array_equal(frames, np.rint(expected * 255).astype(np.uint8))
+
+
+def test_several_in_a_forward_are_the_pictures_that_they_are_alone(small, alone):
+    if not small.model.kind.is_image:
+        pytest.skip("a video goes alone")
+    arguments = dict(small.arguments)
+    if "true_cfg_scale" in small.model.kind.takes:
+        arguments |= {"negative_prompt": "noise", "true_cfg_scale": 3.0}
+    grid = small.model.grid(STEPS, arguments)
+    schedule = Schedule.from_edges(grid.sigmas, [{"start": 0, "stop": STEPS, "span": 1}])
+    prompts = [PROMPT, PROMPT.replace("red", "blue"), PROMPT.replace("circle", "square")]
+    items = [
+        replace(small.request().item, prompt=prompt, seed=seed, arguments=arguments)
+        for seed, prompt in enumerate(prompts)
+    ]
+    for chosen in (None, schedule):
+        given = [encode_for_batch(alone, item)[:2] for item in items]
+        assert len({form for _, form in given}) == 1
+        requests = [RenderRequest(i, chosen, t) for i, (t, _) in zip(items, given, strict=True)]
+        together = denoise_batch(alone, requests)
+        assert [(one.place, one.batch) for one in together] == [(0, 3), (1, 3), (2, 3)]
+        for one, request in zip(together, requests, strict=True):
+            own = denoise_item(alone, request)
+            assert one.nfe == own.nfe
+            pair = [unpack(each.latents, CPU)[0][0] for each in (one, own)]
+            torch.testing.assert_close(*pair, atol=TOLERANCE, rtol=TOLERANCE)
+            frames = [alone.decode(each.latents, arguments).astype(int) for each in (one, own)]
+            assert np.abs(frames[0] - frames[1]).max() <= 1
+    longer = replace(items[0], prompt=f"{PROMPT} light")
+    lengths = {encode_for_batch(alone, item)[1] for item in (items[0], longer)}
+    assert len(lengths) == 1 + (small.model.pipeline in CUT_TO_THEIR_TOKENS)
 
 
 @pytest.mark.parametrize("name", PIPELINES)

@@ -226,6 +226,10 @@ def test_items_are_grouped_within_their_shards_to_and_fro():
     ordered = [item.arguments["lora"] for item in grouped(items)]
     assert ordered == [loras[0]] * 125 + [loras[1]] * 250 + [loras[0]] * 125
     assert {item.id for item in grouped(items)} == {item.id for item in items}
+    # Both shards as one, and in it those of the same length side by side.
+    alike = grouped(items, lambda item: len(item.prompt), shards=2)
+    lengths = [(item.arguments["lora"], len(item.prompt)) for item in alike]
+    assert lengths == sorted(lengths)
 
 
 def test_a_schedule_of_other_adapters_is_refused(folder, command, capsys):
