@@ -2,7 +2,7 @@
 
 On a GPU the full-size HunyuanVideo, on a CPU the same graph scaled down, both with random weights:
 speed does not depend on them. Needs no Ray. `python -m jobs.benchmark scale` measures what a job
-costs around the model instead.
+costs around the model instead, `python -m jobs.benchmark batch` images that share a forward.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from jobs.benchmark import scale  # with Ray
 
         return scale.main(given[1:])
+    if given[:1] == ["batch"]:
+        from jobs.benchmark import batch
+
+        return batch.main(given[1:])
     outcome = workflow.run(configured(parser().parse_args(given)))
     return 1 if outcome.failed else 0
 
