@@ -1,4 +1,4 @@
-"""Objects under a root: a local directory or an `s3://bucket/prefix`, behind one small class.
+"""Objects under a root: a local directory or a bucket, behind one small class.
 
 Knows bytes and keys; knows nothing of videos, receipts or manifests. The one promise the rest of
 `cluster` builds on is `Store.put_new`: of any number of writers racing for a key exactly one
@@ -6,9 +6,11 @@ creates it, whole, and nobody ever overwrites it. `Store.probe` refuses, before 
 a store that does not keep that promise. Networks and stores that misbehave cost repetitions, for
 about a minute, and then a StoreError: bytes damaged on their way are neither stored nor returned.
 
-S3 endpoints and credentials come from the standard AWS_* environment alone (AWS_ENDPOINT_URL,
-AWS_ACCESS_KEY_ID, AWS_PROFILE, ...). They are read in each process that talks to S3 and are never
-part of a pickle, a repr or a message.
+A bucket is `s3://bucket/prefix`, `gs://bucket/prefix` (Google Cloud Storage; pip install
+'meancache-ray[gs]') or `az://container/prefix` (Azure Blob Storage; 'meancache-ray[az]'). Endpoints
+and credentials come from the standard environment of each alone (AWS_*; what Google's libraries
+find; AZURE_STORAGE_*). They are read in each process that talks to a store and are never part of a
+pickle, a repr or a message.
 
     store = open_store("s3://bucket/run-1")
     store.probe()
@@ -19,16 +21,21 @@ part of a pickle, a repr or a message.
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from cluster.store.base import (
+    SCHEMES,
     AlreadyExists,
     Entry,
     MissingKey,
     Store,
     StoreError,
     TooLarge,
-    split_s3,
+    is_remote,
+    split_uri,
 )
 from cluster.store.local import LocalStore, local_path, read_file
+from cluster.store.remote import RemoteStore
 
 __all__ = [
     "AlreadyExists",
@@ -38,36 +45,59 @@ __all__ = [
     "Store",
     "StoreError",
     "TooLarge",
+    "is_remote",
     "local_path",
     "open_store",
     "read",
+    "split_uri",
 ]
 
 
+# By scheme: the module that knows it, its class, and the package that its extra brings.
+_STORES = {
+    "s3": ("cluster.store.s3", "S3Store", "botocore"),
+    "gs": ("cluster.store.gs", "GoogleStore", "google-cloud-storage"),
+    "az": ("cluster.store.az", "AzureStore", "azure-storage-blob"),
+}
+
+
 def open_store(root: str) -> Store:
-    """Return the store at a local directory (created when first written) or an s3:// root.
+    """Return the store at a local directory (created when first written) or in a bucket.
 
-    Raises StoreError if `root` is malformed or is a file. Touches no network: `Store.probe` does.
+    Raises StoreError if `root` is malformed, is a file, or is of a kind whose client is not
+    installed. Touches no network: `Store.probe` does.
     """
-    if root.startswith("s3:"):
-        from cluster.store.s3 import S3Store  # with botocore
-
-        bucket, prefix = split_s3(root)
-        return S3Store(bucket, prefix)
-    return LocalStore(local_path(root))
+    if not is_remote(root):
+        return LocalStore(local_path(root))
+    scheme, bucket, prefix = split_uri(root)
+    return _remote(scheme)(bucket, prefix)
 
 
 def read(uri: str, most: int | None = None) -> bytes:
-    """Return the bytes of one file, given as a local path or an s3:// uri.
+    """Return the bytes of one file, given as a local path or the uri of an object.
 
     Raises MissingKey where there is none, TooLarge where it has more than `most` bytes, and
     StoreError where it cannot be read.
     """
-    if uri.startswith("s3:"):
-        bucket, key = split_s3(uri)
-        if not key:
-            raise StoreError(f"{uri!r} names a bucket, not a file: give s3://bucket/path/to/file")
-        from cluster.store.s3 import S3Store  # with botocore
+    if not is_remote(uri):
+        return read_file(local_path(uri), most)
+    scheme, bucket, key = split_uri(uri)
+    if not key:
+        called = SCHEMES[scheme][0]
+        raise StoreError(
+            f"{uri!r} names a {called}, not a file: give {scheme}://{called}/path/to/file"
+        )
+    return _remote(scheme)(bucket, patient=False).get(key, most)
 
-        return S3Store(bucket, patient=False).get(key, most)
-    return read_file(local_path(uri), most)
+
+def _remote(scheme: str) -> type[RemoteStore]:
+    """Return the class of a scheme, with its client. Raises StoreError where that is missing."""
+    module, name, package = _STORES[scheme]
+    try:
+        found: type[RemoteStore] = getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        raise StoreError(
+            f"{scheme}:// needs {package}, which is not installed ({error.name} is missing): pip "
+            f"install 'meancache-ray[{scheme}]', on every node too"
+        ) from None
+    return found

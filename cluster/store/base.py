@@ -102,7 +102,7 @@ class Store(ABC):
 
     @abstractmethod
     def uri(self, key: str) -> str:
-        """Return the absolute path or s3:// uri of a key, whether or not it exists."""
+        """Return the absolute path or the uri of a key, whether or not it exists."""
 
     @abstractmethod
     def probe(self) -> None:
@@ -131,8 +131,8 @@ def probe(store: Store) -> None:
             store.put_new(key, b"second")
             raise StoreError(
                 f"{store!r} cannot be used because it ignores conditional puts (If-None-Match) "
-                "and so would overwrite finished work: use AWS S3, MinIO, Ceph or another store "
-                "that honours them"
+                "and so would overwrite finished work: use AWS S3, MinIO, Ceph, Google Cloud "
+                "Storage, Azure or another store that honours them"
             )
         if store.get(key) != b"first":
             raise StoreError(f"{store!r} returned other bytes than were put: use another store")
@@ -191,14 +191,29 @@ def _fingerprint(data: bytes) -> str:
     return f"{len(data)} bytes with sha256 {hashlib.sha256(data).hexdigest()[:16]}"
 
 
-def split_s3(uri: str) -> tuple[str, str]:
-    """Split `s3://bucket/key/` into bucket and key, both checked."""
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
+# What a bucket is called there, and where its endpoint and credentials come from.
+SCHEMES = {
+    "s3": ("bucket", "endpoint and credentials in the AWS_* environment"),
+    "gs": ("bucket", "credentials where Google's libraries find them"),
+    "az": ("container", "account and credentials in the AZURE_STORAGE_* environment"),
+}
+
+
+def is_remote(uri: str) -> bool:
+    """Tell whether an address is of a store behind a network, well-formed or not."""
+    return uri.partition(":")[0] in SCHEMES and ":" in uri
+
+
+def split_uri(uri: str) -> tuple[str, str, str]:
+    """Split `s3://bucket/key/` into scheme, bucket and key, all checked."""
+    scheme = uri.partition(":")[0]
+    called, credentials = SCHEMES[scheme]
+    bucket, _, key = uri.removeprefix(f"{scheme}://").partition("/")
     if "@" in bucket or ":" in bucket or not re.fullmatch(r"[A-Za-z0-9._-]{3,255}", bucket):
         raise StoreError(
-            f"{without_secrets(uri)!r} names no bucket: write s3://bucket/prefix, with the "
-            "endpoint and credentials in the AWS_* environment"
+            f"{without_secrets(uri)!r} names no {called}: write {scheme}://{called}/prefix, with "
+            f"the {credentials}"
         )
     key = key.removesuffix("/")
     check_prefix(key)
-    return bucket, key
+    return scheme, bucket, key

@@ -62,7 +62,7 @@ class LocalStore(Store):
                 raise StoreError(
                     f"{path} cannot be created: its file system has no hard links "
                     f"({error.strerror}), without which nothing keeps two writers apart; give the "
-                    "bucket behind a mount (gcsfuse, s3fs, rclone) as s3://bucket/path, or a "
+                    "bucket behind a mount (gcsfuse, s3fs, rclone) as gs:// or s3://, or a "
                     "folder on another disk"
                 ) from error
             _sync_directory(path.parent)  # in both cases: the answer must outlive a power cut
@@ -181,12 +181,15 @@ def _explaining_os(path: Path, done: str) -> Iterator[None]:
         raise StoreError(f"{path} cannot be {done} ({error.strerror}): {fix}") from error
 
 
+_REMOTE = "s3://bucket/path (or gs://, az://)"
+
+
 def local_path(path: str) -> Path:
     """Return a local path made absolute, so that it means the same in every process."""
     if scheme := re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
-        raise StoreError(f"{scheme[0]}... is not supported: give a local path or s3://bucket/path")
+        raise StoreError(f"{scheme[0]}... is not supported: give a local path or {_REMOTE}")
     if not path or UNSAFE.search(path):
-        raise StoreError(f"{short(path)} is not a path: give a local path or s3://bucket/path")
+        raise StoreError(f"{short(path)} is not a path: give a local path or {_REMOTE}")
     return Path(path).expanduser().absolute()
 
 

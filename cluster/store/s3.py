@@ -10,15 +10,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import logging
 import mimetypes
-import os
 import re
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from botocore.exceptions import ClientError
 
@@ -26,42 +22,26 @@ from cluster.store import s3_client
 from cluster.store.base import (
     Entry,
     MissingKey,
-    Store,
-    StoreError,
     TooLarge,
-    check_key,
     check_prefix,
     is_key,
-    probe,
 )
-from cluster.store.s3_errors import EXPECTED, Again, Damaged, code_of, judge, status_of
-
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-_CREDENTIAL_READINGS = 3  # besides the first: enough to outlast a file being rewritten
+from cluster.store.remote import Damaged, Decision, RemoteStore
+from cluster.store.s3_errors import EXPECTED, code_of, judge, status_of
 
 
-class S3Store(Store):
-    """Objects under `s3://bucket/prefix` of any S3 that honours conditional puts.
+class S3Store(RemoteStore):
+    """Objects under `s3://bucket/prefix` of any S3 that honours conditional puts."""
 
-    `patient=False` gives up on a silent or absent endpoint after seconds instead of minutes. Only
-    bucket, prefix and patience are pickled; each process makes its own client when it first needs
-    one, and another when its credentials are refused: they may have been renewed.
-    """
+    scheme = "s3"
+    expected = EXPECTED
+    telltales = ("botocore",)  # of the key id and the session token
 
-    def __init__(self, bucket: str, prefix: str = "", *, patient: bool = True) -> None:
-        self.bucket = bucket
-        self.prefix = prefix
-        self._patient = patient
-        self._client: tuple[int, Any] | None = None  # of the process with this id
+    def _new_client(self) -> Any:
+        return s3_client.make_client(self._patience)
 
-    def __repr__(self) -> str:
-        return f"S3Store({self._root!r})"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_client": None, "retries": 0}
+    def _judge(self, error: Exception, uri: str) -> Decision:
+        return judge(error, uri, self.bucket)
 
     def get(self, key: str, most: int | None = None) -> bytes:
         place = self._place(key)
@@ -81,7 +61,7 @@ class S3Store(Store):
 
         return self._ask(key, read_whole)
 
-    def put_new(self, key: str, data: bytes) -> bool:
+    def _creation(self, key: str, data: bytes) -> Callable[[Any], bool]:
         request = self._upload(key, data) | {"IfNoneMatch": "*"}
 
         def create(client: Any) -> bool:
@@ -93,12 +73,7 @@ class S3Store(Store):
                 raise
             return True
 
-        for _ in range(10):
-            if self._ask(key, create):
-                return True
-            with suppress(MissingKey):  # it was in the way, and has been deleted since
-                return self._same_or_raise(key, data)
-        raise StoreError(f"{self.uri(key)} is created and deleted all the time: use another root")
+        return create
 
     def put(self, key: str, data: bytes) -> None:
         request = self._upload(key, data)
@@ -136,15 +111,12 @@ class S3Store(Store):
             return False
         return True
 
-    def list(self, prefix: str = "") -> Iterator[str]:
-        return (entry.key for entry in self.entries(prefix))
-
     def entries(self, prefix: str = "") -> Iterator[Entry]:
         check_prefix(prefix)
         return self._entries(prefix)
 
     def _entries(self, prefix: str) -> Iterator[Entry]:
-        root = f"{self.prefix}/" if self.prefix else ""
+        root = self._folder
         request = {"Bucket": self.bucket, "Prefix": root + prefix} | s3_client.for_every_request()
         counts_all = False
         while True:
@@ -167,79 +139,9 @@ class S3Store(Store):
         place = self._place(key)
         self._ask(key, lambda client: client.delete_object(**place))
 
-    def uri(self, key: str) -> str:
-        check_key(key)
-        return f"{self._root}/{key}"
-
-    def probe(self) -> None:
-        probe(S3Store(self.bucket, self.prefix, patient=False))
-
-    @property
-    def _root(self) -> str:
-        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
-
     def _place(self, key: str) -> dict[str, Any]:
-        check_key(key)
-        place = {"Bucket": self.bucket, "Key": f"{self.prefix}/{key}".lstrip("/")}
+        place = {"Bucket": self.bucket, "Key": self._name(key)}
         return place | s3_client.for_every_request()
-
-    def _ask(self, key: str, request: Callable[[Any], T]) -> T:
-        """Return what `request` makes of a client, asking again while that can help.
-
-        All that is asked here may be asked twice: a create that succeeded unheard meets its own
-        bytes. Raises StoreError, outside of any `except`: botocore's errors carry key ids, and
-        would come along as its context.
-        """
-        patience = s3_client.PATIENT if self._patient else s3_client.HASTY
-        renewals = 0
-        for attempt in range(patience.attempts):
-            client = None
-            try:
-                client = self._s3()
-                return request(client)
-            except EXPECTED as error:
-                decision = judge(error, f"{self._root}/{key}", self.bucket)
-            if decision.again is Again.NO:
-                break
-            if decision.again is Again.WITH_FRESH_CREDENTIALS:
-                self._forget(client)
-                renewals += 1
-                if renewals > _CREDENTIAL_READINGS:
-                    break
-            if attempt + 1 < patience.attempts:
-                level = logging.INFO if attempt < 6 else logging.WARNING  # some seconds in
-                log.log(level, "attempt %d failed and is repeated: %s", attempt + 1, decision.error)
-                with _client_lock:
-                    self.retries += 1
-                patience.wait(attempt)
-        raise decision.error
-
-    def _s3(self) -> Any:
-        """Return this process's client: safe to share between threads, never across a fork."""
-        s3_client.quieten()
-        with _client_lock:
-            if self._client is None or self._client[0] != os.getpid():
-                patience = s3_client.PATIENT if self._patient else s3_client.HASTY
-                self._client = os.getpid(), s3_client.make_client(patience)
-            return self._client[1]
-
-    def _forget(self, client: Any) -> None:
-        """Have the next request make a new client, unless another thread already did."""
-        with _client_lock:
-            if self._client is not None and self._client[1] is client:
-                self._client = None
-
-
-_client_lock = threading.Lock()
-
-
-def _renew_client_lock() -> None:
-    """In a fork the lock may be held for ever, by a thread that was not copied."""
-    global _client_lock
-    _client_lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_renew_client_lock)
 
 
 def _whole_page(request: dict[str, str], counts_all: bool, client: Any) -> dict[str, Any]:

@@ -7,11 +7,7 @@ botocore's own files: the second takes 20 ms instead of 110.
 from __future__ import annotations
 
 import functools
-import logging
 import os
-import random
-import time
-from dataclasses import dataclass
 from typing import Any
 
 from botocore.config import Config
@@ -19,25 +15,9 @@ from botocore.loaders import create_loader
 from botocore.session import Session, get_session
 
 from cluster.store.base import StoreError, without_secrets
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long an answer is waited for and how often it is asked for again; times in seconds."""
-
-    attempts: int
-    connect_timeout: float
-    read_timeout: float  # between two bytes
-    longest_wait: float
-
-    def wait(self, attempt: int) -> None:
-        """Wait a random time that doubles with the attempts, so that many clients spread out."""
-        time.sleep(random.uniform(0, min(0.2 * 2**attempt, self.longest_wait)))
-
+from cluster.store.remote import Patience
 
 ENCRYPTIONS = ("AES256", "aws:kms", "aws:kms:dsse")
-PATIENT = Patience(attempts=12, connect_timeout=10, read_timeout=60, longest_wait=20)
-HASTY = Patience(attempts=3, connect_timeout=5, read_timeout=8, longest_wait=1)
 
 
 def make_client(patience: Patience) -> Any:
@@ -106,13 +86,6 @@ def for_uploads() -> dict[str, str]:
 
 
 _shared_loader = functools.cache(create_loader)  # filled under the store's lock
-
-
-def quieten() -> None:
-    """Keep botocore from logging at DEBUG, where it writes the key id and the session token."""
-    botocore_log = logging.getLogger("botocore")
-    if botocore_log.level < logging.INFO:
-        botocore_log.setLevel(logging.WARNING)
 
 
 def endpoint_url() -> str:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
-from enum import Enum
 
 from botocore.exceptions import (
     BotoCoreError,
@@ -31,28 +29,10 @@ from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
 from cluster.store.base import MissingKey, StoreError
+from cluster.store.remote import Again, Damaged, Decision
 from cluster.store.s3_client import endpoint_url
 
-
-class Damaged(Exception):  # noqa: N818
-    """An answer came that cannot be what the store sent; says what was wrong with it, and a fix."""
-
-
 EXPECTED = (BotoCoreError, ClientError, Damaged, HTTPError, OSError, ResponseParserError)
-
-
-class Again(Enum):
-    """Whether a failed request is worth repeating."""
-
-    NO = "it would fail again"
-    LATER = "the network or the store may recover"
-    WITH_FRESH_CREDENTIALS = "they may have been renewed since they were read"
-
-
-@dataclass(frozen=True)
-class Decision:
-    error: StoreError
-    again: Again = Again.NO
 
 
 def judge(error: Exception, uri: str, bucket: str) -> Decision:

@@ -630,7 +630,7 @@ def test_folder_objects_of_consoles_are_not_keys(s3_root: str) -> None:
 def test_a_client_is_made_once_a_process(s3_root: str) -> None:
     store = S3Store(s3_root.split("/")[2])
     with ThreadPoolExecutor(8) as pool:
-        clients = set(pool.map(lambda _: id(store._s3()), range(8)))
+        clients = set(pool.map(lambda _: id(store._client()), range(8)))
     assert len(clients) == 1
 
 
@@ -640,10 +640,10 @@ import os, sys
 from cluster.store import open_store
 store = open_store(sys.argv[1])
 store.put_new("a", b"1")
-before = id(store._s3())
+before = id(store._client())
 child = os.fork()
 if child == 0:
-    os._exit(0 if store.get("a") == b"1" and id(store._s3()) != before else 1)
+    os._exit(0 if store.get("a") == b"1" and id(store._client()) != before else 1)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     command = [sys.executable, "-c", program, s3_root]

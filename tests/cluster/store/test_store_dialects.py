@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from cluster.store import StoreError, open_store, s3_client
+from cluster.store import StoreError, open_store, remote, s3_client
 from tests.cluster.store.test_store import probe_fails, sentence
 from tests.support.faults import Fault, FaultProxy, Request
 from tests.support.s3_server import s3_environment
@@ -28,8 +28,8 @@ BY_NAME = "set `addressing_style = virtual`"
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PATIENT", "HASTY"):
-        patience = replace(getattr(s3_client, name), longest_wait=0.01)
-        monkeypatch.setattr(s3_client, name, patience)
+        patience = replace(getattr(remote, name), longest_wait=0.01)
+        monkeypatch.setattr(remote, name, patience)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_settings_that_cannot_be_are_named(
 def test_the_users_configuration_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in s3_environment("http://127.0.0.1:9").items():
         monkeypatch.setenv(name, value)
-    config = s3_client.make_client(s3_client.HASTY).meta.config
+    config = s3_client.make_client(remote.HASTY).meta.config
     assert config.s3["addressing_style"] == "path"
     assert config.request_checksum_calculation == "when_required"
     file = tmp_path / "config"
@@ -153,7 +153,7 @@ def test_the_users_configuration_is_kept(tmp_path: Path, monkeypatch: pytest.Mon
         "s3 =\n  addressing_style = virtual\n  payload_signing_enabled = true\n"
     )
     monkeypatch.setenv("AWS_CONFIG_FILE", str(file))
-    config = s3_client.make_client(s3_client.HASTY).meta.config
+    config = s3_client.make_client(remote.HASTY).meta.config
     assert config.s3["addressing_style"] == "virtual"
     assert config.s3["payload_signing_enabled"] in (True, "true")
     assert config.request_checksum_calculation == "when_supported"

@@ -24,7 +24,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from cluster.store import Store, StoreError, open_store, read, s3_client
+from cluster.store import Store, StoreError, open_store, read, remote, s3_client
 from tests.cluster.store.test_store import probe_fails, sentence
 from tests.support.faults import Fault, FaultProxy, Request
 from tests.support.s3_server import serve_s3
@@ -50,8 +50,8 @@ class Script:
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PATIENT", "HASTY"):
-        patience = replace(getattr(s3_client, name), longest_wait=0.01)
-        monkeypatch.setattr(s3_client, name, patience)
+        patience = replace(getattr(remote, name), longest_wait=0.01)
+        monkeypatch.setattr(remote, name, patience)
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_a_store_that_stalls_is_asked_again(
     monkeypatch: pytest.MonkeyPatch,
     use: Callable[[Store], object],
 ) -> None:
-    monkeypatch.setattr(s3_client, "PATIENT", replace(s3_client.PATIENT, read_timeout=0.5))
+    monkeypatch.setattr(remote, "PATIENT", replace(remote.PATIENT, read_timeout=0.5))
     store.put("a", b"data")
     expected = use(store)
     method = script.seen[-1].method
@@ -246,7 +246,7 @@ def test_a_fault_that_stays_ends_in_a_sentence(
     with pytest.raises(StoreError, match=re.escape(says)) as error:
         METHODS[use](store)
     assert "s3://" in sentence(error)
-    assert len(script.seen) == (1 if kind == "400" else s3_client.PATIENT.attempts)
+    assert len(script.seen) == (1 if kind == "400" else remote.PATIENT.attempts)
 
 
 def test_one_file_is_not_waited_for_as_long_as_a_job_would(
@@ -257,13 +257,13 @@ def test_one_file_is_not_waited_for_as_long_as_a_job_would(
     with pytest.raises(StoreError, match="broke off in every reading") as error:
         read(f"{s3_root}/a")
     sentence(error)
-    assert len(script.faults) == 100 - s3_client.HASTY.attempts
+    assert len(script.faults) == 100 - remote.HASTY.attempts
 
 
 def test_a_store_that_always_stalls_is_given_up(
     store: Store, script: Script, s3_root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3_client, "HASTY", replace(s3_client.HASTY, read_timeout=0.2))
+    monkeypatch.setattr(remote, "HASTY", replace(remote.HASTY, read_timeout=0.2))
     script.next("PUT", *["stall"] * 10)
     assert "cannot be reached for s3://" in probe_fails(s3_root)
 
@@ -439,9 +439,9 @@ def test_a_store_goes_on_with_renewed_credentials(
         credentials("NEWKEY")
         keys.accepted = "NEWKEY"
         assert use(store) == expected
-        renewed = store._s3()  # type: ignore[attr-defined]
+        renewed = store._client()  # type: ignore[attr-defined]
         assert use(store) == expected
-        assert store._s3() is renewed  # type: ignore[attr-defined]
+        assert store._client() is renewed  # type: ignore[attr-defined]
 
 
 def test_credentials_that_stay_expired_end_in_a_sentence_soon(
@@ -470,7 +470,7 @@ def test_many_threads_renew_credentials_together(
 ) -> None:
     keys = Keys("OLDKEY")
     credentials("OLDKEY")
-    made: list[s3_client.Patience] = []
+    made: list[remote.Patience] = []
     make_client = s3_client.make_client
     monkeypatch.setattr(
         s3_client, "make_client", lambda patience: (made.append(patience), make_client(patience))[1]
