@@ -1,8 +1,9 @@
 """LoRA adapters: what --lora and the column `lora` name, and where a job keeps their files.
 
-An adapter is a safetensors file, given as a path, an s3:// uri or a Hugging Face id, and a scale. A
-job keeps a copy of each under its root, by the hash of its bytes, from which ranks load it. What a
-call runs with is its argument `lora`: ((sha256, scale), ...), left out where there is none.
+An adapter is a safetensors file, given as a path, an object's uri or a Hugging Face id, and a
+scale. A job keeps a copy of each under its root, by the hash of its bytes, from which ranks load
+it. What a call runs with is its argument `lora`: ((sha256, scale), ...), left out where there is
+none.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cluster.models.adapter_names import LORA
-from cluster.store import MissingKey, Store, StoreError, TooLarge, local_path, read
+from cluster.store import MissingKey, Store, StoreError, TooLarge, is_remote, local_path, read
 from cluster.work import values
 from cluster.work.values import PromptsError
 from meancache.json_values import shown
@@ -55,7 +56,8 @@ def of_text(text: str, folder: str = "") -> tuple[str, float]:
     if not -MOST_SCALE <= scale <= MOST_SCALE:
         raise PromptsError(f"lora {shown(text)}: the scale must lie within {MOST_SCALE:g}")
     beside = f"{folder}/{address}"
-    if folder and not address.startswith(("s3:", "/", "~")) and os.path.exists(beside):
+    elsewhere = is_remote(address) or address.startswith(("/", "~"))
+    if folder and not elsewhere and os.path.exists(beside):
         address = beside
     return address, scale
 
@@ -176,8 +178,8 @@ def grouped(
 
 
 def _file(address: str) -> str:
-    """Where an adapter's file is: a path or an s3:// uri. Raises PromptsError."""
-    if address.startswith("s3:"):
+    """Where an adapter's file is: a path or a bucket's uri. Raises PromptsError."""
+    if is_remote(address):
         return address
     try:
         path = local_path(address)

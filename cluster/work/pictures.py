@@ -21,7 +21,16 @@ import pyarrow.parquet as pq
 from cluster.media.picture import MOST_BYTES, Picture, examined, named
 from cluster.models.model import Model, ModelError
 from cluster.models.sharing import check_image
-from cluster.store import MissingKey, Store, StoreError, TooLarge, local_path, open_store, read
+from cluster.store import (
+    MissingKey,
+    Store,
+    StoreError,
+    TooLarge,
+    is_remote,
+    local_path,
+    open_store,
+    read,
+)
 from cluster.work import values
 from cluster.work.prompt_files import PromptFile
 from cluster.work.values import PromptsError
@@ -55,7 +64,7 @@ def of_value(value: Any, folder: str) -> Picture | None:
     """The picture that a cell names: examined where it holds bytes, else with its address.
 
     Args:
-        value: a path, an s3:// uri, bytes, or Hugging Face's {bytes, path}.
+        value: a path, the uri of an object, bytes, or Hugging Face's {bytes, path}.
         folder: of the prompts file, which relative paths begin at.
 
     Raises:
@@ -86,7 +95,7 @@ def of_value(value: Any, folder: str) -> Picture | None:
 
 
 def _resolved(address: str, folder: str) -> str:
-    if address.startswith(("s3:", "/", "~")) or "://" in address:
+    if is_remote(address) or address.startswith(("/", "~")) or "://" in address:
         return address
     return f"{folder}/{address}" if folder else address
 
@@ -103,8 +112,8 @@ def check_images(prompts: Iterable[Prompt], model: Model) -> None:
         lines = ", ".join(map(str, wrong[:NAMED_ROWS])) + ", ..." * (len(wrong) > NAMED_ROWS)
         raise PromptsError(
             f"{len(wrong)} rows have no image (lines {lines}), and {model.id} is a "
-            f"{model.pipeline}, which draws from one: give each a path, an s3:// uri or bytes in "
-            "the column image"
+            f"{model.pipeline}, which draws from one: give each a path, an s3:// uri "
+            "(or gs://, az://) or bytes in the column image"
             if takes
             else f"{len(wrong)} rows have an image (lines {lines}), and {model.id} is a "
             f"{model.pipeline}, which draws from text alone: leave the column image out, give it "

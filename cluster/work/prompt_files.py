@@ -15,8 +15,15 @@ from typing import IO, Any
 
 import pyarrow as pa
 
-from cluster.store import MissingKey, StoreError, local_path, open_store, read
-from cluster.store.base import split_s3
+from cluster.store import (
+    MissingKey,
+    StoreError,
+    is_remote,
+    local_path,
+    open_store,
+    read,
+    split_uri,
+)
 from cluster.work.values import PromptsError
 from meancache.json_values import shown
 
@@ -65,7 +72,7 @@ class PromptFile:
 
 
 def find_files(uri: str) -> list[PromptFile]:
-    """The files that a path or an s3:// uri names, a folder's and a glob's by name.
+    """The files that a path or the uri of an object names, a folder's and a glob's by name.
 
     Files whose names begin with a dot or an underscore are no part of a folder, nor of a glob that
     does not ask for them: they are what Spark and file systems leave there.
@@ -74,7 +81,7 @@ def find_files(uri: str) -> list[PromptFile]:
         PromptsError: there is none, or one of a kind that is not read.
     """
     try:
-        found = _in_bucket(uri) if uri.startswith("s3:") else _on_disk(uri)
+        found = _in_bucket(uri) if is_remote(uri) else _on_disk(uri)
     except StoreError as error:
         raise PromptsError(f"prompts {_shown(uri)}: {error}") from error
     if not found:
@@ -113,11 +120,12 @@ def _check_file(path: Path) -> None:
 
 
 def _in_bucket(uri: str) -> list[tuple[str, str]]:
-    bucket, key = split_s3(uri)
+    scheme, bucket, key = split_uri(uri)
+    root = f"{scheme}://{bucket}"
     if any(mark in key for mark in _WILD):
         parts = PurePosixPath(key).parts
         fixed = next(n for n, part in enumerate(parts) if any(mark in part for mark in _WILD))
-        folder, pattern = "/".join((f"s3://{bucket}", *parts[:fixed])), parts[fixed:]
+        folder, pattern = "/".join((root, *parts[:fixed])), parts[fixed:]
         found = [one.split("/") for one in open_store(folder).list()]
         marks = pattern[-1].startswith("_")  # asked for
         keys = [
@@ -125,7 +133,7 @@ def _in_bucket(uri: str) -> list[tuple[str, str]]:
             for names in found
             if _matches(names, pattern) and (marks or not names[-1].startswith("_"))
         ]
-    elif key and open_store(f"s3://{bucket}").exists(key):
+    elif key and open_store(root).exists(key):
         return [(uri, uri)]
     else:
         folder = uri.removesuffix("/")

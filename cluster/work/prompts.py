@@ -123,8 +123,8 @@ def read_prompts(uri: str, column: str = PROMPT) -> Prompts:
     In a .txt file white space at both ends of a line is not part of the prompt.
 
     Args:
-        uri: a path or s3:// uri; a folder's files and a glob's are read in the order of their
-            names.
+        uri: a path or the uri of an object; a folder's files and a glob's are read in the order
+            of their names.
         column: the one that holds the prompts; a column `prompt` beside it is carried along.
 
     Raises:

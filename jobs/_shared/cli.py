@@ -103,7 +103,8 @@ def add_output(parser: argparse.ArgumentParser, what: str) -> None:
         required=True,
         metavar="ROOT",
         help=f"{what}: a directory or s3://bucket/prefix (endpoint and credentials from the "
-        "standard AWS_* environment, or as boto3 finds them)",
+        "standard AWS_* environment, or as boto3 finds them), gs://bucket/prefix or "
+        "az://container/prefix",
     )
 
 
@@ -154,8 +155,8 @@ def add_lora(parser: argparse.ArgumentParser, by_row: bool = True) -> None:
         action="append",
         metavar="PATH_OR_ID[:SCALE]",
         help="a LoRA adapter of the transformer, as a .safetensors file, a folder with one, an "
-        "s3:// uri or a Hugging Face id, and its scale (default 1); several by repeating it"
-        + (rows if by_row else ""),
+        "s3:// uri (or gs://, az://) or a Hugging Face id, and its scale (default 1); several by "
+        "repeating it" + (rows if by_row else ""),
     )
 
 
@@ -169,8 +170,8 @@ def add_prompts(
         required=required,
         metavar="P",
         help="a .txt (one prompt a line), .jsonl, .csv, .tsv or .parquet file, as it is, .gz or "
-        ".zst, or a folder or glob of them, local or s3://; columns: prompt, and if wanted "
-        f"prompt_id, seed{',' + more if overrides else ''}",
+        ".zst, or a folder or glob of them, local or s3://, gs:// or az://; columns: prompt, and "
+        f"if wanted prompt_id, seed{',' + more if overrides else ''}",
     )
     parser.add_argument(
         "--prompt-column",

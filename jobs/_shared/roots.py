@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import quote
 
-from cluster.store import MissingKey, Store, StoreError, open_store
+from cluster.store import MissingKey, Store, StoreError, is_remote, open_store, split_uri
 from meancache.calibration import Calibration
 from meancache.errors import CalibrationError, InputError
 
 # Set by `ray job submit` in the environment of the job's driver.
 SUBMITTED_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 # In the store's sentences about them.
-CREDENTIALS = re.compile("credential|AWS_ACCESS_KEY_ID")
+CREDENTIALS = re.compile("credential|AWS_ACCESS_KEY_ID|AZURE_STORAGE_")
 
 
 class RefusedError(InputError):
@@ -55,7 +56,7 @@ def open_output(output: str) -> Store:
     Raises:
         StoreError: it cannot be used, or would be gone when the job ends.
     """
-    local = not output.startswith("s3:")
+    local = not is_remote(output)
     if local and not os.path.isabs(output) and SUBMITTED_MARK in os.environ:
         raise StoreError(
             f"--output {output!r} is a relative path, but a submitted job runs in a "
@@ -90,6 +91,13 @@ def read_graph(folder: str) -> Calibration:
 def to_look_at(store: Store, key: str) -> str:
     """Where a page is: a link for a browser, or how to get it out of a bucket."""
     uri = store.uri(key)
-    if uri.startswith("s3:"):
-        return f"{uri} (aws s3 cp {shlex.quote(uri)} .)"
-    return f"file://{quote(uri)}"
+    if not is_remote(uri):
+        return f"file://{quote(uri)}"
+    scheme, bucket, name = split_uri(uri)
+    there, here = map(shlex.quote, (name, posixpath.basename(name)))
+    commands = {
+        "s3": f"aws s3 cp {shlex.quote(uri)} .",
+        "gs": f"gcloud storage cp {shlex.quote(uri)} .",
+        "az": f"az storage blob download -c {bucket} -n {there} -f {here}",
+    }
+    return f"{uri} ({commands[scheme]})"

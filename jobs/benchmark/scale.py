@@ -23,6 +23,7 @@ from cluster.fleet import metrics
 from cluster.fleet.delivery import Delivery
 from cluster.results import manifest
 from cluster.results.manifest import Manifest
+from cluster.store import is_remote
 from cluster.work import plan
 from cluster.work.plan import SHARD_SIZE, WorkItem
 from jobs._shared import cli
@@ -56,7 +57,7 @@ class Config:
 def _folder(output: str | None) -> Path:
     """An empty place for the root. Raises SpecError."""
     folder = Path(output or tempfile.mkdtemp(prefix="benchmark-"))
-    if output and (output.startswith("s3:") or folder.exists()):
+    if output and (is_remote(output) or folder.exists()):
         raise plan.SpecError(f"--output {folder} must be a folder that does not exist yet")
     return folder
 
