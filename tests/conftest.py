@@ -27,6 +27,14 @@ from ray.cluster_utils import Cluster
 from cluster.fleet import forkserver
 from cluster.fleet.forkserver import NAME_VARIABLE
 from cluster.ranks.builders import IMPORTED
+from tests.support.other_stores import (
+    az_environment,
+    create_az_container,
+    create_gs_bucket,
+    gs_environment,
+    serve_az,
+    serve_gs,
+)
 from tests.support.s3_server import s3_environment, serve_s3
 
 # Two threads of each process would wait for each other on cores that pytest's workers and the ranks
@@ -85,6 +93,40 @@ def new_s3_root(s3_endpoint: str) -> Callable[[], str]:
 def s3_root(new_s3_root: Callable[[], str]) -> str:
     """A fresh "s3://bucket/prefix"."""
     return new_s3_root()
+
+
+@pytest.fixture(scope="session")
+def gs_endpoint() -> Iterator[str]:
+    """URL of an empty server of Google Cloud Storage, named in os.environ until the session ends."""
+    with serve_gs() as endpoint, pytest.MonkeyPatch.context() as patch:
+        for name, value in gs_environment(endpoint).items():
+            patch.setenv(name, value)
+        yield endpoint
+
+
+@pytest.fixture
+def gs_root(gs_endpoint: str) -> str:
+    """A fresh "gs://bucket/prefix"."""
+    name = f"test-{uuid.uuid4()}"
+    create_gs_bucket(name)
+    return f"gs://{name}/some/prefix"
+
+
+@pytest.fixture(scope="session")
+def az_endpoint() -> Iterator[str]:
+    """URL of an empty server of Azure Blob Storage, named in os.environ until the session ends."""
+    with serve_az() as endpoint, pytest.MonkeyPatch.context() as patch:
+        for name, value in az_environment(endpoint).items():
+            patch.setenv(name, value)
+        yield endpoint
+
+
+@pytest.fixture
+def az_root(az_endpoint: str) -> str:
+    """A fresh "az://container/prefix"."""
+    name = f"test-{uuid.uuid4()}"
+    create_az_container(name)
+    return f"az://{name}/some/prefix"
 
 
 @pytest.fixture(scope="session")

@@ -52,7 +52,7 @@ class GoogleStore(RemoteStore):
         name = self._name(key)
 
         def read_whole(client: Any) -> bytes:
-            blob = client.bucket(self.bucket).blob(name)
+            blob = self._blob(client, name)
             if most is not None:
                 blob.reload(**self._alone)
                 if blob.size > most:
@@ -82,7 +82,7 @@ class GoogleStore(RemoteStore):
         kind = mimetypes.guess_type(key)[0] or "application/octet-stream"
 
         def upload(client: Any, **conditions: int) -> None:
-            blob = client.bucket(self.bucket).blob(name)
+            blob = self._blob(client, name)
             try:
                 blob.upload_from_string(
                     data, content_type=kind, checksum="crc32c", **conditions, **self._alone
@@ -131,6 +131,9 @@ class GoogleStore(RemoteStore):
         except MissingKey:
             return
 
+    def _blob(self, client: Any, name: str) -> Any:
+        return client.bucket(self.bucket).blob(name)
+
     @property
     def _alone(self) -> dict[str, Any]:
         """Of each request: the store repeats them by itself."""
@@ -143,10 +146,8 @@ class GoogleStore(RemoteStore):
     def _judge(self, error: Exception, uri: str) -> Decision:
         if isinstance(error, _NoBucket):
             return Decision(StoreError(str(error)))
-        if isinstance(error, InvalidResponse):
-            return _judge_answer(int(error.response.status_code), str(error), uri, self.bucket)
-        if isinstance(error, GoogleAPICallError):
-            return _judge_answer(int(error.code or 0), str(error), uri, self.bucket)
+        if isinstance(error, InvalidResponse | GoogleAPICallError):
+            return _judge_answer(error, uri, self.bucket)
         if isinstance(error, DataCorruption | Damaged):
             said = f"{uri} was damaged on its way in every attempt: check the network to Google"
             return Decision(StoreError(said), Again.LATER)
@@ -182,8 +183,12 @@ _REFUSALS = (
 )
 
 
-def _judge_answer(status: int, text: str, uri: str, bucket: str) -> Decision:
+def _judge_answer(error: Any, uri: str, bucket: str) -> Decision:
     """Say what a status other than 2xx means."""
+    answer = getattr(error, "response", None)
+    status = int(getattr(error, "code", None) or getattr(answer, "status_code", None) or 0)
+    # What is quoted names the request's address, and so keys and buckets.
+    text = re.sub(r"https?://\S+", "", str(error)).replace(bucket, "")
     if status == 404:
         if re.search("bucket does not exist", text):
             return Decision(StoreError(str(_no_bucket(bucket))))

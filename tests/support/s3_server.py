@@ -44,10 +44,15 @@ def serve_s3(**environment: str) -> Iterator[str]:
             process.kill()
 
 
+def direct() -> dict[str, str]:
+    """Return what keeps requests to this machine from a proxy."""
+    named = {os.environ.get(name) for name in ("NO_PROXY", "no_proxy")} - {None, ""}
+    hosts = ",".join([*sorted(str(name) for name in named), "127.0.0.1"])
+    return {"NO_PROXY": hosts, "no_proxy": hosts}
+
+
 def s3_environment(endpoint: str) -> dict[str, str]:
     """Return the AWS_* variables (and NO_PROXY) that lead to a test server and nowhere else."""
-    named = {os.environ.get(name) for name in ("NO_PROXY", "no_proxy")} - {None, ""}
-    direct = ",".join([*sorted(str(name) for name in named), "127.0.0.1"])
     return {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "tester",
@@ -56,8 +61,7 @@ def s3_environment(endpoint: str) -> dict[str, str]:
         "AWS_EC2_METADATA_DISABLED": "true",
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-        "NO_PROXY": direct,
-        "no_proxy": direct,
+        **direct(),
     }
 
 

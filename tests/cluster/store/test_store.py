@@ -1,4 +1,5 @@
-"""Claims about cluster.store: the same contract on a local directory and on S3 over real HTTP."""
+"""Claims about cluster.store: the same contract on a local directory and in buckets of three kinds,
+over real HTTP."""
 
 from __future__ import annotations
 
@@ -33,12 +34,12 @@ from cluster.store.s3 import S3Store
 CHILD_ENV = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", "s3", "gs", "az"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "local":
         return str(tmp_path / "root")
-    s3_root: str = request.getfixturevalue("s3_root")
-    return s3_root
+    remote: str = request.getfixturevalue(f"{request.param}_root")
+    return remote
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def sentence(error: pytest.ExceptionInfo[StoreError]) -> str:
     return text
 
 
-# The contract, on both stores ------------------------------------------------------------------
+# The contract, on all stores -------------------------------------------------------------------
 
 
 def test_put_new_says_who_created_and_refuses_other_bytes(store: Store) -> None:
@@ -562,7 +563,11 @@ def test_read_takes_local_paths(tmp_path: Path) -> None:
         ("s3://bu cket/prefix", "names no bucket"),
         ("s3://bucket//prefix", "has the segment ''"),
         ("s3://bucket/a/../b", "has the segment '..'"),
-        ("gs://bucket/prefix", "gs://... is not supported"),
+        ("gs://", "names no bucket"),
+        ("gs:/bucket/prefix", "names no bucket: write gs://bucket/prefix"),
+        ("az://", "names no container"),
+        ("az://key@container/prefix", "names no container"),
+        ("gcs://bucket/prefix", "gcs://... is not supported"),
         ("https://host/bucket", "https://... is not supported"),
     ],
 )

@@ -176,7 +176,7 @@ def test_a_root_of_another_job_shows_the_difference(tmp_path, refused, prompts, 
 @pytest.mark.parametrize(
     ("output", "sentence"),
     [
-        ("gs://bucket/x", "gs://... is not supported"),
+        ("gcs://bucket/x", "gcs://... is not supported"),
         ("s3://", "s3://"),
         ("s3://no-such-bucket-here/x", "no-such-bucket-here"),
     ],
