@@ -97,7 +97,7 @@ def s3_root(new_s3_root: Callable[[], str]) -> str:
 
 @pytest.fixture(scope="session")
 def gs_endpoint() -> Iterator[str]:
-    """URL of an empty server of Google Cloud Storage, named in os.environ until the session ends."""
+    """URL of an empty server of Google Cloud Storage, named in os.environ likewise."""
     with serve_gs() as endpoint, pytest.MonkeyPatch.context() as patch:
         for name, value in gs_environment(endpoint).items():
             patch.setenv(name, value)
@@ -114,7 +114,7 @@ def gs_root(gs_endpoint: str) -> str:
 
 @pytest.fixture(scope="session")
 def az_endpoint() -> Iterator[str]:
-    """URL of an empty server of Azure Blob Storage, named in os.environ until the session ends."""
+    """URL of an empty server of Azure Blob Storage, named in os.environ likewise."""
     with serve_az() as endpoint, pytest.MonkeyPatch.context() as patch:
         for name, value in az_environment(endpoint).items():
             patch.setenv(name, value)

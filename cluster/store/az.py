@@ -212,13 +212,15 @@ _DENIED = (
 _REFUSALS = {
     **dict.fromkeys(
         (
-            *("AuthorizationFailure", "AuthorizationPermissionMismatch"),
-            *("AuthorizationResourceTypeMismatch", "AuthorizationServiceMismatch"),
+            *("AuthorizationPermissionMismatch", "AuthorizationServiceMismatch"),
+            "AuthorizationResourceTypeMismatch",
             *("AuthorizationProtocolMismatch", "AuthorizationSourceIPMismatch"),
             *("InsufficientAccountPermissions", "KeyBasedAuthenticationNotPermitted"),
         ),
         _DENIED,
     ),
+    # Of some servers also what a wrong key leads to.
+    "AuthorizationFailure": f"{_DENIED}; check the key, too, and the account's network rules",
     "AccountIsDisabled": "the account is disabled: ask who owns it, or use another",
     "BlobArchived": "it is archived: rehydrate it first, or use another root",
     "BlobImmutableDueToPolicy": "a policy forbids changing it: use another root",

@@ -18,7 +18,7 @@ from typing import Any
 from google.api_core.exceptions import GoogleAPICallError, NotFound, PreconditionFailed
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, RefreshError
 from google.auth.exceptions import TransportError as NoAnswerError
-from google.cloud import storage
+from google.cloud.storage import Client
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 from requests.exceptions import ConnectionError as NoConnectionError
 from requests.exceptions import InvalidSchema, InvalidURL, MissingSchema, RequestException, SSLError
@@ -141,7 +141,7 @@ class GoogleStore(RemoteStore):
         return {"retry": None, "timeout": (patience.connect_timeout, patience.read_timeout)}
 
     def _new_client(self) -> Any:
-        return storage.Client(project=None)
+        return Client(project=None)
 
     def _judge(self, error: Exception, uri: str) -> Decision:
         if isinstance(error, _NoBucket):
@@ -175,7 +175,7 @@ def _endpoint() -> str:
 _REFUSALS = (
     (
         "userProject|requester pays",
-        "its requester pays, which is not supported: use another bucket",
+        "its requester pays, which is not supported: use another one",
     ),
     ("quota", "the project's quota is used up: raise it, or use another bucket"),
     ("billing|account.*(disabled|closed)", "the project's billing is disabled: ask who owns it"),

@@ -269,6 +269,11 @@ for n in range(10):
 """
 
 
+@pytest.mark.parametrize(
+    "root",
+    ["local", "s3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gs", "az"))],
+    indirect=True,
+)
 def test_of_many_processes_exactly_one_creates(store: Store, root: str) -> None:
     children = [
         subprocess.Popen(
