@@ -19,6 +19,7 @@ from google.api_core.exceptions import GoogleAPICallError, NotFound, Preconditio
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, RefreshError
 from google.auth.exceptions import TransportError as NoAnswerError
 from google.cloud.storage import Client
+from google.cloud.storage import blob as google_blob
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 from requests.exceptions import ConnectionError as NoConnectionError
 from requests.exceptions import InvalidSchema, InvalidURL, MissingSchema, RequestException, SSLError
@@ -35,6 +36,9 @@ from cluster.store.base import (
 from cluster.store.remote import Again, Damaged, Decision, RemoteStore
 
 PAGE = 1000  # keys in an answer to a list
+# The client would upload more than 8 MiB in a session of several requests; one is atomic, and its
+# condition is looked at once.
+google_blob._MAX_MULTIPART_SIZE = 2**40
 _FIELDS = "items(name,size,updated),nextPageToken"
 
 

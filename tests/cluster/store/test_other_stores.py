@@ -75,7 +75,7 @@ def test_a_file_that_is_too_large_is_not_read(scheme: str, request: pytest.Fixtu
 @pytest.mark.parametrize("scheme", ["gs", "az"])
 def test_a_large_object_is_created_once_too(scheme: str, request: pytest.FixtureRequest) -> None:
     store = open_store(request.getfixturevalue(f"{scheme}_root"))
-    data = bytes(9_000_000)  # which Google's client uploads in a session
+    data = bytes(9_000_000)  # which Google's client would upload in a session
     assert [store.put_new("large", data), store.put_new("large", data)] == [True, False]
     with pytest.raises(StoreError, match="is never overwritten"):
         store.put_new("large", data + b"1")
@@ -146,7 +146,7 @@ SENTENCES = [
     ("gs", (403, "accountDisabled", "The billing account is closed"), "billing is disabled"),
     ("gs", (403, "retentionPolicyNotMet", "Retention policy"), "a retention policy forbids it"),
     ("gs", (400, "required", "Bucket is a requester pays bucket"), "its requester pays"),
-    ("gs", (401, "authError", "Invalid Credentials"), "the credentials are not valid: renew them"),
+    ("gs", (401, "authError", "Invalid Credentials"), "no credentials were found"),
     ("gs", (503, "backendError", ""), "the store answers 503: try again later"),
     ("gs", (429, "rateLimitExceeded", ""), "the store answers 429: try again later"),
     ("gs", (418, "teapot", ""), "the store answers 418: check the store's documentation"),
@@ -171,7 +171,9 @@ def test_what_a_store_refuses_is_a_sentence(
     assert says in said
     assert AZURITE_KEY not in said
     passing = "later" in says or answer[0] == 401 or answer[1] == "AuthenticationFailed"
-    assert len(asked) == (remote.HASTY.attempts if passing else 1)
+    # Beside them Google's client asks for the bucket by itself.
+    puts = [one for one in asked if one in ("PUT", "POST")]
+    assert len(puts) == (remote.HASTY.attempts if passing else 1)
 
 
 @pytest.mark.parametrize("scheme", ["gs", "az"])
