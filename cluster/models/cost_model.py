@@ -30,6 +30,8 @@ ALIVE = 18
 RING = 8
 GIB = 2**30
 DAY_S = 86_400.0
+# By so much the figures may be off: gangs that are nearer to each other are as good.
+ABOUT = 0.05
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,8 @@ def estimates(
 
 
 def recommended(choices: list[Estimate], memory_gib: float) -> Estimate | None:
-    """The best of them for bulk work, the smallest that fits the memory: from two GPUs on, larger
-    gangs make fewer videos a GPU, and two hardly more than one. None where none fits."""
-    return next((choice for choice in choices if choice.gib <= memory_gib), None)
+    """The best of them for bulk work: the smallest that fits the memory and makes about as many
+    videos a GPU as any other that does. None where none fits."""
+    fitting = [choice for choice in choices if choice.gib <= memory_gib]
+    most = max((choice.videos_a_gpu_day for choice in fitting), default=0.0)
+    return next((one for one in fitting if one.videos_a_gpu_day >= (1 - ABOUT) * most), None)

@@ -123,7 +123,7 @@ class Model:
         try:
             rows, columns = self.image_size((height, width))
         except ValueError as error:
-            raise ModelError(f"{self.id} cannot draw from it: {error}") from error
+            raise ModelError(f"{self.id} cannot use an image of that size: {error}") from error
         return {"height": rows, "width": columns}
 
     def tokens(self, arguments: Mapping[str, Any]) -> int:
@@ -262,7 +262,7 @@ def find_model(model_id: str, revision: str | None = None, dtype: str | None = N
         pictures = isinstance(pipeline, str) and _FROM_PICTURES.search(pipeline)
         raise ModelError(
             f"{model_id} is a {shown(pipeline)}"
-            + (", which draws from more than text and an image a row" if pictures else "")
+            + (", which needs more than text and an image a row" if pictures else "")
             + f"; supported: {', '.join(PIPELINES)}"
         )
     try:

@@ -61,7 +61,7 @@ def load_pipeline(model: Model, device: torch.device, without: Collection[str] =
     pipeline = pipeline_class.from_pretrained(
         source,
         revision=revision,
-        torch_dtype=getattr(torch, model.dtype),
+        dtype=getattr(torch, model.dtype),
         use_safetensors=True,
         **given,
     )

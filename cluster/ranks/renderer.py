@@ -86,8 +86,7 @@ class Renderer:
         self._offloaded = offloaded
         if offloaded:
             self.pipeline.enable_model_cpu_offload(device=device)
-        if device.type == "cuda":
-            quicken(self.pipeline.vae)
+        quicken(self.pipeline.vae, device)
         self._texts = Texts(self.pipeline, self._ask)
         self._watch: LoopWatch | None = None
         self.adapters = RankAdapters(self.pipeline)

@@ -128,7 +128,7 @@ def latents_of(pipeline: Any, call: Callable[[], Any]) -> bytes:
             call()
         except _Reached:
             return pack(asked[0])
-    raise RuntimeError(f"{type(pipeline).__name__} did not decode what it drew")
+    raise RuntimeError(f"{type(pipeline).__name__} ended without calling its VAE")
 
 
 @torch.no_grad()

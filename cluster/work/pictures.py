@@ -112,11 +112,11 @@ def check_images(prompts: Iterable[Prompt], model: Model) -> None:
         lines = ", ".join(map(str, wrong[:NAMED_ROWS])) + ", ..." * (len(wrong) > NAMED_ROWS)
         raise PromptsError(
             f"{len(wrong)} rows have no image (lines {lines}), and {model.id} is a "
-            f"{model.pipeline}, which draws from one: give each a path, an s3:// uri "
+            f"{model.pipeline}, which starts from one: give each a path, an s3:// uri "
             "(or gs://, az://) or bytes in the column image"
             if takes
             else f"{len(wrong)} rows have an image (lines {lines}), and {model.id} is a "
-            f"{model.pipeline}, which draws from text alone: leave the column image out, give it "
+            f"{model.pipeline}, which takes text alone: leave the column image out, give it "
             "another name, or choose a pipeline that takes one"
         )
 

@@ -10,7 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import quote
 
-from cluster.store import MissingKey, Store, StoreError, is_remote, open_store, split_uri
+from cluster.store import (
+    LocalStore,
+    MissingKey,
+    Store,
+    StoreError,
+    is_remote,
+    open_store,
+    split_uri,
+)
 from meancache.calibration import Calibration
 from meancache.errors import CalibrationError, InputError
 
@@ -74,6 +82,40 @@ def open_output(output: str) -> Store:
             ) from error
         raise
     return store
+
+
+def check_apart(source: Store, root: str, target: Store, output: str) -> None:
+    """Refuses to write a copy of a root into the root itself, or around it.
+
+    Whoever loads the copy would find the root's own videos in it, and the root would hold files
+    that its manifest does not know.
+
+    Args:
+        source: the store at `root`, which is read.
+        root: as it was given.
+        target: the store at `output`, which nothing has been written to.
+        output: as it was given.
+
+    Raises:
+        RefusedError: one of the two holds the other.
+    """
+    read, written = _place(source), _place(target)
+    if read == written:
+        relation = "is the root that is exported"
+    elif written.startswith(f"{read}/"):
+        relation = f"lies inside the root that is exported, {root}"
+    elif read.startswith(f"{written}/"):
+        relation = f"holds the root that is exported, {root}"
+    else:
+        return
+    raise RefusedError(f"--output {output} {relation}: give a folder beside it")
+
+
+def _place(store: Store) -> str:
+    """Where a store is: one name for all ways to it, without a slash at the end."""
+    if isinstance(store, LocalStore):
+        return os.path.realpath(store.root).rstrip("/")
+    return store.uri("x").removesuffix("/x")
 
 
 def read_graph(folder: str) -> Calibration:

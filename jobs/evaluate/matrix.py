@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from cluster.store import open_store
 from jobs._shared.pages import environment, number, plus_minus
-from jobs._shared.roots import refusing
+from jobs._shared.roots import refusing, to_look_at
 from jobs.evaluate import workflow
 from jobs.evaluate.config import Config
 from jobs.evaluate.request import Comparison, prepare
@@ -95,7 +95,8 @@ def run(config: Config) -> workflow.Outcome:
     store = open_store(config.output)
     store.put(TABLE_KEY, to_parquet(table))
     store.put(REPORT_KEY, page(cells, {str(one): one.folder for one in comparisons}).encode())
-    print(f"\n{text_matrix(cells)}\n\n{conclusion(cells)}\n{store.uri(REPORT_KEY)}")
+    print(f"\n{text_matrix(cells)}\n\n{conclusion(cells)}")
+    print(f"report: {to_look_at(store, REPORT_KEY)}")
     return workflow.Outcome(table)
 
 

@@ -70,6 +70,7 @@ def evaluation_page(
         for one in schedules
         if one.predicted_psnr is not None and one.reference_steps == one.num_inference_steps
     }
+    groups = _groups(found, predicted)
     environment = pages.environment("evaluate")
     environment.filters.update(plus_minus=plus_minus, number=number, percent=percent)
     return environment.get_template("evaluation.html").render(
@@ -82,17 +83,23 @@ def evaluation_page(
         closer_charts=closer_charts(found, scores, by_id, graph),
         worst=[] if chosen is None else _worst(table, scores, chosen),
         gamma=_gamma_table(found),
-        groups=_groups(found, predicted),
-        measured={
-            name: any(getattr(one, name) is not None for one in found)
-            for name in ("lpips", "flip", "caption", "psnr_fine")
-        },
+        groups=groups,
+        measured=_measured(found, groups),
         predicted=predicted,
         unusable=unusable,
         held_out=graph is not None,
         few=full.pairs < FEW,
         model=next((one.model["id"] for one in schedules if "id" in one.model), "MODEL"),
     )
+
+
+def _measured(found: Sequence[Result], groups: Sequence[dict[str, Any]]) -> dict[str, bool]:
+    """Which columns of the main table hold anything."""
+    columns = {
+        name: any(getattr(one, name) is not None for one in found)
+        for name in ("lpips", "flip", "caption", "psnr_fine")
+    }
+    return columns | {"beaten": any(beaten for one in groups for _, _, beaten in one["rows"])}
 
 
 def _headline(ahead: Sequence[Margin]) -> Margin | None:

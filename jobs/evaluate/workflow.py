@@ -24,6 +24,7 @@ from cluster.work.plan import WorkItem, specification
 from jobs._shared.configs import FleetConfig
 from jobs._shared.images import keep_all
 from jobs._shared.progress import Staffing, counted, progress
+from jobs._shared.roots import to_look_at
 from jobs.evaluate.config import Config
 from jobs.evaluate.methods import Method, from_baselines, from_schedules
 from jobs.evaluate.pairs import (
@@ -235,10 +236,8 @@ def _conclude(comparison: Comparison, table: pa.Table, schedules: Sequence[Sched
         )
     if any(one.schedule is None for one in comparison.methods):
         print(f"the compute of methods that are not schedules was counted on {COUNTED_PAIRS} pairs")
-    print(
-        f"{counted(len(comparison.items), 'pair')}, {counted(len(found), 'method')}: "
-        f"{comparison.store.uri(REPORT_KEY)}"
-    )
+    print(f"{counted(len(comparison.items), 'pair')}, {counted(len(found), 'method')}")
+    print(f"report: {to_look_at(comparison.store, REPORT_KEY)}")
 
 
 def _lpips_absence() -> str:

@@ -16,7 +16,7 @@ from cluster.results.datasets.where import WhereError, where
 from cluster.store import MissingKey, Store, open_store
 from cluster.work import pictures, plan
 from jobs._shared.progress import QUIET_S, progress
-from jobs._shared.roots import RefusedError, open_output, refusing
+from jobs._shared.roots import RefusedError, check_apart, open_output, refusing
 from meancache.json_values import is_deep, shown
 
 # How each format is read, for the last line.
@@ -88,10 +88,7 @@ def run(config: Config) -> Outcome:
 def prepare(config: Config) -> Prepared:
     """Reads the manifest and chooses the rows, before anything is written."""
     source = open_store(config.root)
-    if open_store(config.output).uri(layouts.JOB_KEY) == source.uri(layouts.JOB_KEY):
-        raise RefusedError(
-            f"--output {config.output} is the root that is exported: give a folder of its own"
-        )
+    check_apart(source, config.root, open_store(config.output), config.output)
     there = rounds.complete(source)
     if there is None and not config.unfinished:
         if manifest.finished(source) is not None:

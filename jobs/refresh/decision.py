@@ -48,7 +48,10 @@ class Trial:
     def reason(self) -> str:
         """Why it is promoted or not, in words."""
         if self.gain is None:
-            return f"there is no current schedule yet; it has {self.psnr} dB on {self.pairs} pairs"
+            return (
+                f"there was no current schedule yet; the candidate has {self.psnr} dB on "
+                f"{self.pairs} pairs"
+            )
         ahead = f"{self.gain.mean:+.2f} ± {self.gain.standard_error:.2f} dB on {self.pairs} pairs"
         if self.is_better:
             return f"it is better than the current one, {ahead}"

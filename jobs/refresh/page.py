@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from markupsafe import Markup
@@ -24,6 +25,7 @@ def refresh_page(
     drift: Drift | None,
     trends: Sequence[Trend],
     evaluation: str,
+    root: str,
 ) -> str:
     """The page as HTML text.
 
@@ -35,6 +37,7 @@ def refresh_page(
         drift: its costs against those of earlier runs; None where there are too few.
         trends: what audits say; empty where none were read.
         evaluation: where the page of the held-out pairs is, from this one.
+        root: of the refresh, for the commands.
     """
     environment = pages.environment("refresh")
     environment.filters.update(plus_minus=plus_minus, number=number)
@@ -49,4 +52,5 @@ def refresh_page(
         picture=None if drift is None else Markup(cost_drift(drift)),
         trends=trends,
         evaluation=evaluation,
+        root=shlex.quote(root),
     )

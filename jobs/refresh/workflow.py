@@ -24,7 +24,7 @@ from cluster.work import plan
 from jobs._shared.predictions import prediction
 from jobs._shared.progress import counted
 from jobs._shared.prompts import plain
-from jobs._shared.roots import begun
+from jobs._shared.roots import begun, to_look_at
 from jobs.calibrate import workflow as calibrate
 from jobs.evaluate import workflow as evaluate
 from jobs.refresh import audits, drift
@@ -77,7 +77,7 @@ def run(config: Config) -> Outcome:
         print(f"refresh: the run of {date} is over; the next has a date of its own")
         decisions = json.loads(prepared.store.get(OUTCOME_KEY))["decisions"]
         _say(decisions)
-        print(prepared.store.uri(REPORT_KEY))
+        print(f"report: {to_look_at(prepared.store, REPORT_KEY)}")
         return _outcome(decisions)
     _announce(prepared)
     if config.dry_run:
@@ -229,6 +229,7 @@ def _finish(here: RefreshRun, graph: Calibration, decisions: Sequence[Decision])
             moved,
             trends,
             f"{folder}{HELD_OUT}/{REPORT_KEY}",
+            here.root.uri(REPORT_KEY).removesuffix(f"/{REPORT_KEY}"),
         )
         store.put(REPORT_KEY, page.encode())
     said = [decision.to_json() for decision in decisions]
@@ -246,7 +247,7 @@ def _finish(here: RefreshRun, graph: Calibration, decisions: Sequence[Decision])
     print("drift: unknown until a second run" if moved is None else moved)
     for trend in trends:
         print(trend)
-    print(here.root.uri(REPORT_KEY))
+    print(f"report: {to_look_at(here.root, REPORT_KEY)}")
     return _outcome(said)
 
 

@@ -8,6 +8,9 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from cluster.models import cost_model
 from cluster.models.memory_plan import Demand
 from cluster.models.sizes import component_bytes
@@ -60,6 +63,7 @@ def announce(
             f"{counted(shared, 'row')} asking for the same pixels as another row, seed and all, "
             f"with one video for both: prompt_id {some}"
         )
+    _name_repeated_ids(prepared)
     _name_truncated(prepared)
     _name_bad_images(prepared)
     if prepared.model.kind.sound:
@@ -87,6 +91,20 @@ def _say_append(prepared: Prepared, held: int) -> None:
     )
     if held:
         print(f"{counted(held, 'video')} of them shared with rows that are there, not rendered")
+
+
+def _name_repeated_ids(prepared: Prepared) -> None:
+    """Names the ids that several rows of the prompts have been given."""
+    ids = pa.array(one.prompt_id for one in prepared.prompts)
+    counts = ids.value_counts()
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+    if len(repeated):
+        some = ", ".join(map(shown, repeated[:NAMED].to_pylist()))
+        print(
+            f"{counted(len(ids) - len(counts), 'row')} with the prompt_id of an earlier row: "
+            f"{some}{', ...' * (len(repeated) > NAMED)}; in the manifest their index tells them "
+            "apart"
+        )
 
 
 def _name_truncated(prepared: Prepared) -> None:
@@ -164,7 +182,8 @@ def _print_estimates(prepared: Prepared, item: WorkItem, forwards: float) -> Non
     else:
         print(
             f"for bulk work use --gang-size {best.gang_size}, the smallest that fits "
-            f"{MEMORY_GIB} GiB; larger ones only for a deadline"
+            f"{MEMORY_GIB} GiB and makes within {cost_model.ABOUT:.0%} of the most videos a GPU "
+            "and day; larger ones only for a deadline"
         )
 
 

@@ -158,8 +158,8 @@ def prepare(config: Config) -> Prepared:
         model = _model(graph)
         if model.kind.takes_image:
             raise CalibrationError(
-                f"{model.id} draws from images, which a fit needs and a calibration does not hold: "
-                "solve with --method secant, or give calibration.parquet to jobs.render "
+                f"{model.id} starts from images, which a fit needs and a calibration does not "
+                "hold: solve with --method secant, or give calibration.parquet to jobs.render "
                 "--calibration"
             )
         if graph.conditions.get("lora"):

@@ -12,6 +12,8 @@ The classes are those of diffusers and transformers; only the sizes and the weig
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +42,9 @@ def load(torch_dtype: torch.dtype | None = None) -> HunyuanVideoPipeline:
     """The pipeline, on the CPU, in the given dtype or float32. Needs no network.
 
     Torch then runs on one thread, unless OMP_NUM_THREADS says otherwise: videos so small are no
-    faster with more, and many times slower where another process uses a core.
+    faster with more, and many times slower where another process uses a core. No progress bars are
+    shown, neither here nor by the pipeline, whose runs take about a second:
+    `pipe.set_progress_bar_config(disable=False)` brings those back.
 
     Raises OSError where the weights folder is missing from the installation.
     """
@@ -50,4 +54,24 @@ def load(torch_dtype: torch.dtype | None = None) -> HunyuanVideoPipeline:
 
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
-    return HunyuanVideoPipeline.from_pretrained(WEIGHTS, dtype=torch_dtype or torch.float32)
+    with _without_progress_bars():
+        pipe = HunyuanVideoPipeline.from_pretrained(WEIGHTS, dtype=torch_dtype or torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Diffusers and transformers load without them, while open."""
+    import diffusers
+    import transformers
+
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    shown = [one for one in libraries if one.is_progress_bar_enabled()]
+    for one in shown:
+        one.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for one in shown:
+            one.enable_progress_bar()

@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import types
 from datetime import timedelta
 from typing import Any
 
@@ -23,6 +24,7 @@ from accelerate import init_empty_weights
 from cluster.ranks.sequence_parallel import texts, videos
 
 TRANSFORMERS = "xfuser.model_executor.models.transformers"
+KERNELS = "xfuser.core.sparge_attention.block_mask"
 # A collective that waits longer than this has lost a rank.
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 
@@ -205,6 +207,10 @@ def _import_xfuser() -> Any:
     envs.get_torch_distributed_backend = lambda: "gloo"
     # yunchang's process groups do work over gloo; xfuser looks for them on accelerators only.
     envs.PACKAGES_CHECKER.packages_info["has_long_ctx_attn"] = True
+    # Kernels for GPUs alone, in Triton, which takes a gigabyte and comes with torch for CUDA only.
+    kernels: Any = types.ModuleType(KERNELS)
+    kernels.get_block_map_meansim = None
+    sys.modules[KERNELS] = kernels
     spec.loader.exec_module(package)
     usp: Any = importlib.import_module("xfuser.model_executor.layers.usp")
     usp.PROCESS_GROUP = importlib.import_module("yunchang.globals").PROCESS_GROUP

@@ -2,7 +2,8 @@
 
     python -m meancache.tiny.training.compare SCHEDULE.json ... --output FILE.png [--caption 0]
 
-All are drawn from the same noise. Prints how close each comes to the full run.
+All start from the same noise. Below each is its difference from the full run: black is identical.
+Prints how close each comes.
 """
 
 from __future__ import annotations
@@ -10,22 +11,36 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import numpy as np
+
 from meancache import Schedule, apply_mean_cache, remove_mean_cache
 from meancache.quality import psnr
 from meancache.tiny import load
 from meancache.tiny.captions import HELD_OUT
 from meancache.tiny.training.measure import REFERENCE_STEPS, generate
-from meancache.tiny.training.sheet import draw_sheet
+from meancache.tiny.training.sheet import Video, draw_sheet
 
 SEED = 0
+
+# The difference that is shown brightest, as a share of the range.
+MOST_DIFFERENCE = 1 / 16
+
+
+def heat_map(video: Video, reference: Video) -> Video:
+    """How far pixels are from the reference's, the mean over channels: black is identical."""
+    import matplotlib
+
+    error = np.abs(video - reference).mean(axis=-1) / MOST_DIFFERENCE
+    shown: Video = matplotlib.colormaps["inferno"](error.clip(0.0, 1.0))[..., :3]
+    return shown
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m meancache.tiny.training.compare",
-        description="Draws a held-out caption in full, by each schedule, and by Euler steps of the "
-        "first one's budget, from the same noise.",
+        description="Renders a held-out caption in full, by each schedule, and by Euler steps of "
+        "the first one's budget, from the same noise.",
     )
     parser.add_argument("schedules", type=Path, nargs="+", metavar="SCHEDULE")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.png")
@@ -51,11 +66,12 @@ def main() -> None:
     fewer = schedules[0].nfe
     videos.append((fewer, "Euler steps", generate(pipe, caption, SEED, fewer)))
     rows = [((f"{REFERENCE_STEPS} forwards", "the full run"), reference)]
-    for nfe, name, video in videos:
-        rows.append(((f"{nfe} forwards", f"{name}: {psnr(video, reference):.1f} dB"), video))
     print(caption.text)
-    for label, _ in rows:
+    print(f"  {REFERENCE_STEPS} forwards, the full run")
+    for nfe, name, video in videos:
+        label = f"{nfe} forwards", f"{name}: {psnr(video, reference):.1f} dB"
         print("  " + ", ".join(label))
+        rows += [(label, video), (("", "difference"), heat_map(video, reference))]
     draw_sheet(rows, every=2, file=arguments.output)
 
 

@@ -1,5 +1,7 @@
 """What a video costs: counted against torch's own counter, and against xDiT's published times."""
 
+import dataclasses
+
 import diffusers
 import pytest
 import torch
@@ -75,6 +77,15 @@ def test_larger_gangs_are_sooner_done_and_smaller_ones_make_more():
     )
     assert choices[-1].videos_a_gpu_day < choices[0].videos_a_gpu_day
     assert [one.gib for one in choices] == sorted((one.gib for one in choices), reverse=True)
+
+
+def test_what_is_recommended_makes_about_as_many_videos_as_any():
+    choices = estimates(HUNYUAN, TOKENS_720P, 10, memory)
+    best = recommended(choices, 80)
+    most = max(one.videos_a_gpu_day for one in choices)
+    assert best.videos_a_gpu_day > 0.95 * most
+    slow = dataclasses.replace(choices[0], seconds=1.1 * choices[0].seconds)
+    assert recommended([slow, *choices[1:]], 80).gang_size == 2
 
 
 def test_the_smallest_gang_that_fits_the_memory_is_recommended():

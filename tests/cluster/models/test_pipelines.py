@@ -394,7 +394,7 @@ def test_a_scheduler_that_cannot_be_used_is_refused(saved, tmp_path, change, sen
 @pytest.mark.parametrize("name", ["WanVideoToVideoPipeline", "QwenImageEditInpaintPipeline"])
 def test_a_pipeline_that_draws_from_more_than_rows_hold_is_refused_with_the_reason(tmp_path, name):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
-    with pytest.raises(ModelError, match="draws from more than text and an image a row"):
+    with pytest.raises(ModelError, match="needs more than text and an image a row"):
         find_model(str(tmp_path))
 
 

@@ -67,6 +67,7 @@ def test_the_page_links_to_each_settings_own_evaluation():
     shown = page(CELLS, {"steps 50": "steps-50", "steps 30": "steps-30"})
     for folder in ("steps-50", "steps-30"):
         assert f'href="settings/{folder}/report.html"' in shown
+    assert "python -m jobs.render --model MODEL" in shown
 
 
 @pytest.fixture

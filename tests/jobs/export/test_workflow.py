@@ -331,8 +331,52 @@ def test_a_condition_that_leaves_nothing_is_refused_before_anything_is_written(
     assert not (tmp_path / "dataset").exists()
 
 
+@pytest.mark.parametrize(
+    ("output", "sentence"),
+    [
+        ("out", "is the root that is exported"),
+        ("out/", "is the root that is exported"),
+        ("other/../out", "is the root that is exported"),
+        ("link", "is the root that is exported"),
+        ("out/dataset", "lies inside the root that is exported"),
+        ("link/dataset", "lies inside the root that is exported"),
+        (".", "holds the root that is exported"),
+    ],
+)
+def test_an_export_into_its_own_root_or_around_it_is_refused(
+    model, tmp_path, monkeypatch, capsys, output, sentence
+):
+    render(str(tmp_path / "out"), planned(model))
+    (tmp_path / "link").symlink_to("out")
+    before = sorted(tmp_path.rglob("*")), contents(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert run("out", "videofolder", output) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--output {output} {sentence}" in line
+    assert line.endswith(": give a folder beside it")
+    assert (sorted(tmp_path.rglob("*")), contents(tmp_path)) == before
+
+
+def test_a_folder_beside_the_root_may_begin_with_its_name(model, tmp_path):
+    render(str(tmp_path / "out"), planned(model))
+    assert run(str(tmp_path / "out"), "parquet", tmp_path / "out-dataset") == 0
+
+
+def test_in_a_bucket_too_an_export_stays_out_of_its_root(new_s3_root, capsys):
+    source = new_s3_root()
+    for output in (source, f"{source}/", f"{source}/dataset", source.rpartition("/")[0]):
+        assert run(source, "parquet", output) == 2
+        assert "give a folder beside it" in capsys.readouterr().err
+    assert not contents(source)
+
+
+def test_an_output_that_is_a_url_is_refused(root, capsys):
+    assert run(root, "parquet", f"file://{root}") == 2
+    assert "file://... is not supported: give a local path" in capsys.readouterr().err
+
+
 def test_a_root_that_is_not_finished_is_refused(tmp_path, capsys):
-    assert run(str(tmp_path), "parquet", tmp_path / "dataset") == 2
+    assert run(str(tmp_path / "out"), "parquet", tmp_path / "dataset") == 2
     assert "give the --output of a jobs.render that has finished" in capsys.readouterr().err
 
 

@@ -434,9 +434,11 @@ def test_half_a_calibration_counts_in_no_other_run(history, first, root):
 
 
 @needs_browser
-def test_the_report_shows_decisions_drift_and_history_in_a_real_browser(third):
+def test_the_report_shows_decisions_drift_and_history_in_a_real_browser(history, third):
     file = third / "report.html"
-    assert "http://" not in file.read_text().replace("http://www.w3.org", "")
+    text = file.read_text()
+    assert "http://" not in text.replace("http://www.w3.org", "")
+    assert f"--schedule current --registry {history.root} " in text
     for page in views(file.as_uri()):
         assert page.locator("h1").inner_text() == "Promoted: 4, 5 forwards of 10"
         assert page.locator(".warning", has_text="drift: ").count() == 1

@@ -71,7 +71,7 @@ def test_rows_with_bad_images_fail_by_name_and_the_others_are_done(rendered):
 def test_the_page_shows_what_a_video_was_drawn_from(rendered):
     page = (rendered / "report.html").read_text()
     row = pq.read_table(rendered / "manifest" / "parts").to_pylist()[0]
-    assert page.count("what it was drawn from") == 2
+    assert page.count('alt="the image that it was made from"') == 2
     assert f'href="{row["image_key"]}"' in page
 
 

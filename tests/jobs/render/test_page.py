@@ -208,6 +208,7 @@ def test_what_an_audit_found_worst_comes_first(model, tmp_path):
     assert page.count('<a href="videos/') == len(shown)
     assert "The 3 worst that were audited, and" in " ".join(page.split())
     assert "22.0 dB" in page
+    assert "<td>psnr, dB</td>" in page
 
 
 def test_a_video_that_is_gone_or_damaged_leaves_the_page_whole(small):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -278,6 +279,15 @@ def test_encoders_have_the_gangs_ranks_only_where_there_are_tiles_to_share(comma
     assert sizes == [1, 2]
 
 
+def test_ids_that_several_rows_have_are_named_before_anything_is_rendered(tmp_path, capsys):
+    rows = [{"prompt": f"a {n}", "prompt_id": f"id-{n // 2}"} for n in range(5)]
+    (tmp_path / "p.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    asked = ["--model", "tiny", "--prompts", str(tmp_path / "p.jsonl"), "--dry-run"]
+    assert render.main([*asked, "--output", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "2 rows with the prompt_id of an earlier row: 'id-0', 'id-1'; in the manifest" in said
+
+
 def test_a_dry_run_of_a_model_for_gpus_estimates_and_recommends_a_gang(command, capsys):
     assert render.main([*command, "--dtype", "bfloat16", "--dry-run"]) == 0
     said = capsys.readouterr().out
@@ -285,6 +295,8 @@ def test_a_dry_run_of_a_model_for_gpus_estimates_and_recommends_a_gang(command, 
     assert "GPU-hours a video" in said
     assert [f"--gang-size {size}: " in said for size in (1, 2, 4, 8)] == [True] * 4
     assert "for bulk work use --gang-size 1, the smallest that fits 80 GiB" in said
+    days = [float(one) for one in re.findall(r"([\d.]+) videos a GPU and day,", said)]
+    assert days[0] >= 0.95 * max(days)
 
 
 def test_it_estimates_no_gang_that_would_be_refused(command, capsys):

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -89,6 +90,13 @@ def test_three_held_out_captions_show_their_facts_and_ten_steps_miss_them_by_som
     ruler = measure(pipe, HELD_OUT[:3])
     assert ruler.facts_overall >= 10 / 12
     assert 15 <= ruler.euler[10].mean <= 30
+
+
+def test_loading_and_rendering_show_no_progress_bars(capfd) -> None:
+    pipe = tiny.load()
+    pipe("a red circle", **{**tiny.DEFAULTS, "num_inference_steps": 1, "output_type": "latent"})
+    assert capfd.readouterr().err == ""
+    assert diffusers.utils.logging.is_progress_bar_enabled()
 
 
 def test_importing_the_library_is_enough_to_reach_it_and_imports_nothing_heavy() -> None:

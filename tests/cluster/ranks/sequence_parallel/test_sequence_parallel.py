@@ -1,11 +1,13 @@
 """Ranks beyond a model's heads pass keys and values around a ring, and draw what one draws."""
 
+import sys
+
 import pytest
 import torch
 
 from cluster.fleet.gang import Gang
 from cluster.ranks import RenderRequest, rank_builder
-from cluster.ranks.sequence_parallel import attention_backend
+from cluster.ranks.sequence_parallel import _import_xfuser, attention_backend
 from cluster.work.plan import plan_items
 from cluster.work.prompts import Prompt
 from tests.support import ranks
@@ -45,6 +47,14 @@ def test_three_ranks_of_a_model_of_four_heads_draw_what_one_draws(
     asked = RenderRequest(plan_items([Prompt(1, prompt, "p", 3)], model, arguments)[0], None)
     alone, shared = gang_of_one.run(ranks.latents, asked), gang_of_three.run(ranks.latents, asked)
     torch.testing.assert_close(shared, alone, atol=2e-4, rtol=0)
+
+
+def test_on_a_cpu_xdit_needs_none_of_what_only_gpus_have(monkeypatch):
+    for name in ("triton", "numba"):
+        monkeypatch.setitem(sys.modules, name, None)  # as where it is not installed
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("xfuser", "yunchang")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert _import_xfuser().xFuserArgs
 
 
 @pytest.fixture(scope="module")
