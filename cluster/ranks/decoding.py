@@ -41,7 +41,7 @@ def _quicken_on_cpu(decoder: Any) -> None:
         if isinstance(module, HunyuanVideoCausalConv3d):
             conv = module.conv
             if {*conv.stride, *conv.dilation} == {1} and not any(conv.padding):
-                conv.forward = partial(convolved_by_frames, conv)  # type: ignore[method-assign]
+                conv.forward = partial(convolved_by_frames, conv)
 
 
 def convolved_by_frames(conv: torch.nn.Conv3d, given: torch.Tensor) -> torch.Tensor:
