@@ -26,12 +26,15 @@ OVERRIDE = {"negative_prompt": "blur", "guidance_scale": 3.0, "true_cfg_scale": 
 
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory, shared_cluster) -> Path:
-    """A root of two rows, the second of which overrides what no column of the manifest holds."""
+    """A root of two rows. The second was appended, and overrides what no column holds."""
     folder = tmp_path_factory.mktemp("rendered")
+    prompts = folder / "prompts.jsonl"
+    command = ["--model", "tiny", "--prompts", str(prompts), "--steps", "2", "--gangs", "1"]
+    command += ["--output", str(folder / "out")]
     rows = [{"prompt": "a red circle", "num_frames": 5}, {"prompt": "a blue square", **OVERRIDE}]
-    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    command = ["--model", "tiny", "--prompts", str(folder / "prompts.jsonl"), "--steps", "2"]
-    assert render.main([*command, "--gangs", "1", "--output", str(folder / "out")]) == 0
+    for number, more in ((1, []), (2, ["--append"])):
+        prompts.write_text("\n".join(map(json.dumps, rows[:number])))
+        assert render.main([*command, *more]) == 0
     return folder / "out"
 
 
@@ -42,10 +45,10 @@ def root(tmp_path, rendered) -> Path:
 
 
 def rows(root: Path) -> list[dict]:
-    return pq.read_table(root / "manifest" / "parts" / "part-000000.parquet").to_pylist()
+    return pq.read_table(root / "manifest" / "parts").to_pylist()
 
 
-def test_a_row_that_overrides_arguments_is_rendered_again_to_the_same_bytes(
+def test_an_appended_row_that_overrides_arguments_is_rendered_again_to_the_same_bytes(
     rendered, tmp_path, capsys
 ):
     row = rows(rendered)[1]
