@@ -1,12 +1,9 @@
-"""Decoding without slow kernels of torch: two on a GPU, one on a CPU.
+"""Decoding on a GPU without two slow kernels of torch.
 
 Of HunyuanVideo's decoding on an H200, torch 2.11, 35% was the moments of group normalisation, which
 run on one multiprocessor a group, and 18% was replicating the edges of a convolution's input. Both
 are computed here by kernels that fill the GPU. Padding is the same to the bit; normalisation adds
 up in another order, in float32 as before.
-
-On a CPU, convolutions over frames, rows and columns took most of decoding. As one over rows and
-columns, of frames that are stacked with their neighbours, `tiny` decodes in a quarter of the time.
 """
 
 from __future__ import annotations
@@ -23,41 +20,9 @@ from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import HunyuanVi
 PIECES = 64
 
 
-def quicken(vae: torch.nn.Module, device: torch.device) -> None:
-    """Replaces, in place, what of a VAE's decoder is slow on the device.
-
-    Args:
-        vae: of any pipeline.
-        device: where it decodes.
-    """
-    if device.type == "cuda":
-        _quicken_on_gpu(vae.decoder)
-    else:
-        _quicken_on_cpu(vae.decoder)
-
-
-def _quicken_on_cpu(decoder: Any) -> None:
-    for module in decoder.modules():
-        if isinstance(module, HunyuanVideoCausalConv3d):
-            conv = module.conv
-            if {*conv.stride, *conv.dilation} == {1} and not any(conv.padding):
-                conv.forward = partial(convolved_by_frames, conv)
-
-
-def convolved_by_frames(conv: torch.nn.Conv3d, given: torch.Tensor) -> torch.Tensor:
-    """What `conv`, of stride 1 and without padding, returns for `given`, (B, C, F, H, W)."""
-    batch, channels, _, height, width = given.shape
-    outs, _, reach, *window = conv.weight.shape
-    stacked = given.unfold(2, reach, 1).permute(0, 2, 5, 1, 3, 4)
-    frames = stacked.shape[1]
-    weight = conv.weight.transpose(1, 2).reshape(outs, reach * channels, *window)
-    result = torch.nn.functional.conv2d(
-        stacked.reshape(batch * frames, reach * channels, height, width), weight, conv.bias
-    )
-    return result.reshape(batch, frames, *result.shape[1:]).transpose(1, 2).contiguous()
-
-
-def _quicken_on_gpu(decoder: Any) -> None:
+def quicken(vae: torch.nn.Module) -> None:
+    """Replaces, in place, how a VAE's decoder normalises groups and replicates edges."""
+    decoder: Any = vae.decoder
     for module in decoder.modules():
         if isinstance(module, torch.nn.GroupNorm) and module.affine:
             module.forward = partial(normalised, module)  # type: ignore[method-assign]

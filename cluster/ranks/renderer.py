@@ -86,7 +86,8 @@ class Renderer:
         self._offloaded = offloaded
         if offloaded:
             self.pipeline.enable_model_cpu_offload(device=device)
-        quicken(self.pipeline.vae, device)
+        if device.type == "cuda":
+            quicken(self.pipeline.vae)
         self._texts = Texts(self.pipeline, self._ask)
         self._watch: LoopWatch | None = None
         self.adapters = RankAdapters(self.pipeline)
