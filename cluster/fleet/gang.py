@@ -260,9 +260,15 @@ class Gang:
                     )
                 # A rank that answers and then dies has answered: read pipes before sentinels.
                 pipes = [pipe for pipe in waiting if pipe in ready]
+                failures: list[GangError] = []
                 for pipe in pipes:
-                    answers[waiting[pipe]] = self._receive(pipe, waiting[pipe])
-                    del waiting[pipe]
+                    rank = waiting.pop(pipe)
+                    try:
+                        answers[rank] = self._receive(pipe, rank)
+                    except GangError as error:
+                        failures.append(error)
+                if failures:
+                    raise min(failures, key=_place)
                 if not pipes:
                     rank = min(ends[sentinel] for sentinel in ready if isinstance(sentinel, int))
                     raise self._death(rank)
@@ -290,3 +296,11 @@ class Gang:
         if process.exitcode == -signal.SIGBUS:
             return NodeFaultError(f"{how}: a disk or /dev/shm is full, or a mapped file is gone")
         return GangTaskError(how)
+
+
+def _place(error: GangError) -> int:
+    """Of several ranks' errors at once, which one says why: the others know of a rank that died
+    only that it does not answer."""
+    if isinstance(error, NodeFaultError):
+        return 0
+    return 1 if isinstance(error.__cause__, EOFError | OSError) else 2

@@ -123,6 +123,12 @@ def die_on_rank_1(built: tuple[int, int], payload: object) -> int:
     return 0
 
 
+def fail_beside_a_death(built: tuple[int, int], payload: object) -> None:
+    """Rank 1 is killed, and the others notice that it is gone."""
+    die_on_rank_1(built, payload)
+    raise RuntimeError("connection closed by peer")
+
+
 def fail_until_third_try(built: tuple[int, int], folder: Path) -> str:
     """Dies twice, then succeeds; counts in files because every try has fresh processes."""
     if built[0] == 0:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from multiprocessing.connection import Connection, wait
 
 import pytest
 
@@ -47,6 +48,20 @@ def test_a_rank_that_dies_fails_or_hangs_ends_the_gang_and_the_next_task_rebuild
         assert gang.pids == []
         assert gang.run(ranks.who, None)[0] == (0, 2)
         assert not set(gang.pids) & set(before)
+
+
+def test_of_several_ranks_in_trouble_the_one_that_died_is_named(monkeypatch):
+    def late(pipes, timeout):
+        """A leader that had no core until both ranks had come to their end."""
+        while sum(isinstance(one, Connection) for one in wait(pipes, timeout)) < 2:
+            pass
+        return wait(pipes, timeout)
+
+    with Gang(ranks.build, 2) as gang:
+        gang.run(ranks.who, None)
+        monkeypatch.setattr("cluster.fleet.gang.wait", late)
+        with pytest.raises(GangError, match="rank 1 died with exit code -9"):
+            gang.run(ranks.fail_beside_a_death, None)
 
 
 def test_a_rank_that_dies_of_a_full_disk_or_a_file_that_is_gone_blames_the_node():
