@@ -19,8 +19,8 @@ def parser() -> argparse.ArgumentParser:
         "jobs.demo",
         "Shows all of it on the embedded model: renders a first video by a schedule that ships\n"
         "with the project, then makes its own: calibrates, solves, renders held-out prompts at\n"
-        "10 of 50 forwards on a gang of 2 ranks, verifies, compares with the full runs, and ends\n"
-        "with the path of a report. Takes a few minutes on two cores.",
+        "10 of 50 forward passes on a gang of 2 ranks, verifies, compares with the full runs, and\n"
+        "ends with the path of a report. Takes a few minutes on two cores.",
         "python -m jobs.demo --output out",
     )
     cli.add_output(result, "where everything goes")

@@ -67,7 +67,7 @@ def _add_methods(result: argparse.ArgumentParser) -> None:
         type=budgets,
         default="8,10,12",
         metavar="B,B,...",
-        help="forwards a video for --calibrations (default 8,10,12)",
+        help="forward passes (NFE) a video for --calibrations (default 8,10,12)",
     )
     result.add_argument(
         "--settings",

@@ -54,7 +54,8 @@ def parser() -> argparse.ArgumentParser:
         type=budgets,
         default="10",
         metavar="B,B,...",
-        help="forwards a video may take; each budget has a current schedule (default 10)",
+        help="forward passes (NFE) a video may take; each budget has a current schedule "
+        "(default 10)",
     )
     result.add_argument(
         "--window",

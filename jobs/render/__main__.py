@@ -133,8 +133,8 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
         "--budget",
         type=int,
         metavar="B",
-        help="forwards a video: with --calibration what it solves for, with --schedule current "
-        "the registry's of that budget; alone, what ships for the model, a schedule of its default "
+        help="forward passes (NFE) a video: with --calibration what it solves for, with --schedule "
+        "current the registry's of that budget; alone, what ships for the model, a schedule of its default "
         "setting and a calibration for all others",
     )
     parser.add_argument(

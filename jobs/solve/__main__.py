@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         type=budgets,
         default="8,10,12,15",
         metavar="B,B,...",
-        help="forwards a video may take (default 8,10,12,15)",
+        help="forward passes (NFE) a video may take (default 8,10,12,15)",
     )
     result.add_argument("--method", choices=METHODS, default="fitted", help="default: fitted")
     result.add_argument(
