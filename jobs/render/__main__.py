@@ -134,8 +134,8 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="B",
         help="forward passes (NFE) a video: with --calibration what it solves for, with --schedule "
-        "current the registry's of that budget; alone, what ships for the model, a schedule of its default "
-        "setting and a calibration for all others",
+        "current the registry's of that budget; alone, what ships for the model, a schedule of "
+        "its default setting and a calibration for all others",
     )
     parser.add_argument(
         "--registry",
