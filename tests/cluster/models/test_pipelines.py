@@ -46,7 +46,7 @@ CPU = torch.device("cpu")
 # Of latents of about 1, in float32: sums of several pictures round in another order.
 TOLERANCE = 1e-4
 # Pipelines whose texts are as long as their prompts; the others pad them.
-CUT_TO_THEIR_TOKENS = ("QwenImagePipeline", "ZImagePipeline")
+CUT_TO_THEIR_TOKENS = ("QwenImagePipeline", "QwenImage21Pipeline", "ZImagePipeline")
 PARALLEL = ["FLUX.1", "Qwen-Image", "Wan 2.1", "Wan 2.2", "HunyuanVideo-1.5"]
 PARALLEL += ["FLUX.2", "FLUX.2 Klein", "LTX-2", "Wan VACE"]
 
