@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
         help="videofolder: metadata.parquet above the videos (or pictures); webdataset: tars of "
         "video, prompt and row; parquet: the rows alone",
     )
-    cli.add_output(result, "where the files go")
+    cli.add_output(result, "where the files go, hf://datasets/OWNER/NAME for a dataset on the Hub,")
     result.add_argument(
         "--where",
         metavar="EXPR",

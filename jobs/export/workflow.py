@@ -19,6 +19,7 @@ from jobs._shared.progress import QUIET_S, progress
 from jobs._shared.roots import RefusedError, check_apart, open_output, refusing
 from meancache.json_values import is_deep, shown
 
+HUB = "hf://"
 # How each format is read, for the last line.
 READ_WITH = {
     "videofolder": "datasets.load_dataset({folder!r}, data_dir={output!r})",
@@ -80,7 +81,10 @@ def run(config: Config) -> Outcome:
     image = here.rows["key"][0].as_py().endswith(".png")
     folder = "imagefolder" if image else "videofolder"
     print(f"{here.rows.num_rows} rows: {output}")
-    print(f"read with: {READ_WITH[config.format].format(folder=folder, output=output)}")
+    how = READ_WITH[config.format].format(folder=folder, output=output)
+    if output.startswith(HUB):
+        how = f"datasets.load_dataset({output.removeprefix(f'{HUB}datasets/')!r})"
+    print(f"read with: {how}")
     return Outcome(here.rows.num_rows, here.files)
 
 
@@ -88,7 +92,8 @@ def run(config: Config) -> Outcome:
 def prepare(config: Config) -> Prepared:
     """Reads the manifest and chooses the rows, before anything is written."""
     source = open_store(config.root)
-    check_apart(source, config.root, open_store(config.output), config.output)
+    target = _target(config.output)
+    check_apart(source, config.root, target, config.output)
     there = rounds.complete(source)
     if there is None and not config.unfinished:
         if manifest.finished(source) is not None:
@@ -110,7 +115,10 @@ def prepare(config: Config) -> Prepared:
     if not rows.num_rows:
         met = "" if config.where is None else f" meets --where {shown(config.where)}"
         raise WhereError(f"none of the {table.num_rows} rows of {config.root}{met}")
-    target = open_output(config.output)
+    if config.output.startswith(HUB):
+        target.probe()
+    else:
+        target = open_output(config.output)
     spec = layouts.specification(success, config.format, config.where)
     plan.check_spec(target, spec, layouts.JOB_KEY)
     images = layouts.IMAGE_KEY in rows.column_names
@@ -120,6 +128,15 @@ def prepare(config: Config) -> Prepared:
     # Before the metadata, which says that all else is there.
     stages.insert(1, [File(layouts.CARD_KEY, 0, 0, 0, lambda source, rows: text)])
     return Prepared(Export(source, target, rows, stages), spec)
+
+
+def _target(output: str) -> Store:
+    """Where an export goes: a store like others, or a dataset on the Hub."""
+    if not output.startswith(HUB):
+        return open_store(output)
+    from cluster.store.hub import HubStore  # with huggingface_hub
+
+    return HubStore(output)
 
 
 def _job(source: Store) -> dict[str, Any]:

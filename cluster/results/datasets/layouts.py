@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, time
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -70,6 +70,14 @@ class File:
     make: Callable[[Store, pa.Table], bytes]
 
 
+@runtime_checkable
+class SeveralAtOnce(Protocol):
+    """A store where each write is a commit, of as many files as one likes."""
+
+    def put_all(self, files: Mapping[str, bytes]) -> None:
+        """Creates or replaces all of them, or none."""
+
+
 @dataclass(frozen=True)
 class Export:
     """Rows on their way from a render root to another layout.
@@ -108,7 +116,13 @@ class Export:
         """
         for stage in stages:
             for batch in _batches(stage):
-                yield from at_once(self._write, batch)
+                if isinstance(self.target, SeveralAtOnce):
+                    made = at_once(self._made, batch)
+                    keys = [file.key for file in batch]
+                    self.target.put_all(dict(zip(keys, made, strict=True)))
+                    yield from keys
+                else:
+                    yield from at_once(self._write, batch)
 
     def finish(self) -> None:
         """Writes `_SUCCESS`, when all files are there."""
@@ -116,9 +130,11 @@ class Export:
         self.target.put_new(SUCCESS_KEY, canonical_json(content))
 
     def _write(self, file: File) -> str:
-        rows = self.rows.slice(file.start, file.stop - file.start)
-        self.target.put_new(file.key, file.make(self.source, rows))
+        self.target.put_new(file.key, self._made(file))
         return file.key
+
+    def _made(self, file: File) -> bytes:
+        return file.make(self.source, self.rows.slice(file.start, file.stop - file.start))
 
 
 def specification(success: Success, layout: str, condition: str | None) -> dict[str, Any]:
