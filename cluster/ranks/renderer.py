@@ -173,10 +173,7 @@ class Renderer:
         started = time.perf_counter()
         count = 1 if isinstance(prompt, str) else len(prompt)
         watch = self._watch = LoopWatch(count)
-        watching = []
-        for transformer in transformers_of(self.pipeline):
-            watching.append(transformer.register_forward_pre_hook(watch.before_forward))
-            watching.append(transformer.register_forward_hook(watch.after_forward))
+        watching = watch.on(transformers_of(self.pipeline))
         call = dict(arguments)
         if self._calls_back:
             call["callback_on_step_end"] = watch.after_step

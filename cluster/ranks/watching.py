@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +55,14 @@ class LoopWatch:
         pairs = zip(self._marks[::2], self._marks[1::2], strict=True)
         seconds = sorted((_between(before, after) for before, after in pairs), reverse=True)
         return seconds[computed - 1] if 0 < computed <= len(seconds) else math.nan
+
+    def on(self, transformers: Sequence[torch.nn.Module]) -> list[Any]:
+        """Watches their forwards; returns what is to be removed in the end."""
+        watching: list[Any] = []
+        for transformer in transformers:
+            watching.append(transformer.register_forward_pre_hook(self.before_forward))
+            watching.append(transformer.register_forward_hook(self.after_forward))
+        return watching
 
     def before_forward(self, *_: Any) -> None:
         """A forward pre-hook of the transformer."""

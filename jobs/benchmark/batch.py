@@ -2,7 +2,8 @@
 
 Renders with FLUX.1, full-size on a GPU, scaled down on a CPU, of random weights: speed does not
 depend on them. Each image is decoded by itself, as in a job. Batches of all sizes take turns, so
-that whatever else the machine does falls on all; medians are given. Needs no Ray.
+that whatever else the machine does falls on all; medians are given. On a CPU the seconds are those
+of a core's time, which other work does not lengthen. Needs no Ray.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs._shared.cli import EXIT_REFUSED
 from jobs._shared.numbers import positive
+from meancache.errors import InputError
 
 SIDES = {"cuda": 1024, "cpu": 256}
 
@@ -87,26 +90,29 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _render(renderer: Any, arguments: Any, schedule: Any, size: int) -> tuple[float, float]:
-    """Seconds of a batch, decoded, and of its denoising loop."""
+    """Seconds of a batch, decoded, and of its denoising alone."""
     from cluster.ranks.batches import joined, split
 
     texts = joined([renderer.model.texts(seed) for seed in range(size)])
     prompts, seeds = [f"image {seed}" for seed in range(size)], list(range(size))
-    started = time.perf_counter()
+    clock = time.perf_counter if renderer.device.type == "cuda" else time.process_time
+    started = clock()
     denoised = renderer.denoise(prompts, seeds, arguments, schedule, texts)
+    denoise_s = clock() - started
     for latents in split(denoised.latents, size):
         renderer.decode(latents, arguments)
-    return time.perf_counter() - started, denoised.loop_s
+    return clock() - started, denoise_s
 
 
 def _print(batches: dict[int, dict[str, Any]]) -> None:
-    first = next(iter(batches.values()))["images_per_s"]
+    first = next(iter(batches.values()))
     for size, found in batches.items():
         peak = "" if found["peak_gib"] is None else f", peak {found['peak_gib']:.1f} GiB"
         print(
             f"batch {size}: {found['images_per_s']:.3g} images a second "
-            f"({found['images_per_s'] / first:.2f} times), denoising alone "
-            f"{found['denoised_per_s']:.3g}{peak}"
+            f"({found['images_per_s'] / first['images_per_s']:.2f} times), denoising alone "
+            f"{found['denoised_per_s']:.3g} "
+            f"({found['denoised_per_s'] / first['denoised_per_s']:.2f} times){peak}"
         )
 
 
@@ -146,7 +152,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     options = parser().parse_args(argv)
     sizes = tuple(dict.fromkeys(options.sizes))
-    run(Config(sizes, options.side, options.budget, options.repeats, options.json))
+    try:
+        run(Config(sizes, options.side, options.budget, options.repeats, options.json))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_REFUSED
     return 0
 
 

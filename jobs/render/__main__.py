@@ -38,32 +38,7 @@ def parser() -> argparse.ArgumentParser:
     cli.add_model(result)
     cli.add_lora(result)
     cli.add_fleet(result)
-    result.add_argument(
-        "--batch",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="images that go into one forward, at most (default 1): rows of the same settings "
-        "with texts of the same length; for models that make images of text alone; not part of "
-        "the job, as pixels differ by rounding alone",
-    )
-    result.add_argument(
-        "--compile",
-        nargs="?",
-        choices=compiling.CHOICES,
-        const="always",
-        default="auto",
-        help="compile the blocks of the transformer on each rank, during its first videos; 'auto', "
-        "the default, does so on GPUs where the job is long enough to repay it; not part of the "
-        "job, which is resumed with or without",
-    )
-    result.add_argument(
-        "--attention",
-        metavar="NAME",
-        help="the attention of gangs of one: a backend of diffusers such as _flash_3 or sage, "
-        "installed on the nodes (default: the fastest of torch's own, by trial); not part of "
-        "the job either, and named in each receipt",
-    )
+    _add_speed(result)
     group = result.add_argument_group("failures (a row is given up after 3 attempts)")
     group.add_argument(
         "--retry-failed",
@@ -78,6 +53,36 @@ def parser() -> argparse.ArgumentParser:
         help="end with exit code 0 with up to N failed rows (default 0: with any, it is 3)",
     )
     return result
+
+
+def _add_speed(parser: argparse.ArgumentParser) -> None:
+    """How fast it goes; none of it is part of what the job is."""
+    parser.add_argument(
+        "--batch",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="images that go into one forward, at most (default 1): rows of the same settings "
+        "with texts of the same length; for models that make images of text alone; not part of "
+        "the job, as pixels differ by rounding alone",
+    )
+    parser.add_argument(
+        "--compile",
+        nargs="?",
+        choices=compiling.CHOICES,
+        const="always",
+        default="auto",
+        help="compile the blocks of the transformer on each rank, during its first videos; 'auto', "
+        "the default, does so on GPUs where the job is long enough to repay it; not part of the "
+        "job, which is resumed with or without",
+    )
+    parser.add_argument(
+        "--attention",
+        metavar="NAME",
+        help="the attention of gangs of one: a backend of diffusers such as _flash_3 or sage, "
+        "installed on the nodes (default: the fastest of torch's own, by trial); not part of "
+        "the job either, and named in each receipt",
+    )
 
 
 def _add_rows(parser: argparse.ArgumentParser) -> None:
