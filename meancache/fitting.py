@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -32,6 +32,7 @@ from meancache.grid import Grid
 from meancache.hooks.hook import attach_hook, remove_mean_cache
 from meancache.hooks.pipelines import transformers_of
 from meancache.hooks.runs import Replay
+from meancache.propagation import Response, Responses
 from meancache.quality import psnr
 from meancache.reference import check_refines, fine_schedule
 from meancache.schedule import Edge, Schedule
@@ -40,6 +41,8 @@ from meancache.trajectory import watch_velocities
 
 ORDER = 3
 RIDGE = 1e-6
+# Relative to where a run is: no error, but rounding.
+ROUNDING = 1e-5
 
 
 class Run(Protocol):
@@ -76,10 +79,13 @@ class Fit:
         edges: from 0 to T, each with the weights of at most ORDER velocities.
         errors: mean squared error of the final latents against the reference, one a trajectory;
             the last jump taken as the sum of velocities that it is without renormalised guidance.
+        responses: at each computed step that runs reach with an error, what their velocities do
+            with it (`propagation`).
     """
 
     edges: tuple[Edge, ...]
     errors: tuple[float, ...]
+    responses: Responses = field(default_factory=dict)
 
     @property
     def score(self) -> float:
@@ -94,6 +100,7 @@ class _State:
     position: torch.Tensor  # z_t - z_0
     velocities: Mapping[int, torch.Tensor]  # of computed steps that the next weights may name
     replay: Replay  # the velocities of all computed steps
+    responses: Mapping[int, Response] = field(default_factory=dict)  # at computed steps
 
 
 _Rollout = tuple[Steps, tuple[Edge, ...], list[_State]]
@@ -154,7 +161,7 @@ class Fitter:
                 errors are then of runs that the weights have not seen. None for all.
         """
         return {
-            path: Fit(edges, tuple(self._errors(states)))
+            path: Fit(edges, tuple(self._errors(states)), _responses(states))
             for path, edges, states in self._rollouts(paths, count, fitted_on)
         }
 
@@ -216,14 +223,18 @@ class Fitter:
         scores = [self._rendered(run, own[run], state) for run, state in enumerate(left_out)]
         return Fit(edges, tuple(self._errors(states))), scores
 
-    def fidelity(self, schedule: Schedule, count: int | None = None) -> list[float]:
+    def fidelity(self, schedule: Schedule, which: slice = slice(None)) -> list[float]:
         """PSNR in dB against the references of the videos of any schedule.
 
-        Costs the forwards of an accelerated video for each of the first `count` trajectories.
-        NaN on ranks that do not decode.
+        Costs the forwards of an accelerated video for each of the trajectories. NaN on ranks that
+        do not decode.
+
+        Args:
+            schedule: on the fitter's grid.
+            which: of the trajectories; all by default.
         """
         scores = []
-        for run, reference in list(zip(self.runs, self.references, strict=True))[:count]:
+        for run, reference in list(zip(self.runs, self.references, strict=True))[which]:
             with self._following(schedule):
                 scores.append(_psnr(run(decode=True), reference))
         return scores
@@ -262,7 +273,13 @@ class Fitter:
     ) -> Iterator[_Rollout]:
         """Runs the model at the newest step of `prefix`, then every jump that some path makes."""
         start, end = prefix[-1], self.grid.num_inference_steps
-        states = self._all_computed(states, edges, start)
+        ahead = self.grid.sigmas[start + 1] - self.grid.sigmas[start]
+        states = [
+            _responding(state, reference, start, ahead)
+            for state, reference in zip(
+                self._all_computed(states, edges, start), self.references, strict=False
+            )
+        ]
         stops = {(*path, end)[len(prefix)] for path in paths}
         for stop in sorted(stops):
             length = self.grid.sigmas[stop] - self.grid.sigmas[start]
@@ -307,7 +324,7 @@ class Fitter:
                 run()
             except _ReachedError:
                 velocities = {**state.velocities, step: walk.velocity}
-                return _State(walk.position, velocities, replay)
+                return _State(walk.position, velocities, replay, state.responses)
         raise FittingError(f"the run ended before step {step}: it has another number of steps")
 
     def _schedule(self, edges: tuple[Edge, ...]) -> Schedule:
@@ -370,7 +387,32 @@ def _jumped(state: _State, weights: Mapping[int, float], length: float) -> _Stat
         position=state.position + length * estimate,
         velocities={step: state.velocities[step] for step in list(weights)[: ORDER - 1]},
         replay=state.replay,
+        responses=state.responses,
     )
+
+
+def _responding(state: _State, reference: Reference, step: int, ahead: float) -> _State:
+    """The state with what its velocity at `step` does with its error, where there is one.
+
+    Args:
+        ahead: how far the reference's noise level moves in this step.
+    """
+    here = reference.path[step].to(state.position)
+    missed = (state.position - here).flatten().double()
+    square = float(missed @ missed)
+    if square <= (ROUNDING * float(here.norm())) ** 2:
+        return state
+    own = (reference.path[step + 1].to(here) - here) / ahead
+    answer = (state.velocities[step] - own).flatten().double()
+    along = float(answer @ missed) / square
+    aside = math.sqrt(max(float(answer @ answer) / square - along**2, 0.0))
+    return replace(state, responses={**state.responses, step: (along, aside)})
+
+
+def _responses(states: Sequence[_State]) -> Responses:
+    """Of the steps at which all trajectories have one."""
+    common = set.intersection(*(set(state.responses) for state in states))
+    return {step: [state.responses[step] for state in states] for step in sorted(common)}
 
 
 class _ReachedError(Exception):

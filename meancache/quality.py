@@ -57,8 +57,15 @@ class Summary:
         return cls(float(np.mean(scores)), error, float(worst(scores)), float(tail))
 
     def __str__(self) -> str:
+        return f"{self.mean:.1f}{self._spread()}"
+
+    def signed(self) -> str:
+        """'+1.2 ± 0.4', of differences."""
+        return f"{self.mean:+.1f}{self._spread()}"
+
+    def _spread(self) -> str:
         known = math.isfinite(self.standard_error)  # of one video it is not
-        return f"{self.mean:.1f}" + (f" ± {self.standard_error:.1f}" if known else "")
+        return f" ± {self.standard_error:.1f}" if known else ""
 
 
 def mean_interval(

@@ -9,7 +9,7 @@ from datetime import date
 from typing import TYPE_CHECKING
 
 from jobs._shared import cli
-from jobs._shared.numbers import budgets, positive
+from jobs._shared.numbers import budgets, not_negative, positive
 
 if TYPE_CHECKING:
     from jobs.refresh.workflow import Config
@@ -66,6 +66,14 @@ def parser() -> argparse.ArgumentParser:
         "(default 7)",
     )
     result.add_argument(
+        "--search",
+        type=not_negative,
+        metavar="VIDEOS",
+        help="search the computed steps on calibration runs, with the forwards of so many full "
+        "videos for each budget; 0 for no search (default: 100 where the dates of the window have "
+        "24 trajectories or more)",
+    )
+    result.add_argument(
         "--night",
         type=_date,
         metavar="DATE",
@@ -108,6 +116,7 @@ def configured(options: argparse.Namespace) -> Config:
         budgets=options.budgets,
         window=options.window,
         night=options.night,
+        search=options.search,
         audits=tuple(options.audits or ()),
         rollback=options.rollback,
         fleet=cli.fleet_config(options),

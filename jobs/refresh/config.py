@@ -20,6 +20,8 @@ class Config:
         budgets: forwards a video may take.
         window: of how many dates the trajectories make the graph.
         night: the date of the run, YYYY-MM-DD; None for today, or to resume an unfinished run.
+        search: full videos that each budget's search of the steps may take; None for as many as
+            are worth it with the trajectories that there are.
         audits: roots of renders with audits, to look back on.
         rollback: restore the previous schedule of each budget instead.
         fleet: the gangs.
@@ -35,6 +37,7 @@ class Config:
     budgets: tuple[int, ...] = (10,)
     window: int = 7
     night: str | None = None
+    search: int | None = None
     audits: tuple[str, ...] = ()
     rollback: bool = False
     fleet: FleetConfig = DEFAULT_FLEET

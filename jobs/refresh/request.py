@@ -102,6 +102,8 @@ def _run(
         "budgets": list(config.budgets),
         "window": config.window,
     }
+    if config.search is not None:  # without it, a run that was begun before there was a search
+        asked["search"] = config.search
     command = hashlib.sha256(canonical_json(asked)).hexdigest()[:12]
     store = open_output(config.output)
     runs = Runs(store, {**setting, "negative_prompt": arguments.get("negative_prompt")})

@@ -143,7 +143,8 @@ def _candidates(here: RefreshRun, graph: Calibration) -> dict[int, Schedule]:
     missing = {budget for budget, key in keys.items() if not here.store.exists(key)}
     if missing:
         fleet = here.config.fleet
-        for schedule in solve.fitted(graph, here.model, list(keys), fleet, missing):
+        search = here.config.search
+        for schedule in solve.fitted(graph, here.model, list(keys), fleet, missing, search):
             with suppress(AlreadyExists):
                 here.store.put_new(keys[schedule.budget], schedule.dumps().encode())
     found = {budget: Schedule.loads(here.store.get(key)) for budget, key in keys.items()}
@@ -292,7 +293,10 @@ def _announce(here: RefreshRun) -> None:
     )
     if here.config.dry_run:
         calls = here.model.calls(here.arguments)
-        fit = solve.fitting_forwards(min(solve.TRAJECTORIES, len(here.trajectories)), steps)
+        dates = len(here.runs.window(here.name, here.config.window))
+        fit = solve.candidate_forwards(
+            len(here.trajectories) * dates, steps, len(budgets), here.config.search
+        )
         recorded = steps + LEVELS_BELOW
         forwards = to_run * recorded + fit + pairs * (steps + 2 * sum(budgets))
         print(f"at most {forwards * calls} forwards, {fit} of them to fit")

@@ -22,9 +22,9 @@ from cluster.fleet.gang import TASK_DEADLINE_S, Gang
 from cluster.fleet.gangs import Gangs
 from cluster.models.model import Model
 from jobs._shared.progress import Staffing, progress
+from jobs.solve.searching import Searched, searched, split
 from meancache.calibration import Calibration
-from meancache.costs import least_squares_costs
-from meancache.errors import CalibrationError, SolverError
+from meancache.errors import CalibrationError
 from meancache.grid import Grid
 from meancache.methods import (
     CANDIDATE_GAMMAS,
@@ -36,7 +36,7 @@ from meancache.methods import (
 from meancache.quality import MOST_DECIBELS, Summary, mean_interval
 from meancache.reference import check_refines
 from meancache.schedule import Edge, Schedule
-from meancache.search import Found, rollout_forwards, search
+from meancache.search import rollout_forwards
 from meancache.solver import Steps
 
 if TYPE_CHECKING:
@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from meancache.fitting import Fitter
 
 LIMIT_VIDEOS = 4
-# A search fits on so much of the trajectories, and judges by the others too.
-FITTED_SHARE = 5 / 8
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,7 @@ class Fitting:
         fine_grid: noise levels of a finer reference, or None for the run of the graph's steps.
         calls: forwards in a step that is computed.
         search: full videos that each budget's search of the steps may take; 0 for no search.
+        grams: (N, T, T) of the trajectories, where there is a search.
     """
 
     graph: Calibration
@@ -71,6 +70,7 @@ class Fitting:
     fine_grid: Grid | None
     calls: int = 1
     search: int = 0
+    grams: np.ndarray | None = field(compare=False, repr=False, default=None)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class FitRequest:
         tried: how many of the trajectories the candidates and the baseline are tried on; with 0
             the first candidate is taken.
         baseline: the schedule to compare with.
-        gram: (T, T) of the graph, by which a search ranks its moves.
+        grams: (N, T, T) of the trajectories, for a search to predict paths by.
         search: forwards that the search of the steps may take, each call of a step counted once;
             0 for no search.
     """
@@ -98,8 +98,8 @@ class FitRequest:
     candidates: tuple[Steps, ...]
     tried: int
     baseline: Schedule
-    gram: np.ndarray = field(compare=False, repr=False)
-    search: int
+    grams: np.ndarray | None = field(compare=False, repr=False, default=None)
+    search: int = 0
 
     @property
     def videos(self) -> int:
@@ -121,7 +121,7 @@ class FitAnswer:
             without its prompt, or fitted on it where there is no other prompt.
         baseline_psnr: dB of the baseline's videos, of those that it was tried on.
         forwards: of the transformer, references included where this gang had to run them.
-        found: what the search came to, where there was one.
+        searched: what the search came to, where there was one.
     """
 
     budget: int
@@ -129,7 +129,7 @@ class FitAnswer:
     psnr: tuple[float, ...]
     baseline_psnr: tuple[float, ...]
     forwards: int
-    found: Found | None = None
+    searched: Searched | None = None
 
 
 # On a rank: the references it keeps for the next budget, by what they are references of.
@@ -139,10 +139,19 @@ _kept: dict[object, Fitter] = {}
 def fit_budget(renderer: Renderer, request: FitRequest) -> FitAnswer:
     """The gang's task: the best candidate's weights, and how close they come."""
     fitter, before = _fitter(renderer, request)
-    best, found = request.candidates[0], None
-    if request.search:
-        found = _searched(renderer, fitter, request)
-        best = found.steps
+    best, outcome = request.candidates[0], None
+    if request.search and request.grams is not None:
+        parts = split(request.trajectories)
+        outcome = searched(
+            renderer,
+            fitter,
+            request.grid,
+            request.candidates,
+            request.grams,
+            parts,
+            request.search,
+        )
+        best = outcome.found.steps
     elif request.tried and len(request.candidates) > 1:
         fits = fitter.fit(request.candidates, request.tried)
         best = renderer.broadcast(max(request.candidates, key=lambda steps: fits[steps].score))
@@ -150,41 +159,15 @@ def fit_budget(renderer: Renderer, request: FitRequest) -> FitAnswer:
         fit, scores = fitter.fit_held_out(best)
     else:
         fit, scores = fitter.fit_and_render(best)
-    baseline = fitter.fidelity(request.baseline, request.tried)
+    baseline = fitter.fidelity(request.baseline, slice(request.tried))
     return FitAnswer(
         budget=request.baseline.budget,
         edges=fit.edges,
         psnr=tuple(scores),
         baseline_psnr=tuple(baseline),
         forwards=fitter.forwards - before,
-        found=found,
+        searched=outcome,
     )
-
-
-def _searched(renderer: Renderer, fitter: Fitter, request: FitRequest) -> Found:
-    """The search's result, the same on all ranks: every decision is rank 0's."""
-    count = len(request.trajectories)
-    fitted_on = split(request.trajectories)
-
-    def trial(paths: Sequence[Steps]) -> Mapping[Steps, Sequence[float]]:
-        fits = fitter.fit(paths, fitted_on=fitted_on)
-        errors: Mapping[Steps, Sequence[float]] = renderer.broadcast(
-            {path: fits[path].errors for path in paths}
-        )
-        return errors
-
-    costs = least_squares_costs(request.gram, request.grid.array(), 2)
-    return search(trial, costs, request.candidates, count, fitted_on, request.search)
-
-
-def split(trajectories: Sequence[tuple[str, int]]) -> int:
-    """How many of the trajectories a search fits on, the first ones; no prompt is on both sides
-    where there are several."""
-    count = len(trajectories)
-    prompts = [prompt for prompt, _ in trajectories]
-    borders = [at for at in range(1, count) if prompts[at] != prompts[at - 1]]
-    wanted = count * FITTED_SHARE
-    return min(borders or [max(1, int(wanted))], key=lambda border: abs(border - wanted))
 
 
 def prompts_of(trajectories: Sequence[tuple[str, int]]) -> int:
@@ -250,11 +233,9 @@ def prepare_fitting(
             "calibrate again, or solve with --method secant, which runs no model"
         )
     chosen = graph.spread(trajectories)
-    if search and len(chosen) < 2:
-        raise SolverError(
-            f"a search fits on some trajectories and judges by others, and there is {len(chosen)}: "
-            "calibrate more prompts, or leave --search out"
-        )
+    pairs = [(item.prompt, item.seed) for item in chosen]
+    if search:
+        split(pairs)
     gammas = CANDIDATE_GAMMAS if gamma is None else (gamma,)
     steps = graph.grid.num_inference_steps
     conditions = {
@@ -271,12 +252,13 @@ def prepare_fitting(
     return Fitting(
         graph=graph,
         arguments=arguments,
-        trajectories=[(item.prompt, item.seed) for item in chosen],
+        trajectories=pairs,
         candidates=candidate_paths(graph, budgets, gammas),
         baselines=paper_schedules(graph, budgets, paper_gamma(graph), "jump"),
         fine_grid=fine_grid,
         calls=model.calls(arguments),
         search=search,
+        grams=np.stack([item.gram[:steps, :steps] for item in chosen]) if search else None,
     )
 
 
@@ -301,7 +283,7 @@ def requests(fitting: Fitting) -> list[FitRequest]:
             candidates=tuple(fitting.candidates[budget]),
             tried=min(count, max(0, left // trial)),
             baseline=fitting.baselines[budget],
-            gram=fitting.graph.gram(),
+            grams=fitting.grams,
             search=fitting.search * steps,
         )
         for budget in budgets

@@ -20,7 +20,7 @@ from jobs._shared.configs import DEFAULT_FLEET, FleetConfig
 from jobs._shared.predictions import prediction, runs, smallest_budget
 from jobs._shared.progress import counted
 from jobs._shared.roots import open_output, read_graph, refusing
-from jobs.solve import fitting
+from jobs.solve import fitting, searching
 from jobs.solve.carried import SAME, Setting, carry
 from jobs.solve.fitting import LIMIT_VIDEOS, FitAnswer, Fitting
 from meancache.calibration import Calibration
@@ -28,11 +28,8 @@ from meancache.errors import CalibrationError, SolverError
 from meancache.json_values import shown
 from meancache.methods import SECANT_GAMMA, paper_gamma, paper_schedules, secant_schedules
 from meancache.schedule import Schedule
-from meancache.search import Found
 
 TRAJECTORIES = 10
-# How many a search has, where nothing else is said: with fewer it overfits.
-SEARCHED_ON = 32
 
 
 @dataclass(frozen=True)
@@ -120,8 +117,9 @@ def run(config: Config) -> Outcome:
     if answers and prepared.fitting is not None:
         print(gain(answers))
         for answer in answers:
-            if answer.found is not None:
-                print(searched(answer.budget, answer.found, prepared.fitting))
+            if answer.searched is not None:
+                steps = prepared.fitting.graph.grid.num_inference_steps
+                print(answer.searched.sentence(answer.budget, steps))
         print(cost(prepared.fitting, answers))
     if config.target_psnr is not None:
         try:
@@ -172,7 +170,7 @@ def prepare(config: Config) -> Prepared:
             graph,
             model,
             config.budgets,
-            config.trajectories or (SEARCHED_ON if config.search else TRAJECTORIES),
+            config.trajectories or (searching.TRAJECTORIES if config.search else TRAJECTORIES),
             config.gamma,
             config.reference_steps,
             config.search or 0,
@@ -188,6 +186,7 @@ def fitted(
     budgets: Sequence[int],
     fleet: FleetConfig,
     missing: Collection[int],
+    search: int | None,
 ) -> Iterator[Schedule]:
     """Fits schedules to a graph in memory; yields those of `missing` as they come.
 
@@ -197,14 +196,32 @@ def fitted(
         budgets: of all schedules, which share the forwards that fitting may take.
         fleet: the gangs that fit.
         missing: the budgets that are still to be fitted.
+        search: full videos that each budget's search of the steps may take; 0 for no search, None
+            for one where there are enough trajectories for it to be worth its price.
 
     Raises:
         InputError: as `fitting.prepare_fitting` refuses.
         GangError: a fit failed for good.
     """
-    to_fit = fitting.prepare_fitting(graph, model, budgets, TRAJECTORIES)
+    videos, count = _unhurried(len(graph.trajectories), search)
+    to_fit = fitting.prepare_fitting(graph, model, budgets, count, search=videos)
     for answer in fitting.fit_all(to_fit, _gangs(fleet, model, to_fit), missing):
+        if answer.searched is not None:
+            print(answer.searched.sentence(answer.budget, graph.grid.num_inference_steps))
         yield fitting.fitted_schedule(to_fit, answer)
+
+
+def candidate_forwards(trajectories: int, steps: int, budgets: int, search: int | None) -> int:
+    """What `fitted` may take of a graph of so many trajectories."""
+    videos, count = _unhurried(trajectories, search)
+    return fitting_forwards(min(count, trajectories), steps) + budgets * videos * steps
+
+
+def _unhurried(trajectories: int, asked: int | None) -> tuple[int, int]:
+    """Videos of each budget's search, and trajectories to fit on, where nobody waits for it."""
+    unasked = searching.VIDEOS if trajectories >= searching.WORTH_IT else 0
+    videos = unasked if asked is None else asked
+    return videos, searching.TRAJECTORIES if videos else TRAJECTORIES
 
 
 def fitting_forwards(trajectories: int, steps: int, calls: int = 1) -> int:
@@ -228,15 +245,6 @@ def gain(answers: Sequence[FitAnswer]) -> str:
         for answer in answers
     )
     return f"against the paper's schedules, PSNR on {runs(tried)}: {gains}"
-
-
-def searched(budget: int, found: Found, fitting: Fitting) -> str:
-    """What a search cost and gained, in a sentence."""
-    videos = found.forwards / fitting.graph.grid.num_inference_steps
-    return (
-        f"search at B = {budget}: {found.tried} paths tried in {videos:.0f} full videos; "
-        f"calibration runs not fitted on gained {found.held_out - found.first_held_out:+.1f} dB"
-    )
 
 
 def cost(prepared: Fitting, answers: Sequence[FitAnswer]) -> str:

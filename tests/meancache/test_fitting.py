@@ -174,7 +174,7 @@ def test_a_run_left_out_follows_the_weights_that_its_absence_gives(fitter, grid,
         edges.append(Edge(edge.start, edge.stop, weights=left_out))
         common = [edge.weights[step] for step in steps]
         z = z + length * sum(w * v for w, v in zip(common, history, strict=True))
-    assert fitter.fidelity(Schedule.from_edges(sigmas, edges), 1) == pytest.approx(
+    assert fitter.fidelity(Schedule.from_edges(sigmas, edges), slice(1)) == pytest.approx(
         scores[:1], abs=0.2
     )
     assert scores[0] < fitter.fit_and_render(path)[1][0]

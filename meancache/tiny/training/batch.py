@@ -7,7 +7,7 @@ here is `meancache.fitting`'s, in a plain loop.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -18,9 +18,13 @@ import torch
 
 from meancache import tiny
 from meancache.baselines.field import Field
+from meancache.calibration import Calibration
 from meancache.fitting import ORDER, RIDGE
+from meancache.propagation import Responses
+from meancache.quality import psnr
 from meancache.schedule import Edge
 from meancache.solver import Steps
+from meancache.statistics import trajectory_statistics
 from meancache.tiny.captions import Caption
 
 # Latents that are decoded at a time.
@@ -43,6 +47,12 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.captions)
+
+    def first(self, pipeline: Any, count: int, seed: int) -> Batch:
+        """The first `count` of runs that `make_batch` has made from this seed."""
+        steps, captions = self.field.grid.num_inference_steps, self.captions[:count]
+        runs = [partial(run, pipeline, one, seed + i, steps) for i, one in enumerate(captions)]
+        return Batch(captions, Field(pipeline, runs), self.reference[:, :count])
 
 
 def make_batch(pipeline: Any, captions: Sequence[Caption], seed: int, steps: int = 50) -> Batch:
@@ -105,6 +115,55 @@ def fit(
     return edges, latents
 
 
+def fits(
+    batch: Batch, paths: Sequence[Steps], fitted_on: int | None = None
+) -> Iterator[tuple[Steps, torch.Tensor, Responses]]:
+    """`fit` for several paths; what they begin with alike is run once.
+
+    Returns:
+        The path, where all runs end, and what their velocities did with errors on the way.
+    """
+    return _descend(batch, (0,), batch.reference[0], [], {}, set(paths), fitted_on)
+
+
+def _descend(
+    batch: Batch,
+    prefix: Steps,
+    latents: torch.Tensor,
+    history: Sequence[torch.Tensor],
+    responses: Responses,
+    paths: set[Steps],
+    fitted_on: int | None,
+) -> Iterator[tuple[Steps, torch.Tensor, Responses]]:
+    sigmas, t = batch.field.grid.sigmas, prefix[-1]
+    history = [batch.field(latents, sigmas[t]), *history[: ORDER - 1]]
+    if t > 0:
+        responses = {**responses, t: _response(batch, latents, history[0], t)}
+    for s in sorted({(*path, len(sigmas) - 1)[len(prefix)] for path in paths}):
+        length = sigmas[s] - sigmas[t]
+        normal, right = problems(history, (batch.reference[s] - latents) / length)
+        weights = solved(normal[:fitted_on].sum(dim=0), right[:fitted_on].sum(dim=0))
+        jumped = latents + length * _sum(weights, history)
+        if s == len(sigmas) - 1:
+            yield prefix, jumped, responses
+        else:
+            longer = (*prefix, s)
+            onward = {path for path in paths if path[: len(longer)] == longer}
+            yield from _descend(batch, longer, jumped, history, responses, onward, fitted_on)
+
+
+def _response(batch: Batch, latents: torch.Tensor, velocity: torch.Tensor, t: int) -> np.ndarray:
+    """(N, 2), as `propagation.Responses` has them."""
+    sigmas = batch.field.grid.sigmas
+    missed = (latents - batch.reference[t]).flatten(1).double()
+    own = (batch.reference[t + 1] - batch.reference[t]) / (sigmas[t + 1] - sigmas[t])
+    answer = (velocity - own).flatten(1).double()
+    square = missed.square().sum(dim=1).clamp(min=1e-30)
+    along = (answer * missed).sum(dim=1) / square
+    aside = (answer.square().sum(dim=1) / square - along.square()).clamp(min=0).sqrt()
+    return torch.stack([along, aside], dim=1).cpu().numpy()
+
+
 def fit_held_out(batch: Batch, steps: Steps) -> tuple[list[Edge], torch.Tensor]:
     """Weights fitted on all runs, and where each ends by weights fitted without its caption."""
     sigmas = batch.field.grid.sigmas
@@ -147,6 +206,25 @@ def decode(pipeline: Any, latents: torch.Tensor) -> list[np.ndarray]:
         array = pipeline.video_processor.postprocess_video(frames, output_type="np")
         videos += list(np.rint(array * 255).astype(np.uint8))
     return videos
+
+
+def statistics(runs: Batch) -> Calibration:
+    """The statistics of a batch's full runs."""
+    grid = runs.field.grid
+    lengths = torch.tensor(np.diff(grid.array()), dtype=torch.float32)
+    velocities = runs.reference.flatten(2).diff(dim=0) / lengths.to(runs.reference.device).view(
+        -1, 1, 1
+    )
+    return Calibration(grid).add(
+        trajectory_statistics(velocities[:, run], grid, f"run-{run:04}", 0)
+        for run in range(len(runs))
+    )
+
+
+def psnrs(pipeline: Any, ends: torch.Tensor, full: list[np.ndarray]) -> list[float]:
+    """The PSNR of decoded final latents against the videos of the full runs."""
+    videos = decode(pipeline, ends)
+    return [psnr(video, other) for video, other in zip(videos, full, strict=True)]
 
 
 def _edge(start: int, stop: int, steps: Steps, weights: torch.Tensor) -> Edge:

@@ -21,15 +21,13 @@ import numpy as np
 import torch
 
 from meancache.baselines.calibration_data import roll_out
-from meancache.calibration import Calibration
 from meancache.methods import candidate_paths
-from meancache.quality import mean_interval, psnr
+from meancache.quality import mean_interval
 from meancache.schedule import Schedule
 from meancache.search import decibels
-from meancache.statistics import trajectory_statistics
 from meancache.tiny.captions import CALIBRATION
 from meancache.tiny.training import batch
-from meancache.tiny.training.batch import Batch, make_batch
+from meancache.tiny.training.batch import make_batch
 from meancache.tiny.training.table import BUDGETS, HELD_OUT_SEED, Setting, pipeline_at, say
 
 TRAJECTORIES = 10
@@ -79,12 +77,12 @@ def predicted(setting: Setting, fits: int, device: str) -> list[dict[str, Any]]:
         captions = [CALIBRATION[i % len(CALIBRATION)] for i in range(first, first + TRAJECTORIES)]
         runs = make_batch(pipeline, captions, SEED + first, setting.steps)
         own = batch.decode(pipeline, runs.reference[-1])
-        paths = candidate_paths(statistics(runs), BUDGETS)
+        paths = candidate_paths(batch.statistics(runs), BUDGETS)
         for budget in BUDGETS:
             ends = {path: batch.fit(runs, path)[1] for path in paths[budget]}
             best = max(ends, key=lambda path: decibels(batch.errors(runs, ends[path])).mean())
             edges, left_out = batch.fit_held_out(runs, best)
-            scores = psnrs(pipeline, left_out, own)
+            scores = batch.psnrs(pipeline, left_out, own)
             interval = mean_interval(scores, captions)
             assert interval is not None
             schedule = Schedule.from_edges(runs.field.grid.sigmas, edges)
@@ -96,31 +94,12 @@ def predicted(setting: Setting, fits: int, device: str) -> list[dict[str, Any]]:
                     "predicted": float(np.mean(scores)),
                     "low": interval[0],
                     "high": interval[1],
-                    "in_sample": float(np.mean(psnrs(pipeline, ends[best], own))),
-                    "measured": float(np.mean(psnrs(pipeline, measured, full))),
+                    "in_sample": float(np.mean(batch.psnrs(pipeline, ends[best], own))),
+                    "measured": float(np.mean(batch.psnrs(pipeline, measured, full))),
                 }
             )
         say(f"fit {fit + 1} of {fits}")
     return rows
-
-
-def statistics(runs: Batch) -> Calibration:
-    """The statistics of a batch's full runs."""
-    grid = runs.field.grid
-    lengths = torch.tensor(np.diff(grid.array()), dtype=torch.float32)
-    velocities = runs.reference.flatten(2).diff(dim=0) / lengths.to(runs.reference.device).view(
-        -1, 1, 1
-    )
-    return Calibration(grid).add(
-        trajectory_statistics(velocities[:, run], grid, f"run-{run:04}", 0)
-        for run in range(len(runs))
-    )
-
-
-def psnrs(pipeline: Any, ends: torch.Tensor, full: list[np.ndarray]) -> list[float]:
-    """The PSNR of decoded final latents against the videos of the full runs."""
-    videos = batch.decode(pipeline, ends)
-    return [psnr(video, other) for video, other in zip(videos, full, strict=True)]
 
 
 if __name__ == "__main__":

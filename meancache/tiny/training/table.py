@@ -34,11 +34,12 @@ from meancache.baselines import sweep
 from meancache.baselines.baseline import Baseline
 from meancache.baselines.calibration_data import CalibrationData, roll_out
 from meancache.baselines.table import HOOKS, METHODS
-from meancache.costs import least_squares_costs
+from meancache.fitting import ORDER, RIDGE
 from meancache.methods import candidate_paths, secant_schedules
+from meancache.propagation import Propagation
 from meancache.quality import Summary, flip, psnr, ssim
 from meancache.schedule import EXECUTIONS, Edge, Schedule
-from meancache.search import decibels, search
+from meancache.search import Tried, decibels, search
 from meancache.solver import Steps, solve_paper
 from meancache.tiny.captions import CALIBRATION, HELD_OUT, Caption
 from meancache.tiny.training import batch
@@ -202,24 +203,25 @@ def searched(
     data: CalibrationData, many: Batch, budget: int, paths: Sequence[Steps], videos: int
 ) -> Schedule:
     """`fitted` on the steps that a search on 20 + 12 trajectories has found."""
-    costs = least_squares_costs(data.statistics.gram(), data.grid.array(), 2)
+    grams = np.stack([item.gram for item in batch.statistics(many).ordered()])
     found = search(
-        lambda tried: {
-            path: batch.errors(many, batch.fit(many, path, FITTED_ON)[1]) for path in tried
-        },
-        costs,
+        partial(trial, many, FITTED_ON),
+        Propagation(grams, data.grid.array(), FITTED_ON, ORDER, RIDGE),
         paths,
-        SEARCHED_ON,
-        FITTED_ON,
         videos * data.grid.num_inference_steps,
     )
     edges, _ = batch.fit(many, found.steps)
     spent = found.forwards / data.grid.num_inference_steps
-    said = (
-        f"{found.tried} paths tried in {spent:.0f} full videos, held-out calibration runs "
-        f"{found.held_out - found.first_held_out:+.1f} dB"
-    )
+    said = f"{found.tried} paths tried in {spent:.0f} full videos"
     return data.schedule("searched", budget, edges, "this project", said)
+
+
+def trial(runs: Batch, fitted_on: int, paths: Sequence[Steps]) -> dict[Steps, Tried]:
+    """What the paths come to on the runs, with weights fitted on the first `fitted_on`."""
+    return {
+        path: Tried(batch.errors(runs, ends), responses)
+        for path, ends, responses in batch.fits(runs, paths, fitted_on)
+    }
 
 
 def check(pipeline: Any, setting: Setting, schedule: Schedule, end: torch.Tensor) -> None:

@@ -1,7 +1,5 @@
 """What a gang is asked for each budget, and what it answers; here it is one rank, in process."""
 
-import re
-
 import numpy as np
 import pytest
 
@@ -13,10 +11,7 @@ from jobs.solve.fitting import (
     fitted_schedule,
     prepare_fitting,
     requests,
-    split,
 )
-from jobs.solve.workflow import searched
-from meancache.errors import SolverError
 from meancache.fitting import Fitter
 from meancache.methods import candidate_paths, paper_schedules
 from meancache.search import rollout_forwards
@@ -42,7 +37,7 @@ def test_a_fit_predicts_by_runs_whose_prompts_it_has_not_seen(calibration, model
     (request,) = requests(fitting)
     answer = fit_budget(renderer, request)
     assert answer.forwards <= LIMIT_VIDEOS * STEPS * 3
-    assert answer.found is None
+    assert answer.searched is None
     schedule = fitted_schedule(fitting, answer)
     low, high = schedule.predicted_interval
     assert low < schedule.predicted_psnr < high
@@ -51,27 +46,6 @@ def test_a_fit_predicts_by_runs_whose_prompts_it_has_not_seen(calibration, model
     runs = renderer.runs(request.trajectories, request.arguments)
     seen = Fitter(renderer.pipeline, request.grid, runs).fidelity(schedule)
     assert np.mean(seen) > schedule.predicted_psnr
-
-
-def test_a_search_keeps_to_its_videos_and_says_what_it_gained(calibration, model, renderer):
-    fitting = prepare_fitting(calibration, model, [BUDGET], 3, search=8)
-    (request,) = requests(fitting)
-    answer = fit_budget(renderer, request)
-    assert answer.found.forwards <= 8 * STEPS
-    assert answer.found.tried > len(request.candidates)
-    assert answer.found.score >= answer.found.first_score
-    schedule = fitted_schedule(fitting, answer)
-    assert schedule.computed_steps == answer.found.steps
-    assert re.fullmatch(
-        r"search at B = 4: \d+ paths tried in [0-8] full videos; calibration runs not fitted on "
-        r"gained [+-][\d.]+ dB",
-        searched(BUDGET, answer.found, fitting),
-    )
-
-
-def test_a_search_with_a_single_trajectory_is_refused_before_a_rank_starts(calibration, model):
-    with pytest.raises(SolverError, match="judges by others, and there is 1: calibrate more"):
-        prepare_fitting(calibration, model, [BUDGET], 1, search=8)
 
 
 def fitting(graph, trajectories: int) -> Fitting:
@@ -100,11 +74,3 @@ def test_all_that_is_asked_of_the_gangs_keeps_the_limit_of_forwards(graph, traje
         forwards += request.tried * (request.baseline.budget + rollout_forwards(request.candidates))
     assert forwards <= LIMIT_VIDEOS * 50 * trajectories
     assert asked[0].tried >= (trajectories >= 10)
-
-
-def test_a_search_judges_by_prompts_that_it_does_not_fit_on():
-    assert split([(f"prompt {number}", 0) for number in range(32)]) == 20
-    assert split([("a", 0), ("a", 1), ("b", 0)]) == 2
-    assert split([("a", 0), ("b", 0), ("b", 1), ("b", 2)]) == 1
-    assert split([("a", seed) for seed in range(8)]) == 5
-    assert split([("a", 0), ("a", 1)]) == 1

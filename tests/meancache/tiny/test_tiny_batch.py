@@ -54,6 +54,27 @@ def test_its_fits_are_those_of_the_pipeline(runs, fitter):
         assert batch.errors(runs, ends) == pytest.approx(expected.errors, rel=2e-2)
 
 
+def test_fits_that_share_a_beginning_are_those_of_the_pipeline_with_their_responses(runs, fitter):
+    paths = [PATH, (0, 4, 8, 11)]
+    with torch.no_grad():
+        found = {path: rest for path, *rest in batch.fits(runs, paths, 2)}
+        alone = batch.fit(runs, PATH, 2)[1]
+    torch.testing.assert_close(found[PATH][0], alone)
+    for path, expected in fitter.fit(paths, fitted_on=2).items():
+        ends, responses = found[path]
+        assert batch.errors(runs, ends) == pytest.approx(expected.errors, rel=2e-2)
+        assert set(responses) == set(expected.responses) == set(path[1:])
+        for step, response in responses.items():
+            np.testing.assert_allclose(response, expected.responses[step], rtol=0.05, atol=0.05)
+
+
+def test_the_first_runs_of_a_batch_are_a_batch(pipe, runs):
+    with torch.no_grad():
+        part = runs.first(pipe, 2, SEED)
+        torch.testing.assert_close(part.field.reference(), part.reference, atol=2e-5, rtol=1e-4)
+    assert len(part) == 2
+
+
 def test_where_a_fit_ends_is_where_its_schedule_ends(runs):
     with torch.no_grad():
         edges, ends = batch.fit(runs, PATH)

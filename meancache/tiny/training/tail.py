@@ -1,0 +1,216 @@
+"""What a search of the computed steps does to the worst videos, and at what price, on `tiny`.
+
+    python -m meancache.tiny.training.tail --shift 15 --budgets 10 --output tail-15.json
+
+All methods run on the same held-out captions and noise: `fitted` as `jobs.solve` makes it, on ten
+trajectories and on as many as the search has; `searched` with growing budgets of full videos,
+whose weights are fitted on all trajectories in the end, as `jobs.solve --search` does; and both
+refined by gradients. Differences are pair by pair.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from meancache.baselines.calibration_data import roll_out
+from meancache.baselines.refined import ITERATIONS, refine
+from meancache.fitting import ORDER, RIDGE
+from meancache.methods import candidate_paths
+from meancache.propagation import Propagation
+from meancache.quality import TAIL, Summary
+from meancache.schedule import Schedule
+from meancache.search import Found, decibels, search
+from meancache.solver import Steps
+from meancache.tiny.captions import CALIBRATION
+from meancache.tiny.training import batch
+from meancache.tiny.training.batch import Batch, make_batch
+from meancache.tiny.training.table import (
+    HELD_OUT_SEED,
+    Setting,
+    budgets,
+    pipeline_at,
+    say,
+    trial,
+)
+
+CALIBRATION_SEED = 1000
+FEW, TRAJECTORIES, CHOSEN, FITTED = 10, 40, 32, 20
+VIDEOS = (50, 100, 200, 400)
+# Draws of the held-out pairs, for the error of a percentile.
+DRAWS = 2000
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m meancache.tiny.training.tail")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--shift", type=float, default=7.0)
+    parser.add_argument("--budgets", type=budgets, default=(10,), metavar="B,B,...")
+    parser.add_argument("--videos", type=budgets, default=VIDEOS, metavar="V,V,...")
+    parser.add_argument("--pairs", type=int, default=48)
+    parser.add_argument("--seed", type=int, default=CALIBRATION_SEED, help="of the calibration")
+    parser.add_argument("--no-gradients", action="store_true", help="leave refinement out")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    setting = Setting(given.steps, given.shift, given.budgets, given.pairs, max(given.videos))
+    about = {
+        "command": " ".join(["python -m meancache.tiny.training.tail", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d"),
+        **vars(setting),
+        "trajectories": TRAJECTORIES,
+    }
+    rows: list[dict[str, Any]] = []
+    for row in measured(setting, given.videos, given.seed, not given.no_gradients):
+        rows.append(row)
+        given.output.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+        print(line(row), flush=True)
+
+
+def measured(
+    setting: Setting, videos: Sequence[int], seed: int, gradients: bool
+) -> Iterator[dict[str, Any]]:
+    """A row a method and budget."""
+    pipeline = pipeline_at(setting.shift)
+    captions = [CALIBRATION[i % len(CALIBRATION)] for i in range(TRAJECTORIES)]
+    with torch.no_grad():
+        held_out = make_batch(pipeline, setting.captions(), HELD_OUT_SEED, setting.steps)
+        full = batch.decode(pipeline, held_out.reference[-1])
+        many = make_batch(pipeline, captions, seed, setting.steps)
+        few, part = (many.first(pipeline, count, seed) for count in (FEW, CHOSEN))
+    say("full runs")
+    before: dict[int, np.ndarray] = {}
+    for schedule, cost in methods(setting, few, many, part, videos, gradients):
+        with torch.no_grad():
+            ends = roll_out(held_out.field, held_out.reference[0], schedule)
+        scores = np.array(batch.psnrs(pipeline, ends, full))
+        before.setdefault(schedule.budget, scores)
+        yield {**row(schedule, scores, before[schedule.budget]), "full_videos": cost}
+
+
+def methods(
+    setting: Setting,
+    few: Batch,
+    many: Batch,
+    part: Batch,
+    videos: Sequence[int],
+    gradients: bool,
+) -> Iterator[tuple[Schedule, float]]:
+    """Schedules, the first of each budget today's, and what their steps cost to choose.
+
+    Args:
+        setting: the budgets.
+        few: the first FEW runs.
+        many: all runs.
+        part: the first CHOSEN.
+        videos: that a search may take.
+        gradients: whether to refine by them.
+    """
+    for budget in setting.budgets:
+        ten, cost = chosen(few, budget)
+        yield named(few, "fitted", budget, ten, f"{FEW} trajectories"), cost
+        steps, cost = chosen(many, budget)
+        yield named(many, "fitted", budget, steps, f"{TRAJECTORIES} trajectories"), cost
+        found = searched(part, budget, max(videos) * setting.steps)
+        best: Steps | None = None
+        for most in videos:
+            spent, steps = [one for one in found.course if one[0] <= most * setting.steps][-1]
+            if steps != best:
+                best = steps
+                yield (
+                    named(many, "searched", budget, steps, f"{most} videos"),
+                    spent / setting.steps,
+                )
+        if gradients:
+            for name, runs, steps in (("fitted", few, ten), ("searched", many, best or ten)):
+                yield refined(setting, runs, named(runs, name, budget, steps, ""))
+
+
+def chosen(runs: Batch, budget: int) -> tuple[Steps, float]:
+    """The candidate that comes closest on the runs, as `jobs.solve` chooses, and its cost."""
+    with torch.no_grad():
+        paths = candidate_paths(batch.statistics(runs), [budget])[budget]
+        ends = {path: ends for path, ends, _ in batch.fits(runs, paths)}
+    best = max(paths, key=lambda path: decibels(batch.errors(runs, ends[path])).mean())
+    beginnings = {path[:length] for path in paths for length in range(1, budget + 1)}
+    return best, len(beginnings) * len(runs) / runs.field.grid.num_inference_steps
+
+
+def searched(runs: Batch, budget: int, forwards: int) -> Found:
+    """The search, with weights fitted on the first FITTED runs."""
+    with torch.no_grad():
+        known = batch.statistics(runs)
+        grams = np.stack([item.gram for item in known.ordered()])
+        propagation = Propagation(grams, runs.field.grid.array(), FITTED, ORDER, RIDGE)
+        paths = candidate_paths(known, [budget])[budget]
+        found = search(partial(trial, runs, FITTED), propagation, paths, forwards)
+    say(f"searched, B = {budget}: {found.tried} paths")
+    return found
+
+
+def named(runs: Batch, method: str, budget: int, steps: Steps, setting: str) -> Schedule:
+    """The schedule of these steps with weights fitted on all of the runs."""
+    with torch.no_grad():
+        edges, _ = batch.fit(runs, steps)
+    grid = runs.field.grid
+    return Schedule(
+        grid, tuple(edges), method=method, budget=budget, calibration={"setting": setting}
+    )
+
+
+def refined(setting: Setting, runs: Batch, start: Schedule) -> tuple[Schedule, float]:
+    """The schedule refined by gradients on the runs; a backward counts as two forwards."""
+    with runs.field.frozen():
+        found = refine(runs.field, runs.reference[0], runs.reference[-1], start)
+    said = {"setting": f"{start.method} on {len(runs)} trajectories"}
+    cost = ITERATIONS * 3 * len(runs) * start.budget / setting.steps
+    return replace(found, calibration=said), cost
+
+
+def row(schedule: Schedule, scores: np.ndarray, before: np.ndarray) -> dict[str, Any]:
+    """What is kept of a schedule: scores, and what they gained over those before, with errors."""
+    gained = Summary.of((scores - before).tolist())
+    draws = np.random.default_rng(0).integers(len(scores), size=(DRAWS, len(scores)))
+    tails = [
+        np.percentile(each[draws], TAIL, axis=1, method="inverted_cdf") for each in (scores, before)
+    ]
+    summary = Summary.of(scores.tolist())
+    return {
+        "method": schedule.method,
+        "setting": schedule.calibration["setting"],
+        "budget": schedule.budget,
+        "nfe": schedule.nfe,
+        "steps": list(schedule.computed_steps),
+        "psnr": {name: round(value, 3) for name, value in vars(summary).items()},
+        "gained": round(gained.mean, 3),
+        "gained_error": round(gained.standard_error, 3),
+        "tail_gained": round(summary.tail - Summary.of(before.tolist()).tail, 3),
+        "tail_gained_error": round(float(np.std(tails[0] - tails[1])), 3),
+        "psnrs": [round(float(each), 2) for each in scores],
+    }
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """A row in words."""
+    p = row["psnr"]
+    return (
+        f"B = {row['budget']:2} {row['method']:>8}, {row['setting']:<27} {p['mean']:.1f} ± "
+        f"{p['standard_error']:.1f}, tenth {p['tail']:.1f}, worst {p['worst']:.1f}; gained "
+        f"{row['gained']:+.1f} ± {row['gained_error']:.1f}, tenth {row['tail_gained']:+.1f} ± "
+        f"{row['tail_gained_error']:.1f}; {row['full_videos']:.0f} full videos"
+    )
+
+
+if __name__ == "__main__":
+    main()
