@@ -43,7 +43,8 @@ def prediction(schedule: Schedule) -> str:
         return "" if estimated is None else f", about {estimated:.0f} dB by its calibration"
     interval = schedule.predicted_interval
     spread = "" if interval is None else f" ({interval[0]:.1f} to {interval[1]:.1f})"
-    count = schedule.calibration.get("fitted_on", 1)
+    known = schedule.calibration
+    count = known.get("predicted_on", known.get("fitted_on", 1))
     return f", {schedule.predicted_psnr:.1f} dB{spread} by {runs(count)}"
 
 

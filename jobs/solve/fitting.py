@@ -122,6 +122,8 @@ class FitAnswer:
         baseline_psnr: dB of the baseline's videos, of those that it was tried on.
         forwards: of the transformer, references included where this gang had to run them.
         searched: what the search came to, where there was one.
+        unseen: the first of the trajectories that had no part in choosing the steps; those from
+            there on predict.
     """
 
     budget: int
@@ -130,6 +132,7 @@ class FitAnswer:
     baseline_psnr: tuple[float, ...]
     forwards: int
     searched: Searched | None = None
+    unseen: int = 0
 
 
 # On a rank: the references it keeps for the next budget, by what they are references of.
@@ -139,9 +142,9 @@ _kept: dict[object, Fitter] = {}
 def fit_budget(renderer: Renderer, request: FitRequest) -> FitAnswer:
     """The gang's task: the best candidate's weights, and how close they come."""
     fitter, before = _fitter(renderer, request)
+    parts = split(request.trajectories) if request.search else None
     best, outcome = request.candidates[0], None
-    if request.search and request.grams is not None:
-        parts = split(request.trajectories)
+    if parts is not None and request.grams is not None:
         outcome = searched(
             renderer,
             fitter,
@@ -167,6 +170,7 @@ def fit_budget(renderer: Renderer, request: FitRequest) -> FitAnswer:
         baseline_psnr=tuple(baseline),
         forwards=fitter.forwards - before,
         searched=outcome,
+        unseen=0 if parts is None else parts.unseen(request.trajectories),
     )
 
 
@@ -308,11 +312,13 @@ def fitted_schedule(fitting: Fitting, answer: FitAnswer) -> Schedule:
     """The schedule of an answer, with the fidelity that is predicted of it.
 
     Predicted by the calibration runs under weights that have not seen their prompts, with the 90%
-    interval of their mean; no interval, where all are of one prompt.
+    interval of their mean; no interval, where all are of one prompt. After a search only by those
+    that had no part in it: a path that was chosen by some runs suits those best.
     """
-    scores = [min(score, MOST_DECIBELS) for score in answer.psnr]
+    scores = [min(score, MOST_DECIBELS) for score in answer.psnr[answer.unseen :]]
     fidelity = Summary.of(scores)
-    interval = mean_interval(scores, [prompt for prompt, _ in fitting.trajectories])
+    prompts = [prompt for prompt, _ in fitting.trajectories[answer.unseen :]]
+    interval = mean_interval(scores, prompts)
     target = fitting.fine_grid or fitting.graph.grid
     return weighted_schedule(
         fitting.graph,
@@ -321,6 +327,7 @@ def fitted_schedule(fitting: Fitting, answer: FitAnswer) -> Schedule:
         answer.edges,
         record={
             "fitted_on": len(answer.psnr),
+            **({"predicted_on": len(scores)} if answer.unseen else {}),
             "reference_steps": target.num_inference_steps,
             "psnr": fidelity.mean,
             "psnr_interval": None if interval is None else list(interval),

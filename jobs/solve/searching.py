@@ -41,6 +41,12 @@ class Split(NamedTuple):
     fitted: int
     chosen: int
 
+    def unseen(self, trajectories: Sequence[tuple[str, int]]) -> int:
+        """The first of the trajectories that predict: those that are left, or all where these are
+        not of two prompts."""
+        left = {prompt for prompt, _ in trajectories[self.chosen :]}
+        return self.chosen if len(left) > 1 else 0
+
 
 @dataclass(frozen=True)
 class Searched:

@@ -88,10 +88,10 @@ def measured(
         held_out = make_batch(pipeline, setting.captions(), HELD_OUT_SEED, setting.steps)
         full = batch.decode(pipeline, held_out.reference[-1])
         many = make_batch(pipeline, captions, seed, setting.steps)
-        few, part = (many.first(pipeline, count, seed) for count in (FEW, CHOSEN))
+        few, part, some = (many.first(pipeline, count, seed) for count in (FEW, CHOSEN, FITTED))
     say("full runs")
     before: dict[int, np.ndarray] = {}
-    for schedule, cost in methods(setting, few, many, part, videos, gradients):
+    for schedule, cost in methods(setting, few, many, part, some, videos, gradients):
         with torch.no_grad():
             ends = roll_out(held_out.field, held_out.reference[0], schedule)
         scores = np.array(batch.psnrs(pipeline, ends, full))
@@ -104,6 +104,7 @@ def methods(
     few: Batch,
     many: Batch,
     part: Batch,
+    some: Batch,
     videos: Sequence[int],
     gradients: bool,
 ) -> Iterator[tuple[Schedule, float]]:
@@ -114,6 +115,7 @@ def methods(
         few: the first FEW runs.
         many: all runs.
         part: the first CHOSEN.
+        some: the first FITTED, to refine on.
         videos: that a search may take.
         gradients: whether to refine by them.
     """
@@ -133,8 +135,9 @@ def methods(
                     spent / setting.steps,
                 )
         if gradients:
-            for name, runs, steps in (("fitted", few, ten), ("searched", many, best or ten)):
-                yield refined(setting, runs, named(runs, name, budget, steps, ""))
+            for name, runs, steps in (("fitted", few, ten), ("searched", some, best or ten)):
+                start = named(few if runs is few else many, name, budget, steps, "")
+                yield refined(setting, runs, start)
 
 
 def chosen(runs: Batch, budget: int) -> tuple[Steps, float]:

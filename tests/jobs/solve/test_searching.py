@@ -1,16 +1,25 @@
 """The search of the steps, on a real rank of the embedded model."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
 from cluster.ranks.renderer import Renderer
+from jobs._shared.predictions import prediction
 from jobs.refresh.__main__ import parser as refresh_parser
 from jobs.solve import searching
-from jobs.solve.fitting import fit_budget, fitted_schedule, prepare_fitting, requests
+from jobs.solve.fitting import (
+    FitAnswer,
+    fit_budget,
+    fitted_schedule,
+    prepare_fitting,
+    requests,
+)
 from jobs.solve.searching import Searched, Split, split
 from jobs.solve.workflow import TRAJECTORIES, candidate_forwards
 from meancache.errors import SolverError
+from meancache.schedule import Edge
 from meancache.search import Found
 from tests.jobs.conftest import PROMPTS
 from tests.support.calibrations import recorded
@@ -67,6 +76,21 @@ def test_a_prompt_is_fitted_on_or_judged_by_or_measured_on():
     assert split([("a", 0), ("b", 0), ("c", 1)]) == Split(1, 2)
     assert split([("a", seed) for seed in range(8)]) == Split(4, 6)
     assert split([("a", 0), ("a", 1)]) == Split(1, 2)
+
+
+def test_after_a_search_runs_that_had_no_part_in_it_predict(calibration, model):
+    fitting = prepare_fitting(calibration, model, [BUDGET], 3)
+    edges = (Edge(0, STEPS, weights={0: 1.0}),)
+    answer = FitAnswer(BUDGET, edges, psnr=(90.0, 30.0, 34.0), baseline_psnr=(), forwards=1)
+    assert fitted_schedule(fitting, answer).predicted_psnr == pytest.approx(154 / 3)
+    schedule = fitted_schedule(fitting, replace(answer, unseen=1))
+    assert schedule.predicted_psnr == pytest.approx(32)
+    assert schedule.predicted_interval[0] < 32 < schedule.predicted_interval[1]
+    assert "32.0 dB" in prediction(schedule)
+    assert prediction(schedule).endswith("by 2 calibration runs")
+    many = [(f"prompt {number}", 0) for number in range(40)]
+    assert split(many).unseen(many) == 32
+    assert Split(1, 2).unseen(many[:3]) == 0  # one prompt alone has no spread
 
 
 def test_a_refresh_searches_where_there_are_enough_trajectories():
