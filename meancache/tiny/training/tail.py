@@ -14,9 +14,8 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from meancache.methods import candidate_paths
 from meancache.propagation import Propagation
 from meancache.quality import TAIL, Summary
 from meancache.schedule import Schedule
-from meancache.search import Found, decibels, search
+from meancache.search import Found, Tried, decibels, search
 from meancache.solver import Steps
 from meancache.tiny.captions import CALIBRATION
 from meancache.tiny.training import batch
@@ -49,6 +48,8 @@ FEW, TRAJECTORIES, CHOSEN, FITTED = 10, 40, 32, 20
 VIDEOS = (50, 100, 200, 400)
 # Draws of the held-out pairs, for the error of a percentile.
 DRAWS = 2000
+# Ways to split the runs, to tell which score ranks paths best.
+SPLITS = 200
 
 
 def main() -> None:
@@ -94,7 +95,7 @@ def measured(
     for schedule, cost in methods(setting, few, many, part, some, videos, gradients):
         with torch.no_grad():
             ends = roll_out(held_out.field, held_out.reference[0], schedule)
-        scores = np.array(batch.psnrs(pipeline, ends, full))
+            scores = np.array(batch.psnrs(pipeline, ends, full))
         before.setdefault(schedule.budget, scores)
         yield {**row(schedule, scores, before[schedule.budget]), "full_videos": cost}
 
@@ -124,7 +125,9 @@ def methods(
         yield named(few, "fitted", budget, ten, f"{FEW} trajectories"), cost
         steps, cost = chosen(many, budget)
         yield named(many, "fitted", budget, steps, f"{TRAJECTORIES} trajectories"), cost
-        found = searched(part, budget, max(videos) * setting.steps)
+        tried: dict[Steps, Sequence[float]] = {}
+        found = searched(part, budget, max(videos) * setting.steps, tried)
+        say(f"B = {budget}: {rankings([decibels(errors) for errors in tried.values()])}")
         best: Steps | None = None
         for most in videos:
             spent, steps = [one for one in found.course if one[0] <= most * setting.steps][-1]
@@ -150,14 +153,20 @@ def chosen(runs: Batch, budget: int) -> tuple[Steps, float]:
     return best, len(beginnings) * len(runs) / runs.field.grid.num_inference_steps
 
 
-def searched(runs: Batch, budget: int, forwards: int) -> Found:
-    """The search, with weights fitted on the first FITTED runs."""
+def searched(runs: Batch, budget: int, forwards: int, tried: dict[Steps, Sequence[float]]) -> Found:
+    """The search, with weights fitted on the first FITTED runs; notes in `tried` what paths had."""
     with torch.no_grad():
         known = batch.statistics(runs)
         grams = np.stack([item.gram for item in known.ordered()])
         propagation = Propagation(grams, runs.field.grid.array(), FITTED, ORDER, RIDGE)
         paths = candidate_paths(known, [budget])[budget]
-        found = search(partial(trial, runs, FITTED), propagation, paths, forwards)
+
+        def noted(asked: Sequence[Steps]) -> Mapping[Steps, Tried]:
+            fresh = trial(runs, FITTED, asked)
+            tried.update({path: one.errors for path, one in fresh.items()})
+            return fresh
+
+        found = search(noted, propagation, paths, forwards)
     say(f"searched, B = {budget}: {found.tried} paths")
     return found
 
@@ -179,6 +188,31 @@ def refined(setting: Setting, runs: Batch, start: Schedule) -> tuple[Schedule, f
     said = {"setting": f"{start.method} on {len(runs)} trajectories"}
     cost = ITERATIONS * 3 * len(runs) * start.budget / setting.steps
     return replace(found, calibration=said), cost
+
+
+def rankings(levels: Sequence[np.ndarray]) -> str:
+    """How well scores on 20 of the runs rank paths by the worst tenth of the others, in words.
+
+    Args:
+        levels: for each path the PSNR of 32 runs, in dB up to a constant.
+    """
+    from scipy.stats import spearmanr
+
+    every, random = np.array(levels), np.random.default_rng(0)
+    scores: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "mean PSNR": lambda runs: runs.mean(axis=1),
+        "10th percentile": lambda runs: np.percentile(runs, TAIL, axis=1),
+        "mean RMS error": lambda runs: -np.log(np.mean(10 ** (-runs / 20), axis=1)),
+    }
+    found: dict[str, list[float]] = {name: [] for name in scores}
+    for _ in range(SPLITS):
+        order = random.permutation(every.shape[1])
+        seen, unseen = every[:, order[:FITTED]], every[:, order[FITTED:]]
+        tail = np.percentile(unseen, TAIL, axis=1)
+        for name, rule in scores.items():
+            found[name].append(spearmanr(rule(seen), tail).statistic)
+    means = ", ".join(f"{name} {np.mean(each):.2f}" for name, each in found.items())
+    return f"rank correlation with the 10th percentile of other runs, {len(every)} paths: {means}"
 
 
 def row(schedule: Schedule, scores: np.ndarray, before: np.ndarray) -> dict[str, Any]:
