@@ -80,12 +80,12 @@ class Fit:
         errors: mean squared error of the final latents against the reference, one a trajectory;
             the last jump taken as the sum of velocities that it is without renormalised guidance.
         responses: at each computed step that runs reach with an error, what their velocities do
-            with it (`propagation`).
+            with it (`propagation`); not of `fit_held_out`.
     """
 
     edges: tuple[Edge, ...]
     errors: tuple[float, ...]
-    responses: Responses = field(default_factory=dict)
+    responses: Responses = field(default_factory=dict, compare=False)
 
     @property
     def score(self) -> float:
