@@ -73,14 +73,17 @@ def main() -> None:
         "trajectories": TRAJECTORIES,
     }
     rows: list[dict[str, Any]] = []
-    for row in measured(setting, given.videos, given.seed, not given.no_gradients):
+    ranked: list[str] = []
+    for row in measured(setting, given.videos, given.seed, not given.no_gradients, ranked):
         rows.append(row)
-        given.output.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+        given.output.write_text(
+            json.dumps({**about, "ranked": ranked, "rows": rows}, indent=1) + "\n"
+        )
         print(line(row), flush=True)
 
 
 def measured(
-    setting: Setting, videos: Sequence[int], seed: int, gradients: bool
+    setting: Setting, videos: Sequence[int], seed: int, gradients: bool, ranked: list[str]
 ) -> Iterator[dict[str, Any]]:
     """A row a method and budget."""
     pipeline = pipeline_at(setting.shift)
@@ -92,7 +95,7 @@ def measured(
         few, part, some = (many.first(pipeline, count, seed) for count in (FEW, CHOSEN, FITTED))
     say("full runs")
     before: dict[int, np.ndarray] = {}
-    for schedule, cost in methods(setting, few, many, part, some, videos, gradients):
+    for schedule, cost in methods(setting, few, many, part, some, videos, gradients, ranked):
         with torch.no_grad():
             ends = roll_out(held_out.field, held_out.reference[0], schedule)
             scores = np.array(batch.psnrs(pipeline, ends, full))
@@ -108,6 +111,7 @@ def methods(
     some: Batch,
     videos: Sequence[int],
     gradients: bool,
+    ranked: list[str],
 ) -> Iterator[tuple[Schedule, float]]:
     """Schedules, the first of each budget today's, and what their steps cost to choose.
 
@@ -119,6 +123,7 @@ def methods(
         some: the first FITTED, to refine on.
         videos: that a search may take.
         gradients: whether to refine by them.
+        ranked: takes in what scores were worth to the search, in words.
     """
     for budget in setting.budgets:
         ten, cost = chosen(few, budget)
@@ -127,7 +132,8 @@ def methods(
         yield named(many, "fitted", budget, steps, f"{TRAJECTORIES} trajectories"), cost
         tried: dict[Steps, Sequence[float]] = {}
         found = searched(part, budget, max(videos) * setting.steps, tried)
-        say(f"B = {budget}: {rankings([decibels(errors) for errors in tried.values()])}")
+        ranked.append(f"B = {budget}: {rankings([decibels(one) for one in tried.values()])}")
+        say(ranked[-1])
         best: Steps | None = None
         for most in videos:
             spent, steps = [one for one in found.course if one[0] <= most * setting.steps][-1]
