@@ -99,14 +99,14 @@ def _add_fitting(parser: argparse.ArgumentParser) -> None:
         "--trajectories",
         type=positive,
         metavar="N",
-        help="how many of the graph's trajectories to fit on (default 10, with --search 32)",
+        help="how many of the graph's trajectories to fit on (default 10, with --search 40)",
     )
     group.add_argument(
         "--search",
         type=positive,
         metavar="VIDEOS",
         help="search the computed steps on calibration runs, with the forwards of so many full "
-        "videos for each budget (50 and more are worth it for large jobs; default: no search)",
+        "videos for each budget (worth it for large jobs, from 100 on; default: no search)",
     )
     group.add_argument(
         "--reference-steps",
