@@ -65,14 +65,7 @@ def parser() -> argparse.ArgumentParser:
         help="of how many dates the trajectories make the schedules, this run's among them "
         "(default 7)",
     )
-    result.add_argument(
-        "--search",
-        type=not_negative,
-        metavar="VIDEOS",
-        help="search the computed steps on calibration runs, with the forwards of so many full "
-        "videos for each budget; 0 for no search (default: 100 where the dates of the window have "
-        "24 trajectories or more)",
-    )
+    _add_search(result)
     result.add_argument(
         "--night",
         type=_date,
@@ -84,6 +77,18 @@ def parser() -> argparse.ArgumentParser:
     cli.add_model(result)
     cli.add_fleet(result)
     return result
+
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    """--search."""
+    parser.add_argument(
+        "--search",
+        type=not_negative,
+        metavar="VIDEOS",
+        help="search the computed steps on calibration runs, with the forwards of so many full "
+        "videos for each budget; 0 for no search (default: 100 where the dates of the window have "
+        "24 trajectories or more)",
+    )
 
 
 def _add_looking_back(parser: argparse.ArgumentParser) -> None:
