@@ -23,7 +23,8 @@ RETIRED = (
 # What keeps such a name for good: formats, flags, and words of others.
 KEPT = re.compile(
     r"""nights/ | "nights" | --night\b | "night" | \bnightly\b | \bnight[:=] | \.night\b
-    | `night` | --peers | "contenders" | codec_name | codec_context | \bcodecs\b""",
+    | `night` | closed\ by\ peer | --peers | "contenders" | codec_name | codec_context
+    | \bcodecs\b""",
     re.VERBOSE,
 )
 VIDEO_CODECS = ("cluster/media/", "tests/cluster/media/")
