@@ -126,7 +126,7 @@ def die_on_rank_1(built: tuple[int, int], payload: object) -> int:
 def fail_beside_a_death(built: tuple[int, int], payload: object) -> None:
     """Rank 1 is killed, and the others notice that it is gone."""
     die_on_rank_1(built, payload)
-    raise RuntimeError("connection closed by peer")
+    raise RuntimeError("connection closed by the other end")
 
 
 def fail_until_third_try(built: tuple[int, int], folder: Path) -> str:
