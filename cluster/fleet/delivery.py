@@ -97,12 +97,12 @@ class Delivery(CountedWork):
             if item.image.error is not None:  # no attempt would make it another
                 return self.give_up(gang, item, [item.image.error])
             item = replace(item, image=fetched(self.manifest.store, item.image))
-        if not gang.gang.pace.known:
-            self._learn_pace(gang, item)
         # Doubled by each attempt: what is slow for a reason should not be killed three times.
         patience = 2 ** (number - 1)
         store = self.manifest.store
         with gang.batches.place() as place:
+            if not gang.gang.pace.known:
+                self._learn_pace(gang, item)
             texts, form, text_s = self._encode(gang, item, patience)
             request = RenderRequest(item, schedule_of(self.schedule, item.arguments), texts, store)
             # What has failed before may be at fault, and goes alone.
