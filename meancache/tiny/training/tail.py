@@ -62,6 +62,9 @@ def main() -> None:
     parser.add_argument("--videos", type=budgets, default=VIDEOS, metavar="V,V,...")
     parser.add_argument("--pairs", type=int, default=48)
     parser.add_argument("--seed", type=int, default=CALIBRATION_SEED, help="of the calibration")
+    parser.add_argument(
+        "--found", type=Path, metavar="FILE.json", help="steps of an earlier output; no search"
+    )
     parser.add_argument("--no-gradients", action="store_true", help="leave refinement out")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -74,7 +77,8 @@ def main() -> None:
     }
     rows: list[dict[str, Any]] = []
     ranked: list[str] = []
-    for row in measured(setting, given.videos, given.seed, not given.no_gradients, ranked):
+    known = {} if given.found is None else steps_found(given.found)
+    for row in measured(setting, given.videos, given.seed, not given.no_gradients, ranked, known):
         rows.append(row)
         given.output.write_text(
             json.dumps({**about, "ranked": ranked, "rows": rows}, indent=1) + "\n"
@@ -83,9 +87,14 @@ def main() -> None:
 
 
 def measured(
-    setting: Setting, videos: Sequence[int], seed: int, gradients: bool, ranked: list[str]
+    setting: Setting,
+    videos: Sequence[int],
+    seed: int,
+    gradients: bool,
+    ranked: list[str],
+    known: Mapping[int, Steps],
 ) -> Iterator[dict[str, Any]]:
-    """A row a method and budget."""
+    """A row a method and budget; without a search where its steps are known."""
     pipeline = pipeline_at(setting.shift)
     captions = [CALIBRATION[i % len(CALIBRATION)] for i in range(TRAJECTORIES)]
     with torch.no_grad():
@@ -95,7 +104,7 @@ def measured(
         few, part, some = (many.first(pipeline, count, seed) for count in (FEW, CHOSEN, FITTED))
     say("full runs")
     before: dict[int, np.ndarray] = {}
-    for schedule, cost in methods(setting, few, many, part, some, videos, gradients, ranked):
+    for schedule, cost in methods(setting, few, many, part, some, videos, gradients, ranked, known):
         with torch.no_grad():
             ends = roll_out(held_out.field, held_out.reference[0], schedule)
             scores = np.array(batch.psnrs(pipeline, ends, full))
@@ -112,6 +121,7 @@ def methods(
     videos: Sequence[int],
     gradients: bool,
     ranked: list[str],
+    known: Mapping[int, Steps],
 ) -> Iterator[tuple[Schedule, float]]:
     """Schedules, the first of each budget today's, and what their steps cost to choose.
 
@@ -124,10 +134,17 @@ def methods(
         videos: that a search may take.
         gradients: whether to refine by them.
         ranked: takes in what scores were worth to the search, in words.
+        known: budget -> the steps that a search has found before.
     """
     for budget in setting.budgets:
         ten, cost = chosen(few, budget)
         yield named(few, "fitted", budget, ten, f"{FEW} trajectories"), cost
+        if budget in known:
+            yield named(many, "searched", budget, known[budget], "found before"), 0.0
+            if gradients:
+                start = named(many, "searched", budget, known[budget], "")
+                yield refined(setting, some, start)
+            continue
         steps, cost = chosen(many, budget)
         yield named(many, "fitted", budget, steps, f"{TRAJECTORIES} trajectories"), cost
         tried: dict[Steps, Sequence[float]] = {}
@@ -147,6 +164,12 @@ def methods(
             for name, runs, steps in (("fitted", few, ten), ("searched", some, best or ten)):
                 start = named(few if runs is few else many, name, budget, steps, "")
                 yield refined(setting, runs, start)
+
+
+def steps_found(file: Path) -> dict[int, Steps]:
+    """Budget -> the steps of the last search in an output of this command."""
+    rows = json.loads(file.read_text())["rows"]
+    return {row["budget"]: tuple(row["steps"]) for row in rows if row["method"] == "searched"}
 
 
 def chosen(runs: Batch, budget: int) -> tuple[Steps, float]:

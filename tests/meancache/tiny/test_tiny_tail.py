@@ -33,6 +33,14 @@ def test_every_method_has_a_row_with_what_it_gained_and_cost(tmp_path, monkeypat
     assert found["ranked"][0] in capsys.readouterr().err
 
 
+def test_the_last_search_of_an_output_is_found_again(tmp_path):
+    rows = [{"method": "searched", "budget": 10, "steps": [0, last]} for last in (3, 7)]
+    rows += [{"method": "fitted", "budget": 10, "steps": [0, 9]}]
+    file = tmp_path / "tail.json"
+    file.write_text(json.dumps({"rows": rows}))
+    assert tail.steps_found(file) == {10: (0, 7)}
+
+
 def test_what_is_gained_is_said_with_errors():
     schedule = Schedule.from_edges([1.0, 0.5, 0.0], [Edge(0, 2, weights={0: 1.0})])
     schedule = replace(schedule, calibration={"setting": "here"})
