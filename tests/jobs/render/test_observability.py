@@ -197,7 +197,7 @@ def test_the_log_has_one_line_for_each_item(rendered):
 
 
 def test_the_log_tells_of_the_stores_troubles_and_never_a_prompt(rendered):
-    repeated = [line for line in rendered.lines if line["logger"] == "cluster.store.s3"]
+    repeated = [line for line in rendered.lines if line["logger"] == "cluster.store.remote"]
     assert len(repeated) == rendered.refused
     text = json.dumps(rendered.lines)
     for row in rendered.rows:
