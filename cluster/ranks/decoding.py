@@ -1,19 +1,27 @@
-"""Decoding on a GPU without two slow kernels of torch.
+"""Decoding without slow kernels of torch: two on a GPU, one on a CPU.
 
 Of HunyuanVideo's decoding on an H200, torch 2.11, 35% was the moments of group normalisation, which
 run on one multiprocessor a group, and 18% was replicating the edges of a convolution's input. Both
 are computed here by kernels that fill the GPU. Padding is the same to the bit; normalisation adds
 up in another order, in float32 as before.
+
+On a CPU most of it are convolutions over frames, rows and columns. As convolutions over rows and
+columns alone, of frames stacked with their neighbours, the embedded model decodes in a quarter of
+the time. Their sums are rounded in another way: fits are scored by them, and no video is rendered.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import HunyuanVideoCausalConv3d
+
+from cluster.ranks.split_call import replaced
 
 # Pieces that a channel is cut into, where its size allows: a GPU has more than a hundred
 # multiprocessors, and a layer may have as few groups as 32.
@@ -28,6 +36,33 @@ def quicken(vae: torch.nn.Module) -> None:
             module.forward = partial(normalised, module)  # type: ignore[method-assign]
         elif isinstance(module, HunyuanVideoCausalConv3d) and module.pad_mode == "replicate":
             module.forward = partial(_convolved, module)
+
+
+@contextmanager
+def by_frames(vae: torch.nn.Module) -> Iterator[None]:
+    """Within it, the convolutions of a decoder of HunyuanVideo's kind go over stacked frames."""
+    decoder: Any = vae.decoder
+    with ExitStack() as stack:
+        for module in decoder.modules():
+            if isinstance(module, HunyuanVideoCausalConv3d):
+                conv = module.conv
+                if {*conv.stride, *conv.dilation} == {1} and not any(conv.padding):
+                    convolve = partial(convolved_by_frames, conv)
+                    stack.enter_context(replaced(conv, "forward", convolve))
+        yield
+
+
+def convolved_by_frames(conv: torch.nn.Conv3d, given: torch.Tensor) -> torch.Tensor:
+    """What `conv`, of stride 1 and without padding, returns for `given`, (B, C, F, H, W)."""
+    batch, channels, _, height, width = given.shape
+    outs, _, reach, *window = conv.weight.shape
+    stacked = given.unfold(2, reach, 1).permute(0, 2, 5, 1, 3, 4)
+    frames = stacked.shape[1]
+    weight = conv.weight.transpose(1, 2).reshape(outs, reach * channels, *window)
+    result = torch.nn.functional.conv2d(
+        stacked.reshape(batch * frames, reach * channels, height, width), weight, conv.bias
+    )
+    return result.reshape(batch, frames, *result.shape[1:]).transpose(1, 2).contiguous()
 
 
 def normalised(norm: torch.nn.GroupNorm, given: torch.Tensor) -> torch.Tensor:

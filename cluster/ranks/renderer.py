@@ -27,7 +27,7 @@ from cluster.ranks.adapters import RankAdapters
 from cluster.ranks.attention import choose_attention
 from cluster.ranks.calls import call_pipeline
 from cluster.ranks.compiling import compile_blocks
-from cluster.ranks.decoding import quicken
+from cluster.ranks.decoding import by_frames, quicken
 from cluster.ranks.loading import load_pipeline
 from cluster.ranks.padding import cut_padding
 from cluster.ranks.split_call import Texts, decoded_of, frames_of, latents_of, texts_given
@@ -257,8 +257,8 @@ class Renderer:
 
         Returns:
             One `meancache.fitting.Run` a trajectory: run(**overrides) denoises and returns
-            latents, run(decode=True) returns the frames that `render` has. Their prompts
-            are encoded once, here.
+            latents, run(decode=True) returns the frames that `render` has, on a CPU but for
+            rounding. Their prompts are encoded once, here.
         """
         return [
             partial(self._run, self.encode_prompt(prompt, arguments), prompt, seed, arguments)
@@ -279,7 +279,9 @@ class Renderer:
         with texts_given(self.pipeline, texts, self.device):
             if not decode:
                 return self.latents(prompt, seed, changed)
-            frames = self.render(prompt, seed, changed).frames
+            on_cpu = self.device.type == "cpu"
+            with by_frames(self.pipeline.vae) if on_cpu else nullcontext():
+                frames = self.render(prompt, seed, changed).frames
         # Where rank 0 decodes alone, the others wait for each video of a row, not for all of them
         # in the next forward's collective, which would take it for dead.
         self.broadcast(None)

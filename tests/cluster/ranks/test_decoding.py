@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cluster.ranks.decoding import normalised, quicken, replicated
+from cluster.ranks.decoding import by_frames, convolved_by_frames, normalised, quicken, replicated
 from meancache import tiny
 
 
@@ -27,6 +27,24 @@ def test_edges_are_replicated_as_by_torch(padding):
     given = torch.randn(2, 3, 4, 5, 6)
     expected = torch.nn.functional.pad(given, padding, mode="replicate")
     assert torch.equal(replicated(given, padding), expected)
+
+
+@pytest.mark.parametrize("reach", [1, 3])
+def test_a_convolution_by_frames_is_torchs(reach):
+    conv = torch.nn.Conv3d(4, 6, (reach, 3, 3))
+    given = torch.randn(2, 4, 5, 8, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(convolved_by_frames(conv, given), conv(given))
+
+
+def test_a_vae_decodes_by_frames_within_its_block_alone():
+    vae = tiny.load().vae
+    latents = torch.randn(1, vae.config.latent_channels, 3, 8, 8)
+    with torch.no_grad():
+        expected = vae.decode(latents).sample
+        with by_frames(vae):
+            torch.testing.assert_close(vae.decode(latents).sample, expected, atol=1e-5, rtol=1e-5)
+        assert torch.equal(vae.decode(latents).sample, expected)
 
 
 def test_a_vae_decodes_the_same_frames():
