@@ -24,7 +24,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from cluster.fleet import forkserver
+from cluster.fleet import connection, forkserver
 from cluster.fleet.forkserver import NAME_VARIABLE
 from cluster.ranks.builders import IMPORTED
 from tests.support.other_stores import (
@@ -146,7 +146,8 @@ def shared_cluster(s3_endpoint: str) -> Iterator[str]:
     head = {"num_cpus": os.cpu_count(), "include_dashboard": False}
     for attempt in range(RAY_STARTS):
         try:
-            cluster = Cluster(initialize_head=True, head_node_args=head)
+            with connection.small():
+                cluster = Cluster(initialize_head=True, head_node_args=head)
             break
         except Exception:  # Ray raises no other, and gives its processes 30 s on any machine
             if attempt + 1 == RAY_STARTS:

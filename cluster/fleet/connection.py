@@ -61,7 +61,7 @@ def connect(starting: Callable[[], None] = lambda: None) -> None:
     else:
         starting()
     try:
-        with nullcontext() if address else _small():
+        with nullcontext() if address else small():
             # What ranks print belongs to Ray's own logs; a job's log is its driver's.
             ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
     except Exception as error:  # bare ones too, as where Ray waits too long for its own start
@@ -73,7 +73,7 @@ def connect(starting: Callable[[], None] = lambda: None) -> None:
 
 
 @contextmanager
-def _small() -> Iterator[None]:
+def small() -> Iterator[None]:
     """Starts of Ray without what serves other machines and people: they take seconds of a core."""
     with ExitStack() as stack:
         for name in ("start_monitor", "start_api_server", "start_log_monitor"):
