@@ -77,7 +77,7 @@ def closer_charts(
         *_chart(
             "Which steps compute",
             figures.computed_steps(_best_schedules(found, schedules)),
-            "A row a schedule, its budget on the left: coloured steps run the transformer, the "
+            "One row per schedule, its budget on the left: coloured steps run the transformer, the "
             "others take a velocity estimated from those before. The best schedule of each method "
             "and budget is shown.",
         ),
