@@ -3,7 +3,7 @@
 The costs of a graph say what a jump misses, not what its error has become at the end. So paths are
 tried on calibration runs: weights are fitted on some trajectories, the error of the final latents
 is measured on those and on others, which the weights have not seen, and a path is better where
-both together come out closer, the worst of them most of all (`score`). Which of the thousands of
+both together come out closer in the mean (`score`). Which of the thousands of
 paths that a few moved steps lead to are tried, Gram matrices say first (`propagation`), and say
 better with each that was tried. Paths are tried a few at a time, so that they share their
 beginnings; the search ends with its budget of forwards. Knows no model: it is given a function
