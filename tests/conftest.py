@@ -51,6 +51,14 @@ os.environ["RAY_ADDRESS"] = "local"
 
 RAY_STARTS = 3
 
+# Files of one test of more than ten seconds: begun last, they would keep one worker alone.
+LONGEST = ("jobs/demo/test_workflow.py", "chaos/test_chaos.py", "test_readme.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first; all others stay in their order."""
+    items.sort(key=lambda item: not str(item.path).endswith(LONGEST))
+
 
 @pytest.fixture(scope="session")
 def kept_forkserver() -> None:

@@ -47,8 +47,10 @@ CPU = torch.device("cpu")
 TOLERANCE = 1e-4
 # Pipelines whose texts are as long as their prompts; the others pad them.
 CUT_TO_THEIR_TOKENS = ("QwenImagePipeline", "QwenImage21Pipeline", "ZImagePipeline")
-PARALLEL = ["FLUX.1", "Qwen-Image", "Wan 2.1", "Wan 2.2", "HunyuanVideo-1.5"]
-PARALLEL += ["FLUX.2", "FLUX.2 Klein", "LTX-2", "Wan VACE"]
+RINGS = ["FLUX.1", "Qwen-Image", "Wan 2.1", "Wan 2.2", "HunyuanVideo-1.5"]
+# Their attention is that of the others, and goes in the same rings.
+LIKE_THEM = ["FLUX.2", "FLUX.2 Klein", "LTX-2", "Wan VACE"]
+PARALLEL = RINGS + LIKE_THEM
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,15 +243,25 @@ def test_guidance_and_a_schedule_run_the_forwards_that_the_driver_counts(small, 
         assert alone.render(PROMPT, 3, off).nfe == STEPS * small.model.calls(off)
 
 
-@pytest.fixture(scope="module", params=[2, 4])  # their heads are 2: the second is two of rings
-def gang(saved, request):
+def gang_of(size, saved):
     models = {name: saved(name).model for name in PARALLEL}
-    with Gang(partial(several_renderers.build, models), request.param) as ranks_:
+    return Gang(partial(several_renderers.build, models), size)
+
+
+@pytest.fixture(scope="module")
+def pair(saved):
+    with gang_of(2, saved) as ranks_:
         yield ranks_
 
 
-@pytest.mark.parametrize("name", PARALLEL)
-def test_ranks_draw_what_one_draws(saved, gang, name):
+@pytest.fixture(scope="module")
+def two_rings(saved):  # their heads are 2
+    with gang_of(4, saved) as ranks_:
+        yield ranks_
+
+
+def compare(saved, gang, name, texts):
+    """A gang's latents and frames with those of one rank; negative prompts go with the first."""
     small = saved(name)
     one = Renderer(small.model, 0, 1, "")
     small.model.check_arguments(small.arguments, gang.world_size)
@@ -257,13 +269,8 @@ def test_ranks_draw_what_one_draws(saved, gang, name):
     guidance = {"negative_prompt": "noise a b"} if "negative_prompt" in takes else {}
     if "true_cfg_scale" in takes:
         guidance |= {"true_cfg_scale": 3.0}
-    calls = [
-        ("a blue square", guidance),
-        (PROMPT.removeprefix("a "), {}),  # of their texts' lengths one is odd
-        (PROMPT, {}),
-    ]
-    for prompt, changes in calls if gang.world_size == 2 else calls[:2]:
-        asked = small.request(prompt, **changes)
+    for prompt in texts:
+        asked = small.request(prompt, **guidance)
         shared, drawn = gang.run(several_renderers.drawn, (name, asked))
         expected, alone = several_renderers.drawn({name: one}, (name, asked))
         # Latents are of order 3; ranks add up attention in another order.
@@ -272,6 +279,20 @@ def test_ranks_draw_what_one_draws(saved, gang, name):
         difference = np.abs(drawn.frames.astype(int) - alone.frames.astype(int))
         assert difference.max() <= 1  # where a value lay on the edge between two
         assert (difference > 0).mean() < 0.01
+        guidance = {}
+
+
+@pytest.mark.parametrize("name", PARALLEL)
+def test_two_ranks_draw_what_one_draws(saved, pair, name):
+    # Of their texts' lengths one is odd.
+    compare(saved, pair, name, ["a blue square", PROMPT.removeprefix("a "), PROMPT])
+
+
+@pytest.mark.parametrize(
+    "name", [*RINGS, *(pytest.param(name, marks=pytest.mark.slow) for name in LIKE_THEM)]
+)
+def test_two_rings_draw_what_one_rank_draws(saved, two_rings, name):
+    compare(saved, two_rings, name, ["a blue square", PROMPT.removeprefix("a ")])
 
 
 @pytest.mark.slow
