@@ -27,7 +27,7 @@ from azure.identity import DefaultAzureCredential
 from azure.storage.blob import ContainerClient, ContentSettings
 
 from cluster.store.base import Entry, MissingKey, StoreError, TooLarge, check_prefix, is_key
-from cluster.store.remote import Again, Damaged, Decision, RemoteStore
+from cluster.store.remote import Again, Damaged, Decision, RemoteStore, checked
 
 PAGE = 5000  # keys in an answer to a list
 CONNECTION = "AZURE_STORAGE_CONNECTION_STRING"
@@ -51,12 +51,7 @@ class AzureStore(RemoteStore):
                 raise TooLarge.than(most, self.uri(key), blob.size)
             data: bytes = blob.readall()
             stored = (blob.properties.metadata or {}).get("sha256", "")
-            if re.fullmatch("[0-9a-f]{64}", stored) and hashlib.sha256(data).hexdigest() != stored:
-                raise Damaged(
-                    f"never has the sha256 {stored[:16]}... that it was stored with: check the "
-                    "network to Azure, or delete the blob if it is damaged there"
-                )
-            return data
+            return checked(data, stored, "Azure")
 
         return self._ask(key, read_whole)
 

@@ -7,9 +7,11 @@ and whole answers.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import random
+import re
 import threading
 import time
 from abc import abstractmethod
@@ -48,6 +50,25 @@ HASTY = Patience(attempts=3, connect_timeout=5, read_timeout=8, longest_wait=1)
 
 class Damaged(Exception):  # noqa: N818
     """An answer came that cannot be what the store sent; says what was wrong with it, and a fix."""
+
+
+def checked(data: bytes, stored: str, service: str) -> bytes:
+    """An object's bytes, if they have the sha256 that it was stored with; others' have none.
+
+    Args:
+        data: as they came.
+        stored: of the object's metadata; anything that is no sha256 says nothing.
+        service: where from, for the error.
+
+    Raises:
+        Damaged: they have another.
+    """
+    if re.fullmatch("[0-9a-f]{64}", stored) and hashlib.sha256(data).hexdigest() != stored:
+        raise Damaged(
+            f"never has the sha256 {stored[:16]}... that it was stored with: check the network to "
+            f"{service}, or delete the object if it is damaged there"
+        )
+    return data
 
 
 class Again(Enum):

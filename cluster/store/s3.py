@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import mimetypes
-import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -26,7 +25,7 @@ from cluster.store.base import (
     check_prefix,
     is_key,
 )
-from cluster.store.remote import Damaged, Decision, RemoteStore
+from cluster.store.remote import Damaged, Decision, RemoteStore, checked
 from cluster.store.s3_errors import EXPECTED, code_of, judge, status_of
 
 
@@ -52,12 +51,7 @@ class S3Store(RemoteStore):
                 raise TooLarge.than(most, self.uri(key), answer["ContentLength"])
             data: bytes = answer["Body"].read()  # raises if it has not the announced length
             stored = answer.get("Metadata", {}).get("sha256", "")
-            if re.fullmatch("[0-9a-f]{64}", stored) and hashlib.sha256(data).hexdigest() != stored:
-                raise Damaged(
-                    f"never has the sha256 {stored[:16]}... that it was stored with: check the "
-                    "network to S3, or delete the object if it is damaged there"
-                )
-            return data
+            return checked(data, stored, "S3")
 
         return self._ask(key, read_whole)
 

@@ -194,16 +194,15 @@ FLUX_GUIDED = {
 }
 
 
+# Of the VAEs of Wan and Qwen-Image, which decode a frame at a time.
+VAE_OF_FRAMES = {
+    **{"base_dim": 4, "z_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1},
+    **{"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4},
+}
+
+
 def qwen_image_vae() -> AutoencoderKLQwenImage:
-    return seeded(
-        AutoencoderKLQwenImage,
-        base_dim=4,
-        z_dim=4,
-        dim_mult=[1, 1, 1, 1],
-        num_res_blocks=1,
-        latents_mean=[0.0] * 4,
-        latents_std=[1.0] * 4,
-    )
+    return seeded(AutoencoderKLQwenImage, **VAE_OF_FRAMES)
 
 
 def qwen_image() -> DiffusionPipeline:
@@ -326,15 +325,7 @@ def wan_transformer(seed_scale: float = 1.0, **changes: Any) -> WanTransformer3D
 
 
 def wan_vae() -> AutoencoderKLWan:
-    return seeded(
-        AutoencoderKLWan,
-        base_dim=4,
-        z_dim=4,
-        dim_mult=[1, 1, 1, 1],
-        num_res_blocks=1,
-        latents_mean=[0.0] * 4,
-        latents_std=[1.0] * 4,
-    )
+    return seeded(AutoencoderKLWan, **VAE_OF_FRAMES)
 
 
 def wan21() -> DiffusionPipeline:
