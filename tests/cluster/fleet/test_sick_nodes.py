@@ -73,6 +73,11 @@ def sick_cluster(folders):
         yield {one["Labels"].get("sick"): one["NodeID"] for one in ray.nodes()}
 
 
+def is_of_a_node(sentence: str) -> bool:
+    """On a busy machine gangs wait, which is said too."""
+    return not sentence.startswith("waiting, not working")
+
+
 def test_sick_nodes_are_left_out_each_with_its_reason_and_the_job_is_done(
     sick_cluster, folders, tmp_path
 ):
@@ -80,9 +85,10 @@ def test_sick_nodes_are_left_out_each_with_its_reason_and_the_job_is_done(
     said: list[str] = []
 
     def say(sentence: str) -> None:
-        said.append(sentence)
-        if len(said) == 3:
-            os.open(tmp_path / "pipe", os.O_RDWR)  # and stays open
+        if is_of_a_node(sentence):
+            said.append(sentence)
+            if len(said) == 3:
+                os.open(tmp_path / "pipe", os.O_RDWR)  # and stays open
 
     store = open_store(str(folders["output"]))
     gangs = fleet.Gangs(ranks.build, 1, 4, 4)
@@ -112,7 +118,7 @@ def test_an_output_that_no_node_shares_ends_the_job_before_a_rank_starts(folders
     )
     with pytest.raises(FleetError, match="no node of the cluster can hold a gang"):
         list(results)
-    assert len(said) == 3
+    assert len(list(filter(is_of_a_node, said))) == 3
 
 
 def deliver(gang: Gang, item: tuple[int, str, Path]) -> tuple[int, str]:
@@ -134,9 +140,10 @@ def test_a_disk_that_is_read_only_and_one_that_fills_are_their_nodes_and_items_m
     said: list[str] = []
 
     def say(sentence: str) -> None:
-        said.append(sentence)
-        if len(said) == 2:
-            os.open(pipe, os.O_RDWR)  # and stays open: the healthy node goes to work
+        if is_of_a_node(sentence):
+            said.append(sentence)
+            if len(said) == 2:
+                os.open(pipe, os.O_RDWR)  # and stays open: the healthy node goes to work
 
     ray.shutdown()
     head = {"num_cpus": 0, "include_dashboard": False}
