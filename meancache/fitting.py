@@ -410,7 +410,7 @@ def _responding(state: _State, reference: Reference, step: int, ahead: float) ->
 
 
 def _responses(states: Sequence[_State]) -> Responses:
-    """Of the steps at which all trajectories have one."""
+    """The responses at the steps at which all trajectories have one."""
     common = set.intersection(*(set(state.responses) for state in states))
     return {step: [state.responses[step] for state in states] for step in sorted(common)}
 

@@ -16,7 +16,8 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import boto3
@@ -48,6 +49,8 @@ os.environ.setdefault(NAME_VARIABLE, secrets.token_hex(8))
 # Pytest's workers run side by side. Without `shared_cluster` a job starts a cluster of its own.
 os.environ["RAY_ADDRESS"] = "local"
 
+
+Environment = Callable[[str], Mapping[str, str]]
 
 RAY_STARTS = 3
 
@@ -103,12 +106,19 @@ def s3_root(new_s3_root: Callable[[], str]) -> str:
     return new_s3_root()
 
 
+@contextmanager
+def named(server: AbstractContextManager[str], environment: Environment) -> Iterator[str]:
+    """The URL of a server, within which os.environ names it."""
+    with server as endpoint, pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(endpoint).items():
+            patch.setenv(name, value)
+        yield endpoint
+
+
 @pytest.fixture(scope="session")
 def gs_endpoint() -> Iterator[str]:
     """URL of an empty server of Google Cloud Storage, named in os.environ likewise."""
-    with serve_gs() as endpoint, pytest.MonkeyPatch.context() as patch:
-        for name, value in gs_environment(endpoint).items():
-            patch.setenv(name, value)
+    with named(serve_gs(), gs_environment) as endpoint:
         yield endpoint
 
 
@@ -123,9 +133,7 @@ def gs_root(gs_endpoint: str) -> str:
 @pytest.fixture(scope="session")
 def az_endpoint() -> Iterator[str]:
     """URL of an empty server of Azure Blob Storage, named in os.environ likewise."""
-    with serve_az() as endpoint, pytest.MonkeyPatch.context() as patch:
-        for name, value in az_environment(endpoint).items():
-            patch.setenv(name, value)
+    with named(serve_az(), az_environment) as endpoint:
         yield endpoint
 
 

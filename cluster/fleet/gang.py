@@ -299,8 +299,8 @@ class Gang:
 
 
 def _place(error: GangError) -> int:
-    """Of several ranks' errors at once, which one says why: the others know of a rank that died
-    only that it does not answer."""
+    """The place of an error among those of several ranks, the one that says most first: ranks that
+    waited for one that died know only that it does not answer."""
     if isinstance(error, NodeFaultError):
         return 0
     return 1 if isinstance(error.__cause__, EOFError | OSError) else 2

@@ -17,7 +17,7 @@ _ERRNOS = {
 # the system's words alone. ENOMEM and EIO are left out: their words are used of other things too.
 _WORDS = (
     *(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE)),
-    # Of CUDA's: its errors about the GPU itself, and none that a kernel's own fault may cause.
+    # CUDA's errors about the GPU itself; none that a fault of a kernel may cause.
     "uncorrectable ECC error",
     "all CUDA-capable devices are busy or unavailable",
     "CUDA-capable device(s) is/are busy or unavailable",

@@ -77,6 +77,19 @@ _FLUX_2 = Kind(
     shares_padded_text=True,
 )
 
+_WAN = Kind(
+    arguments=_video(832, 480, 81, guidance_scale=5.0, max_sequence_length=512),
+    optional=("negative_prompt",),
+    compression=wan_factors,
+    patch=time_and_side,
+    fps=16.0,
+    spacing=None,
+    calls=above_one_of_guidance,
+    parallel=("transformer_wan", "xFuserWanTransformer3DWrapper"),
+    tile=lambda vae: (math.inf, 256),
+    by_frames=True,
+)
+
 # By the class name of the diffusers pipeline.
 _FROM_TEXT: Mapping[str, Kind] = {
     "HunyuanVideoPipeline": Kind(
@@ -106,30 +119,10 @@ _FROM_TEXT: Mapping[str, Kind] = {
         masked_texts={**_TEXT, "encoder_hidden_states_2": "encoder_attention_mask_2"},
         adapters=False,
     ),
-    "WanPipeline": Kind(
-        arguments=_video(832, 480, 81, guidance_scale=5.0, max_sequence_length=512),
-        optional=("negative_prompt",),
-        compression=wan_factors,
-        patch=time_and_side,
-        fps=16.0,
-        spacing=None,
-        calls=above_one_of_guidance,
-        parallel=("transformer_wan", "xFuserWanTransformer3DWrapper"),
-        tile=lambda vae: (math.inf, 256),
-        by_frames=True,
-    ),
+    "WanPipeline": _WAN,
     # By its text alone: rows bring no video and no mask.
-    "WanVACEPipeline": Kind(
-        arguments=_video(832, 480, 81, guidance_scale=5.0, max_sequence_length=512),
-        optional=("negative_prompt",),
-        compression=wan_factors,
-        patch=time_and_side,
-        fps=16.0,
-        spacing=None,
-        calls=above_one_of_guidance,
-        parallel=("transformer_wan_vace", "xFuserWanVACETransformer3DWrapper"),
-        tile=lambda vae: (math.inf, 256),
-        by_frames=True,
+    "WanVACEPipeline": replace(
+        _WAN, parallel=("transformer_wan_vace", "xFuserWanVACETransformer3DWrapper")
     ),
     "LTXPipeline": Kind(
         arguments=_video(704, 512, 161, guidance_scale=3.0, max_sequence_length=128),

@@ -164,7 +164,7 @@ class Renderer:
                 makes them here.
 
         Returns:
-            Of several their latents in one, and the time of all.
+            What came of the call; for several prompts their latents in one, and the time of all.
 
         Raises:
             ScheduleError: the schedule does not fit the run.

@@ -26,7 +26,7 @@ from azure.core.exceptions import (
 from azure.identity import DefaultAzureCredential
 from azure.storage.blob import ContainerClient, ContentSettings
 
-from cluster.store.base import Entry, MissingKey, StoreError, TooLarge, check_prefix, is_key
+from cluster.store.base import Entry, MissingKey, StoreError, TooLarge, is_key
 from cluster.store.remote import Again, Damaged, Decision, RemoteStore, checked
 
 PAGE = 5000  # keys in an answer to a list
@@ -94,17 +94,9 @@ class AzureStore(RemoteStore):
 
         return upload
 
-    def exists(self, key: str) -> bool:
+    def _look(self, key: str) -> Callable[[Any], Any]:
         name = self._name(key)
-        try:
-            self._ask(key, lambda client: client.get_blob_client(name).get_blob_properties())
-        except MissingKey:
-            return False
-        return True
-
-    def entries(self, prefix: str = "") -> Iterator[Entry]:
-        check_prefix(prefix)
-        return self._entries(prefix)
+        return lambda client: client.get_blob_client(name).get_blob_properties()
 
     def _entries(self, prefix: str) -> Iterator[Entry]:
         every: list[Entry] = []
@@ -214,7 +206,7 @@ _REFUSALS = {
         ),
         _DENIED,
     ),
-    # Of some servers also what a wrong key leads to.
+    # Some servers answer so to a wrong key, too.
     "AuthorizationFailure": f"{_DENIED}; check the key, too, and the account's network rules",
     "AccountIsDisabled": "the account is disabled: ask who owns it, or use another",
     "BlobArchived": "it is archived: rehydrate it first, or use another root",

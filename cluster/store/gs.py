@@ -29,7 +29,6 @@ from cluster.store.base import (
     MissingKey,
     StoreError,
     TooLarge,
-    check_prefix,
     is_key,
     without_secrets,
 )
@@ -96,17 +95,9 @@ class GoogleStore(RemoteStore):
 
         return upload
 
-    def exists(self, key: str) -> bool:
+    def _look(self, key: str) -> Callable[[Any], Any]:
         name = self._name(key)
-        try:
-            self._ask(key, lambda client: self._blob(client, name).reload(**self._alone))
-        except MissingKey:
-            return False
-        return True
-
-    def entries(self, prefix: str = "") -> Iterator[Entry]:
-        check_prefix(prefix)
-        return self._entries(prefix)
+        return lambda client: self._blob(client, name).reload(**self._alone)
 
     def _entries(self, prefix: str) -> Iterator[Entry]:
         token = None
@@ -140,7 +131,7 @@ class GoogleStore(RemoteStore):
 
     @property
     def _alone(self) -> dict[str, Any]:
-        """Of each request: the store repeats them by itself."""
+        """The options of every request: the client does not repeat it, as the store does."""
         patience = self._patience
         return {"retry": None, "timeout": (patience.connect_timeout, patience.read_timeout)}
 

@@ -149,7 +149,7 @@ class HubStore(Store):
 def _judge(error: Exception, uri: str) -> StoreError | None:
     """What an error of the client means; None where it is none of its."""
     if isinstance(error, EntryNotFoundError | RepositoryNotFoundError):
-        # Of a dataset that one may not see, the Hub says the same.
+        # The Hub says the same of a dataset that the token may not see.
         return MissingKey(f"there is no {uri}, or the token may not see it: check HF_TOKEN")
     if isinstance(error, LocalTokenNotFoundError):
         return StoreError(f"no token was found for {uri}: set HF_TOKEN, or run hf auth login")

@@ -21,7 +21,15 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar, TypeVar
 
-from cluster.store.base import MissingKey, Store, StoreError, check_key, probe
+from cluster.store.base import (
+    Entry,
+    MissingKey,
+    Store,
+    StoreError,
+    check_key,
+    check_prefix,
+    probe,
+)
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +135,14 @@ class RemoteStore(Store):
     def _creation(self, key: str, data: bytes) -> Callable[[Any], bool]:
         """Return what creates an object with a client: False where one is in its way."""
 
+    @abstractmethod
+    def _look(self, key: str) -> Callable[[Any], Any]:
+        """Return what asks a client for an object's properties; MissingKey where there is none."""
+
+    @abstractmethod
+    def _entries(self, prefix: str) -> Iterator[Entry]:
+        """Yield what `entries` does, of a prefix that has been checked."""
+
     def put_new(self, key: str, data: bytes) -> bool:
         create = self._creation(key, data)
         for _ in range(10):
@@ -135,6 +151,17 @@ class RemoteStore(Store):
             with suppress(MissingKey):  # it was in the way, and has been deleted since
                 return self._same_or_raise(key, data)
         raise StoreError(f"{self.uri(key)} is created and deleted all the time: use another root")
+
+    def exists(self, key: str) -> bool:
+        try:
+            self._ask(key, self._look(key))
+        except MissingKey:
+            return False
+        return True
+
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        check_prefix(prefix)
+        return self._entries(prefix)
 
     def list(self, prefix: str = "") -> Iterator[str]:
         return (entry.key for entry in self.entries(prefix))

@@ -18,13 +18,7 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from cluster.store import s3_client
-from cluster.store.base import (
-    Entry,
-    MissingKey,
-    TooLarge,
-    check_prefix,
-    is_key,
-)
+from cluster.store.base import Entry, TooLarge, is_key
 from cluster.store.remote import Damaged, Decision, RemoteStore, checked
 from cluster.store.s3_errors import EXPECTED, code_of, judge, status_of
 
@@ -86,7 +80,7 @@ class S3Store(RemoteStore):
             }
         )
 
-    def exists(self, key: str) -> bool:
+    def _look(self, key: str) -> Callable[[Any], Any]:
         place = self._place(key)
 
         def head(client: Any) -> None:
@@ -99,15 +93,7 @@ class S3Store(RemoteStore):
                     client.list_objects_v2(Bucket=self.bucket, Prefix=prefix, MaxKeys=1, **payer)
                 raise
 
-        try:
-            self._ask(key, head)
-        except MissingKey:
-            return False
-        return True
-
-    def entries(self, prefix: str = "") -> Iterator[Entry]:
-        check_prefix(prefix)
-        return self._entries(prefix)
+        return head
 
     def _entries(self, prefix: str) -> Iterator[Entry]:
         root = self._folder

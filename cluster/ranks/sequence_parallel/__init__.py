@@ -122,8 +122,8 @@ def parallelise(pipeline: Any, module: str, name: str, ulysses: int, ring: int) 
 
 
 def _forget_masks(transformer: Any) -> None:
-    """Of xDiT's LTX-2 transformer, which knows masks by where they lie: the next text's may lie
-    where the last one's did."""
+    """Empties the mask cache of xDiT's LTX-2 transformer before each forward: its keys are
+    addresses, and the next text's mask may lie where the last one's did."""
 
     def forget(module: Any, _: Any) -> None:
         module._enc_mask_cache.clear()
