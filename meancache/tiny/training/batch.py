@@ -95,9 +95,14 @@ def solved(normal: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 def fit(
-    batch: Batch, steps: Steps, fitted_on: int | None = None
+    batch: Batch, steps: Steps, counts: torch.Tensor | None = None
 ) -> tuple[list[Edge], torch.Tensor]:
-    """Weights fitted on the states that the first `fitted_on` runs visit, and where all end.
+    """Weights fitted on the states that the runs visit, and where all end.
+
+    Args:
+        batch: the runs.
+        steps: to compute.
+        counts: (N,) how much each run counts in the least squares; None for all alike.
 
     Returns:
         The edges, and (N, ...) final latents.
@@ -105,11 +110,13 @@ def fit(
     sigmas, latents = batch.field.grid.sigmas, batch.reference[0]
     history: list[torch.Tensor] = []
     edges = []
+    each = torch.ones(len(batch)) if counts is None else counts
     for index, (t, s) in enumerate(pairwise((*steps, len(sigmas) - 1))):
         history = [batch.field(latents, sigmas[t]), *history[: ORDER - 1]]
         wanted = (batch.reference[s] - latents) / (sigmas[s] - sigmas[t])
         normal, right = problems(history, wanted)
-        weights = solved(normal[:fitted_on].sum(dim=0), right[:fitted_on].sum(dim=0))
+        each = each.to(normal)
+        weights = solved(torch.einsum("n,nij->ij", each, normal), each @ right)
         edges.append(_edge(t, s, steps[: index + 1], weights))
         latents = latents + (sigmas[s] - sigmas[t]) * _sum(weights, history)
     return edges, latents

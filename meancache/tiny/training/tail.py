@@ -245,7 +245,25 @@ def rankings(levels: Sequence[np.ndarray]) -> str:
 
 
 def row(schedule: Schedule, scores: np.ndarray, before: np.ndarray) -> dict[str, Any]:
-    """What is kept of a schedule: scores, and what they gained over those before, with errors."""
+    """What is kept of a schedule: scores, and what they gained over those before."""
+    return {
+        "method": schedule.method,
+        "setting": schedule.calibration["setting"],
+        "budget": schedule.budget,
+        "nfe": schedule.nfe,
+        "steps": list(schedule.computed_steps),
+        **gains(scores, before),
+        "psnrs": [round(float(each), 2) for each in scores],
+    }
+
+
+def gains(scores: np.ndarray, before: np.ndarray) -> dict[str, Any]:
+    """Scores in short, and what they gained over those before, with errors.
+
+    Args:
+        scores: PSNR of the held-out pairs, in dB.
+        before: of the same pairs, likewise.
+    """
     gained = Summary.of((scores - before).tolist())
     draws = np.random.default_rng(0).integers(len(scores), size=(DRAWS, len(scores)))
     tails = [
@@ -253,28 +271,29 @@ def row(schedule: Schedule, scores: np.ndarray, before: np.ndarray) -> dict[str,
     ]
     summary = Summary.of(scores.tolist())
     return {
-        "method": schedule.method,
-        "setting": schedule.calibration["setting"],
-        "budget": schedule.budget,
-        "nfe": schedule.nfe,
-        "steps": list(schedule.computed_steps),
         "psnr": {name: round(value, 3) for name, value in vars(summary).items()},
         "gained": round(gained.mean, 3),
         "gained_error": round(gained.standard_error, 3),
         "tail_gained": round(summary.tail - Summary.of(before.tolist()).tail, 3),
         "tail_gained_error": round(float(np.std(tails[0] - tails[1])), 3),
-        "psnrs": [round(float(each), 2) for each in scores],
     }
+
+
+def change(row: Mapping[str, Any]) -> str:
+    """What `gains` found, in words."""
+    p = row["psnr"]
+    return (
+        f"{p['mean']:.1f} ± {p['standard_error']:.1f}, tenth {p['tail']:.1f}, worst "
+        f"{p['worst']:.1f}; gained {row['gained']:+.1f} ± {row['gained_error']:.1f}, tenth "
+        f"{row['tail_gained']:+.1f} ± {row['tail_gained_error']:.1f}"
+    )
 
 
 def line(row: Mapping[str, Any]) -> str:
     """A row in words."""
-    p = row["psnr"]
     return (
-        f"B = {row['budget']:2} {row['method']:>8}, {row['setting']:<27} {p['mean']:.1f} ± "
-        f"{p['standard_error']:.1f}, tenth {p['tail']:.1f}, worst {p['worst']:.1f}; gained "
-        f"{row['gained']:+.1f} ± {row['gained_error']:.1f}, tenth {row['tail_gained']:+.1f} ± "
-        f"{row['tail_gained_error']:.1f}; {row['full_videos']:.0f} full videos"
+        f"B = {row['budget']:2} {row['method']:>8}, {row['setting']:<27} {change(row)}; "
+        f"{row['full_videos']:.0f} full videos"
     )
 
 

@@ -3,7 +3,10 @@
 import os
 from pathlib import Path
 
-from cluster.ranks.loading import read_ahead
+import torch
+
+from cluster.models.model import find_model
+from cluster.ranks.loading import load_pipeline, read_ahead
 from meancache import tiny
 
 
@@ -17,3 +20,18 @@ def test_the_weights_that_are_loaded_are_asked_for_at_once(monkeypatch):
 
 def test_what_is_no_folder_is_not_read():
     assert read_ahead(Path("hunyuanvideo-community/HunyuanVideo"), ()) == []
+
+
+def test_weights_go_to_the_device_from_the_pages_of_their_files():
+    pipeline = load_pipeline(find_model("tiny"), torch.device("cpu"))
+    maps = [
+        (int(start, 16), int(end, 16))
+        for start, end in (
+            line.split()[0].split("-")
+            for line in Path("/proc/self/maps").read_text().splitlines()
+            if line.endswith(".safetensors")
+        )
+    ]
+    for component in (pipeline.transformer, pipeline.vae, pipeline.text_encoder):
+        largest = max(component.parameters(), key=torch.Tensor.numel).data_ptr()
+        assert any(start <= largest < end for start, end in maps), type(component)
