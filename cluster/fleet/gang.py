@@ -19,6 +19,7 @@ from multiprocessing.context import ForkServerProcess
 from types import TracebackType
 from typing import Any
 
+from cluster.fleet.forkserver import RANK_ENVIRONMENT
 from cluster.fleet.pace import TASK_DEADLINE_S, Pace
 from cluster.fleet.rank_process import Answer, serve
 from meancache.errors import InputError
@@ -125,8 +126,7 @@ class Gang:
         # Ranks are forks of a process that has nothing but imports, and no thread or GPU.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(getattr(self._build_rank, "needs", ())))
-        # Whether there is a GPU is asked at import; only in this way it does no harm to forks.
-        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+        os.environ.update(RANK_ENVIRONMENT)
         # A file, as a port probed and then bound may be taken in between; of no folder, so that
         # nothing is left of it, whatever ends this process.
         self._rendezvous = os.memfd_create("rendezvous")

@@ -19,8 +19,13 @@ if TYPE_CHECKING:
     from cluster.ranks.encoders import Encoders
     from cluster.ranks.renderer import Renderer
 
-# What ranks of all kinds need; the same for all, so that they are forks of one process.
-IMPORTED = ("cluster.ranks.renderer", "cluster.ranks.encoders")
+# What ranks of all kinds need; the same for all, so that they are forks of one process. The modules
+# of `tiny` and HunyuanVideo are among it, as diffusers and transformers import them on demand.
+IMPORTED = (
+    "cluster.ranks.renderer",
+    "cluster.ranks.encoders",
+    "diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video",
+)
 # Two kinds of blocks, each of them compiled in minutes at most.
 COMPILING_S = 1200.0
 

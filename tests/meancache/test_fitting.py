@@ -40,9 +40,9 @@ def make_run(draw, seed: int, prompt: str):
     def run(*, decode: bool = False, **overrides):
         changes = {"num_inference_steps": STEPS, **overrides}
         if not decode:
-            draw(seed, prompt, output_type="latent", **changes)
+            draw(seed, prompt, **changes)
             return None
-        return np.rint(draw(seed, prompt, **changes) * 255).astype(np.uint8)
+        return np.rint(draw(seed, prompt, output_type="np", **changes) * 255).astype(np.uint8)
 
     return run
 
@@ -67,7 +67,7 @@ def fields(pipe, draw):
             lambda module, args, kwargs, into=captured: into.update(kwargs) if not into else None,
             with_kwargs=True,
         )
-        draw(seed, prompt, num_inference_steps=1, output_type="latent")
+        draw(seed, prompt, num_inference_steps=1)
         handle.remove()
 
         @torch.no_grad()

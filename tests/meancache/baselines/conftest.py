@@ -14,7 +14,7 @@ PROMPTS = (
 @pytest.fixture(scope="session")
 def latents(draw) -> Callable[..., torch.Tensor]:
     """Runs the embedded pipeline to its final latents; 12 steps where nothing else is said."""
-    return lambda **changes: torch.from_numpy(draw(output_type="latent", **changes))
+    return lambda **changes: torch.from_numpy(draw(**changes))
 
 
 @pytest.fixture(scope="session")
@@ -55,8 +55,6 @@ def runs(draw) -> list[Callable[..., object]]:
     """Two calibration runs of 12 steps."""
 
     def calibration(prompt: str, seed: int) -> Callable[..., object]:
-        return lambda **changes: draw(
-            **{"prompt": prompt, "seed": seed, "output_type": "latent", **changes}
-        )
+        return lambda **changes: draw(**{"prompt": prompt, "seed": seed, **changes})
 
     return [calibration(prompt, seed) for seed, prompt in enumerate(PROMPTS)]

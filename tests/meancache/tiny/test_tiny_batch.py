@@ -45,9 +45,9 @@ def test_its_full_runs_are_the_pipelines(pipe, runs):
 
 
 def test_its_fits_are_those_of_the_pipeline(runs, fitter):
-    for fitted_on in (None, 2):
+    for fitted_on, counts in ((None, None), (2, torch.tensor([1.0, 1.0, 0.0]))):
         with torch.no_grad():
-            edges, ends = batch.fit(runs, PATH, fitted_on)
+            edges, ends = batch.fit(runs, PATH, counts)
         expected = fitter.fit([PATH], fitted_on=fitted_on)[PATH]
         for edge, other in zip(edges, expected.edges, strict=True):
             assert edge.weights == pytest.approx(other.weights, abs=2e-3)
@@ -58,7 +58,7 @@ def test_fits_that_share_a_beginning_are_those_of_the_pipeline_with_their_respon
     paths = [PATH, (0, 4, 8, 11)]
     with torch.no_grad():
         found = {path: rest for path, *rest in batch.fits(runs, paths, 2)}
-        alone = batch.fit(runs, PATH, 2)[1]
+        alone = batch.fit(runs, PATH, torch.tensor([1.0, 1.0, 0.0]))[1]
     torch.testing.assert_close(found[PATH][0], alone)
     for path, expected in fitter.fit(paths, fitted_on=2).items():
         ends, responses = found[path]
