@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -177,15 +179,17 @@ def lpips_metric() -> Metric:
         LpipsAbsentError: its packages or AlexNet's weights are not on this machine. Nothing is
             downloaded here: a job should not depend on somebody's server.
     """
+    fix = f"install lpips and the torchvision of this torch ({metadata.version('torch')})"
+    for package in ("torchvision", "lpips"):  # before torch, whose import takes seconds
+        if importlib.util.find_spec(package) is None:
+            raise LpipsAbsentError(f"there is no package {package}; {fix}")
     import torch  # PSNR and SSIM do without
 
     try:
         importlib.import_module("torchvision")
         lpips = importlib.import_module("lpips")
     except (ImportError, RuntimeError) as error:  # a torchvision of another torch raises the latter
-        raise LpipsAbsentError(
-            f"{error}; install lpips and the torchvision of this torch ({torch.__version__})"
-        ) from error
+        raise LpipsAbsentError(f"{error}; {fix}") from error
     weights = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
     if not weights.is_file():
         raise LpipsAbsentError(

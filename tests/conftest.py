@@ -67,8 +67,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def kept_forkserver() -> None:
-    """What ranks are forked from stays between jobs, as long as pytest's workers do."""
+    """What ranks are forked from stays between jobs, as long as pytest's workers do.
+
+    The gangs of this process are forks of it too.
+    """
     forkserver.keep(IMPORTED)
+    forkserver.join(forkserver.own_name(), IMPORTED)
 
 
 @pytest.fixture(scope="session")

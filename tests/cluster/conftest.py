@@ -4,19 +4,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster.fleet.forkserver import join, own_name
 from cluster.fleet.gang import Gang
 from cluster.models.model import Model, find_model
 from cluster.ranks import rank_builder
-from cluster.ranks.builders import IMPORTED
 from cluster.work.plan import WorkItem, plan_items
 from cluster.work.prompts import Prompt
 
 
 @pytest.fixture(scope="session", autouse=True)
 def forkserver(kept_forkserver) -> None:
-    """The gangs of this process are forks of what all jobs of the session are forks of."""
-    join(own_name(), IMPORTED)
+    """Gangs start their ranks as forks of one process."""
 
 
 @pytest.fixture(scope="session")
