@@ -7,7 +7,7 @@ a schedule runs as one batch (`batch`), so that two cores, or one GPU, suffice f
 pair of each is checked against the pipeline. What is a hook runs in its pipeline, a pair at a time.
 
 All methods see the same ten calibration runs but `searched`, which has 32; all are measured on the
-same held-out captions and noise.
+same held-out captions and noise. `method_tables` prints what is found.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import multiprocessing
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -44,12 +44,15 @@ from meancache.solver import Steps, solve_paper
 from meancache.tiny.captions import CALIBRATION, HELD_OUT, Caption
 from meancache.tiny.training import batch
 from meancache.tiny.training.batch import Batch, make_batch
+from meancache.tiny.training.method_tables import sections
 
 BUDGETS = (6, 8, 10, 12, 15)
 CALIBRATION_SEED, HELD_OUT_SEED = 1000, 5000
 TRAJECTORIES, SEARCHED_ON, FITTED_ON = 10, 32, 20
 # A hook that cannot go below this share of the compute is measured at its cheapest alone.
 MOST_SHARE = 0.32
+# Runs of a video of which the fastest is timed.
+REPEATS = 3
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def main() -> None:
         for row in measured(setting, given.device, pool, hooks=not given.schedules_only):
             rows.append(row)
             given.output.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
-    print(text_table(rows))
+    print(sections({**about, "rows": rows}))
 
 
 def budgets(text: str) -> tuple[int, ...]:
@@ -128,9 +131,9 @@ def measured(
             if isinstance(one, Schedule):
                 with torch.no_grad():
                     ends = roll_out(held_out.field, held_out.reference[0], one)
-                    check(pipeline, setting, one, ends[0])
+                    named = {**_named(one), "seconds": check(pipeline, setting, one, ends[0])}
                     videos = np.stack(batch.decode(pipeline, ends))
-                at_work.append(pool.submit(scores, _named(one), videos, file))
+                at_work.append(pool.submit(scores, named, videos, file))
                 say(f"{one.method}, B = {one.budget}")
             elif hooks:
                 at_work.append(pool.submit(hook_row, setting, one, file))
@@ -224,14 +227,26 @@ def trial(runs: Batch, fitted_on: int, paths: Sequence[Steps]) -> dict[Steps, Tr
     }
 
 
-def check(pipeline: Any, setting: Setting, schedule: Schedule, end: torch.Tensor) -> None:
-    """Refuses to go on where a batch's run is not the pipeline's own."""
+def check(pipeline: Any, setting: Setting, schedule: Schedule, end: torch.Tensor) -> float:
+    """Refuses to go on where a batch's run is not the pipeline's own; the seconds of that."""
+    own = partial(batch.run, pipeline, setting.captions()[0], HELD_OUT_SEED, setting.steps)
     apply_mean_cache(pipeline.transformer, schedule)
     try:
-        own = batch.run(pipeline, setting.captions()[0], HELD_OUT_SEED, setting.steps)
+        seconds, latents = timed(own)
     finally:
         remove_mean_cache(pipeline.transformer)
-    torch.testing.assert_close(end.cpu(), own.cpu().reshape(end.shape), atol=5e-3, rtol=1e-2)
+    torch.testing.assert_close(end.cpu(), latents.cpu().reshape(end.shape), atol=5e-3, rtol=1e-2)
+    return seconds
+
+
+def timed(run: Callable[[], torch.Tensor]) -> tuple[float, torch.Tensor]:
+    """The seconds of the fastest of some runs of a video up to its latents, and these."""
+    taken = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        latents = run()
+        taken.append(time.perf_counter() - started)
+    return round(min(taken), 4), latents
 
 
 def hook_row(setting: Setting, hook: Baseline, file: Path) -> dict[str, Any]:
@@ -256,6 +271,7 @@ def hook_row(setting: Setting, hook: Baseline, file: Path) -> dict[str, Any]:
     }
     if share > MOST_SHARE:
         return row
+    row["seconds"] = timed(partial(run, 0))[0]
     with torch.no_grad():
         ends = torch.stack([run(pair).squeeze(0) for pair in range(setting.pairs)])
         videos = batch.decode(pipeline, ends)
@@ -295,21 +311,6 @@ def scores(row: Mapping[str, Any], videos: np.ndarray, file: Path) -> dict[str, 
 
 def _summary(summary: Summary) -> dict[str, float]:
     return {name: round(value, 4) for name, value in vars(summary).items()}
-
-
-def text_table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """mean ± standard error / 10th percentile / worst, by method and budget."""
-    lines = []
-    for row in sorted(rows, key=lambda row: (row["method"], row["share"])):
-        if "psnr" not in row:
-            continue
-        p = row["psnr"]
-        lines.append(
-            f"{row['method']:>28} {100 * row['share']:5.1f}% {p['mean']:5.1f} ± "
-            f"{p['standard_error']:.1f}, tenth {p['tail']:.1f}, worst {p['worst']:.1f}, SSIM "
-            f"{row['ssim']['mean']:.4f}, FLIP {row['flip']['mean']:.4f}  {row['setting']}"
-        )
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

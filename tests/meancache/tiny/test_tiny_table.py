@@ -29,14 +29,7 @@ def test_the_table_has_a_row_a_method_with_all_that_is_measured(tmp_path, monkey
         assert row["psnr"]["worst"] == pytest.approx(min(row["psnrs"]), abs=0.01)
         assert row["psnr"]["worst"] <= row["psnr"]["tail"] <= row["psnr"]["mean"]
     assert rows["fitted"]["psnr"]["mean"] > rows["dpcache"]["psnr"]["mean"]
-    assert len(capsys.readouterr().out.splitlines()) == 5
-
-
-def test_a_hooks_row_without_scores_is_not_printed():
-    summary = {"mean": 30.0, "standard_error": 1.0, "tail": 28.0, "worst": 25.0}
-    measured = dict.fromkeys(("psnr", "ssim", "flip"), summary)
-    row = {"method": "euler", "setting": "10 steps", "share": 0.2}
-    said = table.text_table([{**row, **measured}, {**row, "method": "slow", "share": 0.9}])
-    assert said.splitlines() == [said]
-    assert "euler" in said
-    assert "tenth 28.0, worst 25.0" in said
+    assert all(row["seconds"] > 0 for row in rows.values())
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "## Shift 15, 12 steps, B = 6"
+    assert sum(line.startswith("| `") for line in said) == 5
