@@ -253,7 +253,7 @@ def freeze_once(gang: Gang, item: tuple[int, Path]) -> int:
 @pytest.mark.usefixtures("shared_cluster")
 def test_a_leader_that_freezes_is_killed_and_loses_no_item(monkeypatch, tmp_path):
     monkeypatch.setattr(supervisor, "BEAT_S", 0.2)
-    monkeypatch.setattr(supervisor, "FROZEN_S", 15.0)
+    monkeypatch.setattr(supervisor, "FROZEN_S", 10.0)
     items = [(number, tmp_path) for number in range(3)]
     told = []
     gangs = fleet.Gangs(ranks.build, 1, 1, 1)
