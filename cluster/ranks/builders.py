@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cluster.ranks.renderer import Renderer
 
 # What ranks of all kinds need; the same for all, so that they are forks of one process. The modules
-# of `tiny` and HunyuanVideo are among it, as diffusers and transformers import them on demand.
+# of `tiny` and HunyuanVideo are among them, as diffusers and transformers import them on demand.
 IMPORTED = (
     "cluster.ranks.renderer",
     "cluster.ranks.encoders",

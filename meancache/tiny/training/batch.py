@@ -110,12 +110,11 @@ def fit(
     sigmas, latents = batch.field.grid.sigmas, batch.reference[0]
     history: list[torch.Tensor] = []
     edges = []
-    each = torch.ones(len(batch)) if counts is None else counts
+    each = (torch.ones(len(batch)) if counts is None else counts).to(latents.device).double()
     for index, (t, s) in enumerate(pairwise((*steps, len(sigmas) - 1))):
         history = [batch.field(latents, sigmas[t]), *history[: ORDER - 1]]
         wanted = (batch.reference[s] - latents) / (sigmas[s] - sigmas[t])
         normal, right = problems(history, wanted)
-        each = each.to(normal)
         weights = solved(torch.einsum("n,nij->ij", each, normal), each @ right)
         edges.append(_edge(t, s, steps[: index + 1], weights))
         latents = latents + (sigmas[s] - sigmas[t]) * _sum(weights, history)

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ from meancache.search import decibels
 from meancache.tiny.captions import CALIBRATION
 from meancache.tiny.training import batch
 from meancache.tiny.training.batch import make_batch
-from meancache.tiny.training.table import BUDGETS, HELD_OUT_SEED, Setting, pipeline_at, say
+from meancache.tiny.training.table import BUDGETS, HELD_OUT_SEED, Setting, made_by, pipeline_at, say
 
 TRAJECTORIES = 10
 SEED = 20_000
@@ -49,12 +47,7 @@ def main() -> None:
         rows = predicted(
             Setting(given.steps, given.shift, BUDGETS, given.pairs, 0), given.fits, given.device
         )
-    about = {
-        "command": " ".join(["python -m meancache.tiny.training.coverage", *sys.argv[1:]]),
-        "date": time.strftime("%Y-%m-%d"),
-        "rows": rows,
-    }
-    given.output.write_text(json.dumps(about, indent=1) + "\n")
+    given.output.write_text(json.dumps({**made_by("coverage"), "rows": rows}, indent=1) + "\n")
     for budget in BUDGETS:
         mine = [row for row in rows if row["budget"] == budget]
         held = sum(row["low"] <= row["measured"] <= row["high"] for row in mine)

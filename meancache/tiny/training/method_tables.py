@@ -1,6 +1,8 @@
-"""The measured rows of `table` as Markdown, one table a budget: docs/methods.md.
+"""The measured rows of `table` as Markdown, one table a budget.
 
-python -m meancache.tiny.training.method_tables shift-7.json shift-15.json
+    python -m meancache.tiny.training.method_tables shift-7.json shift-15.json
+
+docs/methods.md is made of what it prints.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# Of its settings that take at most so much more compute than the budget, a method's best counts.
+# A method may take so many times the compute of the budget; its best setting within that counts.
 MORE = 1.25
 HEADER = (
     "| method | setting | compute | PSNR | 10th percentile | worst | SSIM | FLIP | seconds |\n"
@@ -62,7 +64,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def line(row: Row) -> str:
     """A row of a Markdown table."""
-    p, seconds = row["psnr"], row.get("seconds")
+    p = row["psnr"]
     cells = [
         f"`{row['method']}`",
         row["setting"] or "",
@@ -72,7 +74,7 @@ def line(row: Row) -> str:
         f"{p['worst']:.1f}",
         f"{row['ssim']['mean']:.4f}",
         f"{row['flip']['mean']:.4f}",
-        "" if seconds is None else f"{seconds:.2f}",
+        f"{row['seconds']:.2f}",
     ]
     return f"| {' | '.join(cells)} |"
 

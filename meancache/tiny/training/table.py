@@ -46,6 +46,7 @@ from meancache.tiny.training import batch
 from meancache.tiny.training.batch import Batch, make_batch
 from meancache.tiny.training.method_tables import sections
 
+PACKAGE = "python -m meancache.tiny.training"
 BUDGETS = (6, 8, 10, 12, 15)
 CALIBRATION_SEED, HELD_OUT_SEED = 1000, 5000
 TRAJECTORIES, SEARCHED_ON, FITTED_ON = 10, 32, 20
@@ -72,12 +73,7 @@ class Setting:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m meancache.tiny.training.table")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--shift", type=float, default=7.0)
-    parser.add_argument("--budgets", type=budgets, default=BUDGETS, metavar="B,B,...")
-    parser.add_argument("--pairs", type=int, default=48)
+    parser = parser_of("table", BUDGETS)
     parser.add_argument("--search", type=int, default=200, metavar="VIDEOS")
     parser.add_argument("--schedules-only", action="store_true", help="leave hooks out")
     parser.add_argument("--device", default="cpu")
@@ -85,11 +81,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     setting = Setting(given.steps, given.shift, given.budgets, given.pairs, given.search)
-    about = {
-        "command": " ".join(["python -m meancache.tiny.training.table", *sys.argv[1:]]),
-        "date": time.strftime("%Y-%m-%d"),
-        **vars(setting),
-    }
+    about = {**made_by("table"), **vars(setting)}
     rows: list[dict[str, Any]] = []
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(given.workers, context) as pool:
@@ -97,6 +89,23 @@ def main() -> None:
             rows.append(row)
             given.output.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
     print(sections({**about, "rows": rows}))
+
+
+def parser_of(name: str, default: tuple[int, ...]) -> argparse.ArgumentParser:
+    """The flags of a command of this package that measures schedules of some budgets."""
+    parser = argparse.ArgumentParser(prog=f"{PACKAGE}.{name}")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--shift", type=float, default=7.0)
+    parser.add_argument("--budgets", type=budgets, default=default, metavar="B,B,...")
+    parser.add_argument("--pairs", type=int, default=48)
+    return parser
+
+
+def made_by(name: str) -> dict[str, Any]:
+    """The command of this package that runs, as it was given, and the date."""
+    command = " ".join([f"{PACKAGE}.{name}", *sys.argv[1:]])
+    return {"command": command, "date": time.strftime("%Y-%m-%d")}
 
 
 def budgets(text: str) -> tuple[int, ...]:
@@ -131,8 +140,10 @@ def measured(
             if isinstance(one, Schedule):
                 with torch.no_grad():
                     ends = roll_out(held_out.field, held_out.reference[0], one)
-                    named = {**_named(one), "seconds": check(pipeline, setting, one, ends[0])}
+                    seconds, own = own_run(pipeline, setting, one)
+                    check(ends[0], own)
                     videos = np.stack(batch.decode(pipeline, ends))
+                named = {**_named(one), "seconds": seconds}
                 at_work.append(pool.submit(scores, named, videos, file))
                 say(f"{one.method}, B = {one.budget}")
             elif hooks:
@@ -227,16 +238,20 @@ def trial(runs: Batch, fitted_on: int, paths: Sequence[Steps]) -> dict[Steps, Tr
     }
 
 
-def check(pipeline: Any, setting: Setting, schedule: Schedule, end: torch.Tensor) -> float:
-    """Refuses to go on where a batch's run is not the pipeline's own; the seconds of that."""
-    own = partial(batch.run, pipeline, setting.captions()[0], HELD_OUT_SEED, setting.steps)
+def own_run(pipeline: Any, setting: Setting, schedule: Schedule) -> tuple[float, torch.Tensor]:
+    """What `timed` finds of the first held-out pair, in the pipeline and by the schedule."""
     apply_mean_cache(pipeline.transformer, schedule)
     try:
-        seconds, latents = timed(own)
+        return timed(
+            partial(batch.run, pipeline, setting.captions()[0], HELD_OUT_SEED, setting.steps)
+        )
     finally:
         remove_mean_cache(pipeline.transformer)
-    torch.testing.assert_close(end.cpu(), latents.cpu().reshape(end.shape), atol=5e-3, rtol=1e-2)
-    return seconds
+
+
+def check(end: torch.Tensor, own: torch.Tensor) -> None:
+    """Refuses to go on where a batch's run is not the pipeline's own."""
+    torch.testing.assert_close(end.cpu(), own.cpu().reshape(end.shape), atol=5e-3, rtol=1e-2)
 
 
 def timed(run: Callable[[], torch.Tensor]) -> tuple[float, torch.Tensor]:

@@ -10,10 +10,7 @@ refined by gradients. Differences are pair by pair.
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +35,8 @@ from meancache.tiny.training.table import (
     HELD_OUT_SEED,
     Setting,
     budgets,
+    made_by,
+    parser_of,
     pipeline_at,
     say,
     trial,
@@ -54,13 +53,8 @@ SPLITS = 200
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m meancache.tiny.training.tail")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--shift", type=float, default=7.0)
-    parser.add_argument("--budgets", type=budgets, default=(10,), metavar="B,B,...")
+    parser = parser_of("tail", (10,))
     parser.add_argument("--videos", type=budgets, default=VIDEOS, metavar="V,V,...")
-    parser.add_argument("--pairs", type=int, default=48)
     parser.add_argument("--seed", type=int, default=CALIBRATION_SEED, help="of the calibration")
     parser.add_argument(
         "--found", type=Path, metavar="FILE.json", help="steps of an earlier output; no search"
@@ -69,12 +63,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     setting = Setting(given.steps, given.shift, given.budgets, given.pairs, max(given.videos))
-    about = {
-        "command": " ".join(["python -m meancache.tiny.training.tail", *sys.argv[1:]]),
-        "date": time.strftime("%Y-%m-%d"),
-        **vars(setting),
-        "trajectories": TRAJECTORIES,
-    }
+    about = {**made_by("tail"), **vars(setting), "trajectories": TRAJECTORIES}
     rows: list[dict[str, Any]] = []
     ranked: list[str] = []
     known = {} if given.found is None else steps_found(given.found)
@@ -95,14 +84,9 @@ def measured(
     known: Mapping[int, Steps],
 ) -> Iterator[dict[str, Any]]:
     """A row a method and budget; without a search where its steps are known."""
-    pipeline = pipeline_at(setting.shift)
-    captions = [CALIBRATION[i % len(CALIBRATION)] for i in range(TRAJECTORIES)]
     with torch.no_grad():
-        held_out = make_batch(pipeline, setting.captions(), HELD_OUT_SEED, setting.steps)
-        full = batch.decode(pipeline, held_out.reference[-1])
-        many = make_batch(pipeline, captions, seed, setting.steps)
+        pipeline, held_out, full, many = prepared(setting, seed)
         few, part, some = (many.first(pipeline, count, seed) for count in (FEW, CHOSEN, FITTED))
-    say("full runs")
     before: dict[int, np.ndarray] = {}
     for schedule, cost in methods(setting, few, many, part, some, videos, gradients, ranked, known):
         with torch.no_grad():
@@ -110,6 +94,17 @@ def measured(
             scores = np.array(batch.psnrs(pipeline, ends, full))
         before.setdefault(schedule.budget, scores)
         yield {**row(schedule, scores, before[schedule.budget]), "full_videos": cost}
+
+
+def prepared(setting: Setting, seed: int) -> tuple[Any, Batch, list[np.ndarray], Batch]:
+    """The pipeline, the held-out runs with their videos in full, and the calibration runs."""
+    pipeline = pipeline_at(setting.shift)
+    captions = [CALIBRATION[i % len(CALIBRATION)] for i in range(TRAJECTORIES)]
+    held_out = make_batch(pipeline, setting.captions(), HELD_OUT_SEED, setting.steps)
+    full = batch.decode(pipeline, held_out.reference[-1])
+    many = make_batch(pipeline, captions, seed, setting.steps)
+    say("full runs")
+    return pipeline, held_out, full, many
 
 
 def methods(

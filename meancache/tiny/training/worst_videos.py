@@ -13,14 +13,10 @@ no run can know beforehand), and to all.
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,11 +25,17 @@ import torch
 from meancache.baselines.calibration_data import roll_out
 from meancache.schedule import Schedule
 from meancache.solver import Steps
-from meancache.tiny.captions import CALIBRATION
 from meancache.tiny.training import batch
-from meancache.tiny.training.batch import Batch, make_batch
-from meancache.tiny.training.table import HELD_OUT_SEED, Setting, budgets, pipeline_at, say
-from meancache.tiny.training.tail import CALIBRATION_SEED, TRAJECTORIES, change, chosen, gains
+from meancache.tiny.training.batch import Batch
+from meancache.tiny.training.table import Setting, made_by, parser_of
+from meancache.tiny.training.tail import (
+    CALIBRATION_SEED,
+    TRAJECTORIES,
+    change,
+    chosen,
+    gains,
+    prepared,
+)
 
 # Powers of its RMS error by which a run counts, and how often weights are fitted anew with that.
 POWERS = (1.0, 2.0)
@@ -59,21 +61,10 @@ class Rule:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m meancache.tiny.training.worst_videos")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--shift", type=float, default=7.0)
-    parser.add_argument("--budgets", type=budgets, default=(8, 10, 12), metavar="B,B,...")
-    parser.add_argument("--pairs", type=int, default=48)
-    given = parser.parse_args()
+    given = parser_of("worst_videos", (8, 10, 12)).parse_args()
     torch.set_num_threads(1)
     setting = Setting(given.steps, given.shift, given.budgets, given.pairs, 0)
-    about = {
-        "command": " ".join(["python -m meancache.tiny.training.worst_videos", *sys.argv[1:]]),
-        "date": time.strftime("%Y-%m-%d"),
-        **vars(setting),
-        "trajectories": TRAJECTORIES,
-    }
+    about = {**made_by("worst_videos"), **vars(setting), "trajectories": TRAJECTORIES}
     rows: list[dict[str, Any]] = []
     with torch.no_grad():
         for row in measured(setting):
@@ -84,12 +75,7 @@ def main() -> None:
 
 def measured(setting: Setting) -> Iterator[dict[str, Any]]:
     """A row an idea and budget; the first of each budget is `fitted` as it is."""
-    pipeline = pipeline_at(setting.shift)
-    captions = [CALIBRATION[i % len(CALIBRATION)] for i in range(TRAJECTORIES)]
-    held_out = make_batch(pipeline, setting.captions(), HELD_OUT_SEED, setting.steps)
-    full = batch.decode(pipeline, held_out.reference[-1])
-    runs = make_batch(pipeline, captions, CALIBRATION_SEED, setting.steps)
-    say("full runs")
+    pipeline, held_out, full, runs = prepared(setting, CALIBRATION_SEED)
 
     def scores(schedule: Schedule) -> np.ndarray:
         ends = roll_out(held_out.field, held_out.reference[0], schedule)
@@ -136,7 +122,6 @@ def soft_worst_case(runs: Batch, steps: Steps, power: float) -> Schedule:
     for _ in range(PASSES):
         _, ends = batch.fit(runs, steps, counts)
         counts = torch.tensor(batch.errors(runs, ends)).sqrt() ** power
-        counts /= counts.mean()
     return fitted(runs, steps, counts)
 
 
