@@ -92,6 +92,18 @@ def to_parquet(
         schema: SCHEMA, or SCHEMA_1 in a root that was begun with it.
         first: the index of the first row of `beside`.
     """
+    sink = io.BytesIO()
+    pq.write_table(to_table(rows, beside, schema, first), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def to_table(
+    rows: Sequence[Mapping[str, Any]],
+    beside: pa.Table | None = None,
+    schema: pa.Schema = SCHEMA,
+    first: int = 0,
+) -> pa.Table:
+    """What `to_parquet` writes of the same rows."""
     rows = sorted(rows, key=lambda row: row["index"])
     records = []
     for row in rows:
@@ -115,9 +127,7 @@ def to_parquet(
             else:
                 table = table.set_column(place, schema.field(place), column)
         table = table.replace_schema_metadata(schema.metadata)
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
+    return table
 
 
 def read_rows(data: bytes) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from cluster.results import manifest, rounds
 from cluster.results.manifest import OK, PARTS, UNREADABLE, Manifest, Success, at_once
-from cluster.results.parts import OF_THE_ROW, SCHEMA, TOKENS
+from cluster.results.parts import OF_THE_ROW, SCHEMA, TOKENS, to_table
 from cluster.results.rounds import APPEND, round_of
 from cluster.store import MissingKey, Store, StoreError
 from cluster.work.adapters import KEPT, LORA, key_of
@@ -221,7 +221,7 @@ def _verify_row(
         try:
             receipt_row = json.loads(data)
             adapters.update(_adapters(receipt_row.get("arguments")))
-            (kept,) = manifest.read_rows(manifest.to_parquet([receipt_row]))
+            (kept,) = to_table([receipt_row]).to_pylist()
             same = all(row.get(name) == value for name, value in kept.items() if name in _ITEMS)
             same = same and _own(kept) in of_items[row["item_id"]]
             problem = None if same else "is damaged: it contradicts the manifest"
