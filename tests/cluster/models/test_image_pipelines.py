@@ -24,6 +24,7 @@ from tests.support import saved_pipelines, several_renderers
 from tests.support.image_pipelines import given, picture
 
 STEPS = 4
+TOKENS = 64
 SKIPS = [(0, 1, 1), (1, 2, 1), (2, 4, 2)]
 PROMPT = "a red circle on a dark background"
 WIDTH, HEIGHT = 120, 80
@@ -62,7 +63,10 @@ def saved(tmp_path_factory):
             if not model.kind.sized:
                 size = model.size_for(WIDTH, HEIGHT)
             frames = {} if model.kind.is_image else {"num_frames": 9}
-            arguments = {**model.defaults, **size, **frames, "num_inference_steps": STEPS}
+            padded = "max_sequence_length" in model.kind.takes  # the default takes long
+            text = {"max_sequence_length": TOKENS} if padded else {}
+            steps = {"num_inference_steps": STEPS}
+            arguments = {**model.defaults, **size, **frames, **text, **steps}
             known[name] = Small(model, arguments, given(picture(WIDTH, HEIGHT)))
         return known[name]
 
@@ -145,13 +149,12 @@ def test_two_ranks_draw_from_an_image_what_one_draws(saved, gang, name):
     small.model.check_arguments(small.arguments, 2)
     check_image(small.model, WIDTH, HEIGHT, 2)
     asked = small.request()
-    shared, drawn = gang.run(several_renderers.drawn, (name, asked))
-    expected, alone = several_renderers.drawn(
-        {name: Renderer(small.model, 0, 1, "")}, (name, asked)
-    )
-    torch.testing.assert_close(shared, expected, atol=2e-5, rtol=1e-5)
-    assert drawn.nfe == alone.nfe
-    assert np.abs(drawn.frames.astype(int) - alone.frames.astype(int)).max() <= 1
+    shared = gang.run(several_renderers.drawn, (name, asked))
+    alone = several_renderers.draw(Renderer(small.model, 0, 1, ""), asked)
+    rounding = 7e-6 * float(alone.latents.abs().max())  # attention is added up in another order
+    torch.testing.assert_close(shared.latents, alone.latents, atol=rounding, rtol=1e-5)
+    assert shared.nfe == alone.nfe
+    assert np.abs(shared.frames.astype(int) - alone.frames.astype(int)).max() <= 1
 
 
 def test_a_gang_is_refused_where_xdit_does_not_know_how_the_image_is_taken(saved):

@@ -40,6 +40,8 @@ from meancache.hooks.pipelines import grid_of
 from tests.support import ranks, saved_pipelines, several_renderers
 
 STEPS = 6
+# Of a text that is padded to as many as its call says; by default 512 and more, which is slow.
+TOKENS = 64
 SKIPS = [(0, 1, 1), (1, 2, 1), (2, 4, 2), (4, 6, 1)]
 PROMPT = "a red circle on a dark background"
 CPU = torch.device("cpu")
@@ -81,7 +83,9 @@ def saved(tmp_path_factory):
             size = {"height": 64, "width": 96, "num_inference_steps": STEPS}
             every = model.temporal_compression
             frames = {} if model.kind.is_image else {"num_frames": 1 + every * max(1, 8 // every)}
-            known[name] = Small(model, {**model.defaults, **size, **frames})
+            padded = "max_sequence_length" in model.kind.takes
+            text = {"max_sequence_length": TOKENS} if padded else {}
+            known[name] = Small(model, {**model.defaults, **size, **frames, **text})
         return known[name]
 
     return find
@@ -271,12 +275,13 @@ def compare(saved, gang, name, texts):
         guidance |= {"true_cfg_scale": 3.0}
     for prompt in texts:
         asked = small.request(prompt, **guidance)
-        shared, drawn = gang.run(several_renderers.drawn, (name, asked))
-        expected, alone = several_renderers.drawn({name: one}, (name, asked))
-        # Latents are of order 3; ranks add up attention in another order.
-        torch.testing.assert_close(shared, expected, atol=2e-5, rtol=1e-5)
-        assert drawn.nfe == alone.nfe
-        difference = np.abs(drawn.frames.astype(int) - alone.frames.astype(int))
+        shared = gang.run(several_renderers.drawn, (name, asked))
+        alone = several_renderers.draw(one, asked)
+        # Ranks add up attention in another order.
+        rounding = 7e-6 * float(alone.latents.abs().max())
+        torch.testing.assert_close(shared.latents, alone.latents, atol=rounding, rtol=1e-5)
+        assert shared.nfe == alone.nfe
+        difference = np.abs(shared.frames.astype(int) - alone.frames.astype(int))
         assert difference.max() <= 1  # where a value lay on the edge between two
         assert (difference > 0).mean() < 0.01
         guidance = {}
