@@ -2,26 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
 
+import numpy as np
 import torch
 
 from cluster.models.model import Model
-from cluster.ranks import Rendering, RenderRequest, render_item
+from cluster.ranks import RenderRequest, denoise_item
 from cluster.ranks.renderer import Renderer
-from tests.support.ranks import latents
+from cluster.ranks.split_call import unpack
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a gang draws, as one of its ranks sees it.
+
+    Attributes:
+        latents: what its VAE was given.
+        frames: (F, H, W, 3) uint8 on rank 0.
+        nfe: forwards of the transformers.
+    """
+
+    latents: torch.Tensor
+    frames: np.ndarray
+    nfe: int
 
 
 def build(
     models: Mapping[str, Model], rank: int, world_size: int, init_method: str
-) -> dict[str, Renderer]:
-    """All of the models on one rank."""
-    return {name: Renderer(model, rank, world_size, init_method) for name, model in models.items()}
+) -> Callable[[str], Renderer]:
+    """Finds the rank's pipeline of a name, which is loaded when it is asked for."""
+
+    @cache
+    def find(name: str) -> Renderer:
+        return Renderer(models[name], rank, world_size, init_method)
+
+    return find
 
 
-def drawn(
-    renderers: Mapping[str, Renderer], payload: tuple[str, RenderRequest]
-) -> tuple[torch.Tensor, Rendering]:
-    """What one of them draws: its latents, float32, and its rendering."""
+def drawn(find: Callable[[str], Renderer], payload: tuple[str, RenderRequest]) -> Drawn:
+    """A gang's task: what one of its pipelines draws."""
     name, request = payload
-    return latents(renderers[name], request), render_item(renderers[name], request)
+    return draw(find(name), request)
+
+
+def draw(renderer: Renderer, request: RenderRequest) -> Drawn:
+    """What a rank draws; only on rank 0 are there frames."""
+    denoised = denoise_item(renderer, request)
+    latents = renderer.broadcast(denoised.latents)
+    frames = renderer.decode(latents, request.item.arguments)  # by all, where they share tiles
+    return Drawn(unpack(latents, torch.device("cpu"))[0][0], frames, denoised.nfe)
