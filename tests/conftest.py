@@ -89,6 +89,7 @@ def pytest_collection_finish() -> None:
     """All test files are imported."""
     gc.freeze()
     atexit.register(gc.unfreeze)  # some libraries complain of what is left at the end
+    gc.set_threshold(20_000)  # of new objects; by default 700
     gc.enable()
 
 

@@ -9,17 +9,17 @@ import json
 import logging
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
 from cluster.store import MissingKey, StoreError, TooLarge, open_store, read, remote
 from tests.support.other_stores import AZURITE_KEY, az_environment, gs_environment
+from tests.support.web_servers import serving
 
 # (status, error code, message)
 Answer = tuple[int, str, str]
@@ -121,14 +121,8 @@ def answering(answer: Callable[[], Answer | None]) -> Iterator[tuple[str, list[s
         def log_message(self, *_: object) -> None:
             """Says nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving(Handler) as url:
+        yield url, asked
 
 
 def lead_to(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:

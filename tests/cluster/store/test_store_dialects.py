@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -18,6 +17,7 @@ from cluster.store import StoreError, open_store, remote, s3_client
 from tests.cluster.store.test_store import probe_fails, sentence
 from tests.support.faults import Fault, FaultProxy, Request
 from tests.support.s3_server import s3_environment
+from tests.support.web_servers import serving
 
 PERMISSION = "access is denied"
 DISABLED = "is disabled"
@@ -201,8 +201,9 @@ class Dialect:
         )
 
 
-@contextmanager
-def serving(answer: Callable[[dict[str, list[str]]], str]) -> Iterator[str]:
+def answering(
+    answer: Callable[[dict[str, list[str]]], str],
+) -> AbstractContextManager[str]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             body = answer(parse_qs(urlsplit(self.path).query, keep_blank_values=True)).encode()
@@ -215,10 +216,7 @@ def serving(answer: Callable[[dict[str, list[str]]], str]) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    return serving(Handler)
 
 
 @pytest.mark.parametrize("total", [False, True])
@@ -226,7 +224,7 @@ def serving(answer: Callable[[dict[str, list[str]]], str]) -> Iterator[str]:
 def test_lists_of_every_dialect_are_read_whole(
     monkeypatch: pytest.MonkeyPatch, token: str | None, total: bool
 ) -> None:
-    with serving(Dialect(token, total)) as url:
+    with answering(Dialect(token, total)) as url:
         for name, value in s3_environment(url).items():
             monkeypatch.setenv(name, value)
         assert list(open_store("s3://bucket").list()) == KEYS
@@ -240,7 +238,7 @@ def test_a_page_that_lacks_a_key_is_no_dialect(monkeypatch: pytest.MonkeyPatch) 
         start, stop = page.index("<Contents>"), page.index("</Contents>") + len("</Contents>")
         return page[:start] + page[stop:]
 
-    with serving(losing) as url:
+    with answering(losing) as url:
         for name, value in s3_environment(url).items():
             monkeypatch.setenv(name, value)
         with pytest.raises(StoreError, match="damaged XML"):

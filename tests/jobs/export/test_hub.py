@@ -7,15 +7,15 @@ import hashlib
 import json
 import logging
 import re
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
 from cluster.results.datasets import layouts
 from jobs.export import __main__ as export
 from tests.jobs.export.test_workflow import contents, planned, render
+from tests.support.web_servers import serving
 
 TOKEN = "hf_notAToken0123456789"
 
@@ -114,14 +114,10 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     hub = Hub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("H", (Handler,), {"hub": hub}))
-    hub.endpoint = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield hub
-    server.shutdown()
-    server.server_close()
+    with serving(type("H", (Handler,), {"hub": hub})) as hub.endpoint:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield hub
 
 
 @pytest.fixture(scope="module")
