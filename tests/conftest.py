@@ -40,8 +40,8 @@ from tests.support.other_stores import (
 )
 from tests.support.s3_server import s3_environment, serve_s3
 
-# What is imported from here on lives as long as this process does: until then, looking for garbage
-# finds none, and afterwards it need not look there again, which takes half a second each time.
+# Modules live as long as this process: no garbage is looked for while they are imported, and later
+# they are left out (`pytest_collection_finish`), as to go through them takes half a second.
 gc.disable()
 # Two threads of each process would wait for each other on cores that pytest's workers and the ranks
 # of gangs share; before torch is imported, here and in all that is started from here.

@@ -42,7 +42,7 @@ def main(listening: int, needs: Sequence[str]) -> None:
     if os.fork():  # whoever started it need not wait for its end, nor end it with its own
         os._exit(0)
     given = dict(os.environ)
-    gc.disable()  # what is imported stays: looking for garbage in it takes a fifth of the time
+    gc.disable()  # modules stay: to look for garbage among them takes a fifth of the time
     for module in needs:
         with suppress(ImportError):  # a rank will say so
             __import__(module)

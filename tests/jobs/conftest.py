@@ -18,6 +18,8 @@ PROMPTS = [
     "a blue square moving up on a light background",
     "a green triangle moving right on a dark background",
 ]
+# Flags of videos that take a tenth of a second.
+QUICK = ("--steps", "4", "--height", "32", "--width", "32")
 CALIBRATED = "a yellow triangle moving down on a light background"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import mmap
 import os
 import signal
@@ -56,6 +57,13 @@ def environment(built: tuple[int, int], name: str) -> str | None:
     """A variable of the rank's environment; its value is also said, to standard error."""
     print(f"{name} is {os.environ.get(name)}", file=sys.stderr, flush=True)
     return os.environ.get(name)
+
+
+def modules_with(built: tuple[int, int], names: tuple[str, ...]) -> set[str]:
+    """All modules that the rank has once it has imported these."""
+    for name in names:
+        importlib.import_module(name)
+    return set(sys.modules)
 
 
 def read_a_mapped_file_that_is_gone(built: tuple[int, int], payload: object) -> int:

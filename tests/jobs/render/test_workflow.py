@@ -20,7 +20,7 @@ from cluster.work.plan import WorkItem
 from jobs.export import __main__ as export
 from jobs.render import __main__ as render
 from jobs.render.workflow import prepare
-from tests.jobs.conftest import PROMPTS
+from tests.jobs.conftest import PROMPTS, QUICK
 from tests.support.configs import configured
 
 pytestmark = pytest.mark.usefixtures("shared_cluster")
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("shared_cluster")
 @pytest.fixture
 def command(tmp_path, prompts) -> list[str]:
     root = str(tmp_path / "out")
-    what = ["--model", "tiny", "--prompts", prompts, "--steps", "4"]
+    what = ["--model", "tiny", "--prompts", prompts, *QUICK]
     return [*what, "--gangs", "1", "--output", root]
 
 
@@ -48,7 +48,7 @@ def finished(tmp_path_factory, run_module) -> Rendered:
     folder = tmp_path_factory.mktemp("rendered")
     (folder / "prompts.txt").write_text("\n".join(PROMPTS))
     prompts, root = str(folder / "prompts.txt"), str(folder / "out")
-    command = ["--model", "tiny", "--prompts", prompts, "--steps", "4", "--output", root]
+    command = ["--model", "tiny", "--prompts", prompts, *QUICK, "--output", root]
     done = run_module("tests.support.imported", *command, "--gang-size", "2")
     assert done.returncode == 0, done.stderr
     return Rendered(folder / "out", **json.loads(done.stdout.splitlines()[-1]))
@@ -88,7 +88,7 @@ def test_a_render_leaves_a_dataset_that_anyone_may_read(rendered):
     assert [row["index"] for row in found] == [0, 1, 2]
     for row in found:
         assert (row["status"], row["world_size"], row["nfe"]) == ("ok", 2, 4)
-        assert video.decode((rendered / row["key"]).read_bytes()).shape == (9, 64, 64, 3)
+        assert video.decode((rendered / row["key"]).read_bytes()).shape == (9, 32, 32, 3)
     assert (rendered / "manifest" / "_SUCCESS").exists()
 
 
