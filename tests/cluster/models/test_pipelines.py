@@ -40,7 +40,8 @@ from meancache.hooks.pipelines import grid_of
 from tests.support import ranks, saved_pipelines, several_renderers
 
 STEPS = 6
-# Of a text that is padded to as many as its call says; by default 512 and more, which is slow.
+# What texts are padded to. One test takes the pipeline's own length, 512 and more: it is slow.
+TEXT_LENGTH = "max_sequence_length"
 TOKENS = 64
 SKIPS = [(0, 1, 1), (1, 2, 1), (2, 4, 2), (4, 6, 1)]
 PROMPT = "a red circle on a dark background"
@@ -83,8 +84,7 @@ def saved(tmp_path_factory):
             size = {"height": 64, "width": 96, "num_inference_steps": STEPS}
             every = model.temporal_compression
             frames = {} if model.kind.is_image else {"num_frames": 1 + every * max(1, 8 // every)}
-            padded = "max_sequence_length" in model.kind.takes
-            text = {"max_sequence_length": TOKENS} if padded else {}
+            text = {TEXT_LENGTH: TOKENS} if TEXT_LENGTH in model.kind.takes else {}
             known[name] = Small(model, {**model.defaults, **size, **frames, **text})
         return known[name]
 
@@ -102,7 +102,8 @@ def alone(small) -> Renderer:
 
 
 def test_the_driver_knows_size_noise_levels_and_forwards_of_a_run(small, alone):
-    asked = small.request()
+    own = {name: value for name, value in small.model.defaults.items() if name == TEXT_LENGTH}
+    asked = small.request(**own)
     rendering = render_item(alone, asked)
     assert rendering.frames.shape == (*small.model.shape(asked.item.arguments), 3)
     assert rendering.nfe == STEPS * small.model.calls(asked.item.arguments)
